@@ -1,0 +1,136 @@
+"""Where a kernel rounds: one frozen declaration, and the known kernels' by name.
+
+A dataflow is a property of the kernel, constant over a run. Each field is a
+licence (assumption A5 of the criterion): a value computed under the declaration
+conforms, whatever the evaluation order inside a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from verify.errors import UsageError
+
+Accumulate = Literal["fp32", "native"]
+Order = Literal["rank", "any"]
+Scaling = Literal["multiply", "divide", "either"]
+ZeroSign = Literal["kept", "any"]
+CodeOfNan = Literal["nan", "+max", "-max"]
+
+GPU_DEPTH = 24
+"""Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """The declared arithmetic of AllReduce + residual add + RMSNorm + E4M3 quantise.
+
+    "Native" is the activations' dtype (bf16 or fp16); "rounded" means rounded to it.
+
+    Attributes:
+        name: how reports and the command line call it.
+        source: the implementation that computes like this.
+        accumulate: dtype of every addition over ranks.
+        order: `rank` adds rank 0, 1, ... N-1 on every rank; `any` is any tree.
+        round_sum: the sum is rounded before the residual is added.
+        norm_reads_rounded: the norm reads the rounded residual_out, not the float32 sum.
+        round_squares: each square is rounded before it is added up.
+        depth: additions above any square, at most; None: any order.
+        round_normed: t * r is rounded before the product with gamma.
+        round_norm: the quantiser reads the rounded norm.
+        scaling: by the reciprocal of scale, by division, or undeclared.
+        exact_reciprocal: the reciprocal is correctly rounded, else within 1 ulp.
+        flush_subnormals: float32 subnormal operands and results of the additions become zero, as does the scale's
+            reciprocal (FlashInfer's `-use_fast_math`).
+        zero_sign: whether the sign of a zero survives the exchange.
+        saturate: the cast clamps to +-448; else values beyond 464 become NaN.
+        code_of_nan: what a NaN becomes in the cast.
+    """
+
+    name: str
+    source: str = field(compare=False, default="")
+    accumulate: Accumulate = "native"
+    order: Order = "rank"
+    round_sum: bool = True
+    norm_reads_rounded: bool = True
+    round_squares: bool = False
+    depth: int | None = GPU_DEPTH
+    round_normed: bool = False
+    round_norm: bool = True
+    scaling: Scaling = "multiply"
+    exact_reciprocal: bool = True
+    flush_subnormals: bool = False
+    zero_sign: ZeroSign = "any"
+    saturate: bool = True
+    code_of_nan: CodeOfNan = "nan"
+
+
+def _known() -> tuple[Dataflow, ...]:
+    fast = {"exact_reciprocal": False, "flush_subnormals": True}
+    return (
+        Dataflow("trtllm", "TensorRT-LLM allReduceFusionKernels, default"),
+        Dataflow("trtllm-fp32", "the same with ALL_REDUCE_FUSION_KERNEL_ACC_FP32", accumulate="fp32"),
+        Dataflow("trtllm-nccl", "TensorRT-LLM NCCL + fallbackRunSubsequentOps", order="any", scaling="either"),
+        Dataflow(
+            "trtllm-ub", "TensorRT-LLM user buffers (multimem)", accumulate="fp32", order="any", round_norm=False
+        ),
+        Dataflow("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False", **fast),
+        Dataflow("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32", **fast),
+        Dataflow(
+            "flashinfer-mnnvl-oneshot",
+            "FlashInfer mnnvl, one-shot: squares in the native dtype",
+            accumulate="fp32",
+            round_squares=True,
+            **fast,
+        ),
+        Dataflow("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot", accumulate="fp32", **fast),
+        Dataflow(
+            "flashinfer-norm-quant",
+            "all-reduce, then FlashInfer fused_add_rmsnorm_quant",
+            order="any",
+            norm_reads_rounded=False,
+            round_norm=False,
+            code_of_nan="-max",
+            **fast,
+        ),
+        Dataflow(
+            "vllm-native",
+            "vLLM custom all-reduce, native RMSNorm, static quantise",
+            accumulate="fp32",
+            norm_reads_rounded=False,
+            round_normed=True,
+            depth=None,
+        ),
+        Dataflow(
+            "vllm-c",
+            "vLLM custom all-reduce, fused_add_rms_norm, static_scaled_fp8_quant",
+            accumulate="fp32",
+            depth=None,
+            code_of_nan="+max",
+        ),
+        Dataflow(
+            "unfused",
+            "torch.distributed all_reduce, then torch ops",
+            order="any",
+            depth=None,
+            scaling="divide",
+            zero_sign="any",
+        ),
+    )
+
+
+DATAFLOWS: dict[str, Dataflow] = {flow.name: flow for flow in _known()}
+"""The known dataflows by name."""
+
+
+def dataflow(name: str) -> Dataflow:
+    """Look a known dataflow up by its name.
+
+    Raises:
+        UsageError: no dataflow has this name.
+    """
+    try:
+        return DATAFLOWS[name]
+    except KeyError:
+        raise UsageError(f"unknown dataflow {name!r}, expected one of: {', '.join(DATAFLOWS)}") from None

@@ -1,0 +1,11 @@
+"""Errors that the command line reports in one line."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Wrong usage or a broken input file: exit code 2. The message says what was got, expected, and what to do."""
+
+
+class Inconclusive(RuntimeError):  # noqa: N818 - a verdict, not a defect
+    """Nothing could be judged: exit code 3. The message says what is missing."""

@@ -1,0 +1,148 @@
+"""The plug-in interface: what a kernel under test receives, returns and declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    from verify.dataflow import Dataflow
+    from verify.problem import Problem
+
+
+class FusionOp(str, Enum):
+    """What the fused call returns, by TensorRT-LLM's `AllReduceFusionOp` names."""
+
+    RESIDUAL_RMS_NORM = "RESIDUAL_RMS_NORM"
+    RESIDUAL_RMS_NORM_QUANT_FP8 = "RESIDUAL_RMS_NORM_QUANT_FP8"
+    RESIDUAL_RMS_NORM_OUT_QUANT_FP8 = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
+
+    @property
+    def returns_norm(self) -> bool:
+        """Whether the normalised activations are an output."""
+        return self is not FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+
+    @property
+    def returns_quant(self) -> bool:
+        """Whether the E4M3 codes are an output."""
+        return self is not FusionOp.RESIDUAL_RMS_NORM
+
+
+class Strategy(str, Enum):
+    """How the ranks exchange their partial sums."""
+
+    ONESHOT = "ONESHOT"
+    TWOSHOT = "TWOSHOT"
+    AUTO = "AUTO"
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a backend takes a Problem; `reason` says why not, in one clause."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest call that one workspace must take: `max_tokens` rows of `hidden` elements of `dtype`."""
+
+    max_tokens: int
+    hidden: int
+    dtype: torch.dtype
+
+
+class Rank(Protocol):
+    """One rank's place in the tensor-parallel group, as a backend sees it."""
+
+    index: int
+    world_size: int
+    device: torch.device
+    group: ProcessGroup | None
+
+    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
+        """Map every rank's uint8 buffer of this name, `nbytes` long, in rank order.
+
+        A collective call: every rank of the group asks for the same name and size.
+        The memory is zero when first mapped, shared between the rank processes (CPU
+        only), and is the same memory when the name is asked for again.
+
+        Raises:
+            RuntimeError: the device has no shared memory of this kind, or a peer did not answer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RankInputs:
+    """One rank's operands of one call.
+
+    Attributes:
+        partial: this rank's addend of the all-reduce, [tokens, hidden], bf16 or fp16.
+        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`.
+        gamma: the norm's weight, [hidden], the dtype of `partial`.
+        scale: the dequantisation scale (x ~ q * scale), [1], float32.
+        eps: added to the mean square before the reciprocal root.
+        weight_bias: added to gamma in float32 (1.0 for Gemma, else 0.0).
+    """
+
+    partial: Tensor
+    residual: Tensor
+    gamma: Tensor
+    scale: Tensor
+    eps: float
+    weight_bias: float
+
+
+@dataclass(frozen=True)
+class RankOutputs:
+    """One rank's results, each [tokens, hidden]; `norm` and `quant` as the op returns them.
+
+    Attributes:
+        residual: the sum over ranks plus the residual, in the activations' dtype.
+        norm: the normalised activations in the activations' dtype, or None.
+        quant: their codes, float8_e4m3fn, or None.
+    """
+
+    residual: Tensor
+    norm: Tensor | None = None
+    quant: Tensor | None = None
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """An open workspace of a backend on one rank; takes many calls."""
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
+        ...
+
+    def close(self) -> None:
+        """Give back everything that `open` took."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A kernel under test."""
+
+    name: str
+
+    def supports(self, problem: Problem) -> Support:
+        """Say whether this backend takes the Problem, and why not; asked on the parent, without a device."""
+        ...
+
+    def dataflow(self, problem: Problem) -> Dataflow:
+        """Declare the arithmetic for this Problem; constant over a run, never chosen per element."""
+        ...
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Make a workspace on this rank; a collective call."""
+        ...
