@@ -1,7 +1,7 @@
 """What one arm of an evaluation leaves on disk, beside lm-eval's own files.
 
-An arm folder is an lm-eval output folder (`results_<time>.json` and `samples_<task>_<time>.jsonl`), so that any engine's
-run can be an arm. Three further files are optional; runs made by Fusecheck have them, and the gate uses what it finds:
+An arm folder is an lm-eval output folder (`results_<time>.json` and `samples_<task>_<time>.jsonl`), so that any
+engine's run can be an arm. Three further files are optional; runs made by Fusecheck have them, and the gate uses what it finds:
 
 - `fusecheck_arm.json`: an `ArmRecord`: which kernels ran how often, digests of weights and tokenizer, and so on.
 - `logprobs_<task>.npz`: full-vocabulary log-probabilities at the answer position; arrays `doc_id` int64 [n],
@@ -101,9 +101,8 @@ def _record_of(data: dict[str, Any], path: Path) -> ArmRecord:
     for name in known & data.keys():
         expected = (str, type(None)) if name == "response_cache" else (type(default[name]),)
         if not isinstance(data[name], expected) or (isinstance(data[name], bool) and bool not in expected):
-            raise UsageError(
-                f"{path}: {name} is {data[name]!r}, expected {expected[0].__name__}; make the run again with this version"
-            )
+            got, wanted = data[name], expected[0].__name__
+            raise UsageError(f"{path}: {name} is {got!r}, expected {wanted}; make the run again with this version")
     if "arm" not in data:
         raise UsageError(f"{path}: has no field 'arm'; make the run again with this version")
     return ArmRecord(**{name: data[name] for name in known & data.keys()})
