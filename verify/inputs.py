@@ -1,0 +1,79 @@
+"""The tensors of a Problem: any rows, of any rank, on any device, always the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from verify.cells import Cells, hash64
+from verify.families import FAMILIES, GAMMAS
+from verify.interface import RankInputs
+from verify.problem import Problem
+
+BLOCK = 2**17
+"""Elements made at a time, so that the intermediate words stay in cache."""
+
+_GAMMA_SEED = 0x9A
+
+
+class Inputs:
+    """Makes the operands of one Problem on one device.
+
+    Args:
+        problem: what to make; its schedule is not looked at.
+        device: where the tensors live.
+    """
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self.problem = problem
+        self.device = device
+        self._family = FAMILIES[problem.family]
+
+    def partial(self, rank: int, rows: range | None = None) -> Tensor:
+        """A rank's addend, [rows, hidden]; all rows unless given."""
+        world_size = self.problem.world_size
+        return self._blocks(rows, lambda cells: self._family.partial(cells, rank, world_size))
+
+    def partials(self, rows: range) -> list[Tensor]:
+        """Every rank's addend for the given rows."""
+        return [self.partial(rank, rows) for rank in range(self.problem.world_size)]
+
+    def residual(self, rows: range | None = None) -> Tensor:
+        """The residual, [rows, hidden]."""
+        return self._blocks(rows, self._family.residual)
+
+    def gamma(self) -> Tensor:
+        """The norm's weight, [hidden]."""
+        cells = self._cells(range(1), hash64(self.problem.seed, _GAMMA_SEED))
+        return GAMMAS[self.problem.gamma](cells).reshape(-1)
+
+    def scale(self) -> Tensor:
+        """The dequantisation scale, [1], float32."""
+        return torch.tensor([self.problem.scale], dtype=torch.float32, device=self.device)
+
+    def of_rank(self, rank: int) -> RankInputs:
+        """What the kernel receives on this rank."""
+        return RankInputs(
+            partial=self.partial(rank),
+            residual=self.residual(),
+            gamma=self.gamma(),
+            scale=self.scale(),
+            eps=self.problem.eps,
+            weight_bias=self.problem.weight_bias,
+        )
+
+    def _cells(self, rows: range, seed: int) -> Cells:
+        return Cells(seed, rows.start, len(rows), self.problem.hidden, self.problem.format, self.device)
+
+    def _blocks(self, rows: range | None, make: Callable[[Cells], Tensor]) -> Tensor:
+        rows = rows if rows is not None else range(self.problem.tokens)
+        step = max(1, BLOCK // self.problem.hidden) if self.device.type == "cpu" else len(rows)
+        if len(rows) <= step:
+            return make(self._cells(rows, self.problem.seed)).contiguous()
+        out = torch.empty(len(rows), self.problem.hidden, dtype=self.problem.format.dtype, device=self.device)
+        for start in range(rows.start, rows.stop, step):
+            part = range(start, min(start + step, rows.stop))
+            out[part.start - rows.start : part.stop - rows.start] = make(self._cells(part, self.problem.seed))
+        return out

@@ -1,0 +1,155 @@
+"""What each input family promises, as predicates over a sample of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from verify.float8 import LARGEST
+from verify.rounding import E4M3, Format, round_to, trailing_unit, ulp
+
+ENOUGH = 4096
+"""Cells from which shares are asserted; below, only that the property can occur at all."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a case as it ran: partials [world, rows, hidden], residual [rows, hidden], gamma [hidden], float64."""
+
+    partials: Tensor
+    residual: Tensor
+    gamma: Tensor
+    eps: float
+    scale: float
+    format: Format
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The exact sum over ranks (to float64)."""
+        return self.partials.sum(0)
+
+    @cached_property
+    def stream(self) -> Tensor:
+        """The residual stream, rounded to the format."""
+        return round_to(self.total + self.residual, self.format)
+
+    @cached_property
+    def normed(self) -> Tensor:
+        """The normalised activations, rounded to the format."""
+        mean_square = self.stream.square().mean(-1, keepdim=True)
+        return round_to(self.stream * (mean_square + self.eps).rsqrt() * self.gamma, self.format)
+
+    @property
+    def enough(self) -> bool:
+        """Whether shares mean something."""
+        return self.residual.numel() >= ENOUGH
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.to(torch.float64).mean())
+
+
+def _expect(holds: bool, found: str) -> str | None:  # noqa: FBT001
+    return None if holds else found
+
+
+def unit_rms(sample: Sample) -> str | None:
+    """The mean square of the stream is near one."""
+    mean = float(sample.stream.square().mean())
+    return _expect(not sample.enough or 0.9 < mean < 1.1, f"mean square {mean:.3g}, expected about 1")
+
+
+def small_rows(sample: Sample) -> str | None:
+    """Rows are small enough for eps to matter."""
+    rows = sample.stream.square().mean(-1)
+    return _expect(bool((rows < 2e-3).all()), f"a row of mean square {float(rows.max()):.3g}, expected at most 2e-3")
+
+
+def cancels(sample: Sample) -> str | None:
+    """The addends are far larger than their sum."""
+    if len(sample.partials) == 1:
+        return None
+    ratio = float(sample.partials.abs().amax(0).min())
+    return _expect(ratio >= 2.0**11, f"largest addend {ratio:.3g} in a column, expected at least 2^11")
+
+
+def order_free(sample: Sample) -> str | None:
+    """Every partial sum is exact in the native format (lemma L3)."""
+    addends = torch.cat((sample.partials, sample.residual[None]))
+    grid = trailing_unit(addends).amin(0)
+    exact = sample.partials.abs().sum(0) <= 2.0**sample.format.precision * grid
+    return _expect(bool(exact.all()), f"{_share(~exact):.2%} of the sums depend on the order, expected none")
+
+
+def code_ties(sample: Sample) -> str | None:
+    """Some quotients lie exactly between two codes."""
+    quotient = (sample.normed / sample.scale).abs()
+    share = _share((quotient < LARGEST) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
+    least = 2.0 ** (3 - sample.format.precision)  # half of one in 2^(p - 4), the share on the native grid
+    return _expect(not sample.enough or share > least, f"{share:.2%} ties, expected more than {least:.2%}")
+
+
+def native_ties(sample: Sample) -> str | None:
+    """Every sum lies exactly between two values of the format."""
+    exact = sample.total + sample.residual
+    step = ulp(exact, sample.format)
+    share = _share(torch.remainder(exact.abs() / step, 1) == 0.5)
+    return _expect(share > 0.4, f"{share:.2%} ties, expected more than 40 %")
+
+
+def saturates(sample: Sample) -> str | None:
+    """One to five per cent of the codes lie beyond 448."""
+    share = _share((sample.normed / sample.scale).abs() > 448)
+    return _expect(not sample.enough or 0.01 <= share <= 0.05, f"{share:.2%} saturate, expected 1 to 5 %")
+
+
+def subnormal_codes(sample: Sample) -> str | None:
+    """Three codes in ten or more are subnormal."""
+    share = _share((sample.normed / sample.scale).abs() < 2.0**-6)
+    return _expect(not sample.enough or share >= 0.3, f"{share:.2%} subnormal codes, expected at least 30 %")
+
+
+def has_outliers(sample: Sample) -> str | None:
+    """The largest magnitude is far above the median."""
+    ratio = float(sample.stream.abs().max() / sample.stream.abs().median().clamp(min=2.0**-40))
+    return _expect(not sample.enough or ratio > 20, f"largest over median {ratio:.3g}, expected more than 20")
+
+
+def one_lane(sample: Sample) -> str | None:
+    """Exactly one lane of each row is not zero."""
+    lanes = (sample.stream != 0).sum(-1)
+    return _expect(bool((lanes == 1).all()), f"{int(lanes.max())} lanes in a row, expected 1")
+
+
+def constant_rows(sample: Sample) -> str | None:
+    """All lanes of a row are equal."""
+    same = (sample.stream == sample.stream[:, :1]).all()
+    return _expect(bool(same), "lanes of a row differ, expected one value")
+
+
+def negative_zeros(sample: Sample) -> str | None:
+    """There are negative zeros on every rank."""
+    minus = (sample.partials == 0) & torch.signbit(sample.partials)
+    return _expect(bool(minus.flatten(1).any(1).all()), "a rank without a negative zero, expected some on all")
+
+
+def special(sample: Sample) -> str | None:
+    """There are infinities or NaNs, unless the rows are too few to reach them."""
+    found = bool((~sample.partials.isfinite()).any())
+    return _expect(found or len(sample.residual) < 5, "no NaN or infinity, expected one in four rows of five")
+
+
+def subnormal_inputs(sample: Sample) -> str | None:
+    """There are subnormals on every rank."""
+    least = 2.0**sample.format.emin
+    small = (sample.partials != 0) & (sample.partials.abs() < least)
+    return _expect(bool(small.flatten(1).any(1).all()), "a rank without a subnormal, expected some on all")
+
+
+def overflows(sample: Sample) -> str | None:
+    """A sum overflows the format or a square overflows float32, unless the rows are too few to reach one."""
+    high = sample.stream.isinf() | (sample.stream.abs() > 2.0**15)
+    return _expect(bool(high.any()) or len(sample.residual) < 3, "no overflow, expected one in two rows of three")

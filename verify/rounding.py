@@ -1,0 +1,82 @@
+"""Binary formats and one-rounding casts from float64, written on the bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format.
+
+    Attributes:
+        name: as Problems name it.
+        precision: significand bits, the hidden one included.
+        emin: exponent of the least normal number.
+        largest: the largest finite value.
+        dtype: the torch dtype.
+    """
+
+    name: str
+    precision: int
+    emin: int
+    largest: float
+    dtype: torch.dtype
+
+    @property
+    def unit_roundoff(self) -> float:
+        """u = 2^-precision."""
+        return 2.0**-self.precision
+
+    @property
+    def quantum(self) -> float:
+        """The least subnormal."""
+        return 2.0 ** (self.emin - self.precision + 1)
+
+
+BF16 = Format("bf16", 8, -126, float(2**128 - 2**120), torch.bfloat16)
+FP16 = Format("fp16", 11, -14, 65504.0, torch.float16)
+FP32 = Format("fp32", 24, -126, float(2**128 - 2**104), torch.float32)
+E4M3 = Format("e4m3", 4, -6, 448.0, torch.float8_e4m3fn)
+
+NATIVE = {fmt.name: fmt for fmt in (BF16, FP16)}
+"""The activation formats by the names that Problems use."""
+
+_SIGN = -(2**63)
+
+
+def round_to(x: Tensor, fmt: Format) -> Tensor:
+    """Round float64 to `fmt` once, ties to even; the result is float64.
+
+    Magnitudes that round beyond `fmt.largest` become infinite, except for E4M3, whose overflow is a
+    matter of the cast (`float8.encode`) and which is rounded as if its exponents went on.
+    """
+    if fmt is FP32:
+        return x.to(torch.float32).to(torch.float64)
+    drop = 53 - fmt.precision
+    bits = x.contiguous().view(torch.int64)
+    odd = (bits >> drop) & 1
+    normal = ((bits + ((1 << (drop - 1)) - 1) + odd) & -(1 << drop)).view(torch.float64)
+    tiny = torch.round(x / fmt.quantum) * fmt.quantum  # torch.round is half to even
+    rounded = torch.where(x.abs() < 2.0**fmt.emin, tiny, normal)
+    if fmt is not E4M3:
+        rounded = torch.where(rounded.abs() > fmt.largest, torch.copysign(torch.full_like(x, torch.inf), x), rounded)
+    return torch.where(x.isnan(), x, rounded)
+
+
+def ulp(x: Tensor, fmt: Format) -> Tensor:
+    """Spacing of `fmt` in the binade that holds |x|, float64; the least subnormal at and around zero."""
+    _, exponent = torch.frexp(x)
+    exponent = torch.clamp(exponent - 1, min=fmt.emin) - fmt.precision + 1
+    return torch.ldexp(torch.ones_like(x), exponent)
+
+
+def trailing_unit(x: Tensor) -> Tensor:
+    """The weight of the last set bit of a float64 that float32 can represent; infinite for zero."""
+    mantissa, exponent = torch.frexp(x)
+    integer = torch.ldexp(mantissa, torch.full_like(exponent, 24)).abs().to(torch.int64)
+    low = (integer & -integer).to(torch.float64)
+    return torch.where(x == 0, torch.inf, torch.ldexp(low, exponent - 24))
