@@ -1,0 +1,37 @@
+# `make verify` and `make test` need nothing but Python 3.10 and a package index: each makes .venv first.
+#
+#   PYTHON=python3.12     the interpreter to start from
+#   TORCH_INDEX=URL       an index to take torch from (the CPU wheels, on a machine without a GPU)
+#   PYTEST_ARGS='-n 2'    more arguments for pytest
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.fusecheck-ready
+
+.DEFAULT_GOAL := verify
+.PHONY: setup verify test bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml ci/setup.py
+	@TORCH_INDEX='$(TORCH_INDEX)' $(PYTHON) ci/setup.py
+	@touch $@
+
+verify: $(READY)
+	$(BIN)/fusecheck verify
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy ci/setup.py
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(READY)
+	$(BIN)/fusecheck bench
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

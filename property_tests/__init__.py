@@ -1,0 +1,1 @@
+"""What users run (kernel, graph, accuracy), and the tests of Fusecheck itself (suite)."""

@@ -1,0 +1,117 @@
+"""The repository keeps its own rules: what lies where, what may import what, and what no file may say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from property_tests.suite.repository.checkout import ROOT, python_files, tracked_files
+
+TOP_LEVEL = {
+    *("pyproject.toml", "verify", "golden", "property_tests", "eval", "ci"),
+    *("README.md", "Makefile", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md"),
+}
+LONGEST_MODULE = 350
+LEFT_OPEN = re.compile(r"#\s*(TODO|FIXME|XXX)\b|\bNotImplementedError\b")
+MACHINE_PATH = re.compile(r"(?<![\w./*])/(?:work|opt|root|home)/")
+INDEX_HOST = re.compile(r"\bpypi\.(?:org|python)|\bpythonhosted\.|\bdownload\.pytorch\.")
+KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
+
+MAY_IMPORT = {
+    "errors": set[str](),
+    "interface": {"dataflow", "problem"},
+    "dataflow": {"errors"},
+    "rounding": set[str](),
+    "float8": {"dataflow", "rounding"},
+    "models": {"errors"},
+    "oracle": {"dataflow", "errors", "float8", "rounding", "interface"},
+}
+"""The modules at the bottom of the import graph, and which others of ours each may import."""
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _lines_matching(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
+    found = []
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # a tensor file or a compressed one
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if pattern.search(line):
+                found.append(f"{_relative(path)}:{number}: {line.strip()[:100]}")
+    return found
+
+
+def test_the_top_level_holds_what_the_design_lists_and_nothing_else() -> None:
+    top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_module_is_too_long_to_be_one_thing() -> None:
+    lengths = {_relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_no_module_is_called_utils() -> None:
+    assert [name for path in python_files() if "util" in (name := path.stem.lower())] == []
+
+
+def test_nothing_is_left_open_in_the_code() -> None:
+    others = [path for path in python_files() if path != Path(__file__).resolve()]
+    assert _lines_matching(LEFT_OPEN, others) == []
+
+
+def test_no_file_names_a_path_of_one_machine_or_the_host_of_a_package_index() -> None:
+    assert _lines_matching(MACHINE_PATH, tracked_files()) == []
+    others = [path for path in tracked_files() if path != Path(__file__).resolve()]
+    assert _lines_matching(INDEX_HOST, others) == []
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_one_way_at_the_bottom(module: str) -> None:
+    path = ROOT / "verify" / f"{module}.py"
+    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("verify.")}
+    assert ours <= MAY_IMPORT[module]
+
+
+def test_only_the_backends_import_a_kernel_under_test() -> None:
+    offenders = [
+        _relative(path)
+        for path in python_files()
+        if KERNEL_LIBRARIES & {name.split(".")[0] for name in _imports(path)}
+        and not _relative(path).startswith(("verify/backends/", "property_tests/"))
+    ]
+    assert offenders == []
+
+
+def test_the_rational_oracle_shares_no_code_with_the_oracle_that_it_judges() -> None:
+    imports = _imports(ROOT / "property_tests" / "suite" / "rational_oracle.py")
+    assert imports
+    assert [name for name in imports if name.startswith("verify") and not name.startswith("verify.dataflow")] == []
+
+
+def test_the_entry_points_of_the_build_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    assert {"setup", "verify", "test", "bench", "clean"} <= targets
+    run = ROOT / ".ci" / "run"
+    assert run.stat().st_mode & 0o111
+    assert "make test" in run.read_text(encoding="utf-8")
