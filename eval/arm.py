@@ -1,7 +1,8 @@
 """What one arm of an evaluation leaves on disk, beside lm-eval's own files.
 
 An arm folder is an lm-eval output folder (`results_<time>.json` and `samples_<task>_<time>.jsonl`), so that any
-engine's run can be an arm. Three further files are optional; runs made by Fusecheck have them, and the gate uses what it finds:
+engine's run can be an arm. Three further files are optional; runs made by Fusecheck have them, and the gate uses
+what it finds:
 
 - `fusecheck_arm.json`: an `ArmRecord`: which kernels ran how often, digests of weights and tokenizer, and so on.
 - `logprobs_<task>.npz`: full-vocabulary log-probabilities at the answer position; arrays `doc_id` int64 [n],
