@@ -23,11 +23,11 @@ verify: $(READY)
 	$(BIN)/fusecheck verify
 
 test: $(READY)
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/mypy ci/setup.py
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy ci/setup.py
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(READY)
 	$(BIN)/fusecheck bench
