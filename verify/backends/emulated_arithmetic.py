@@ -1,0 +1,216 @@
+"""The fused kernel's arithmetic on the CPU, one overridable method a step, for any declared Dataflow.
+
+The steps are those of TensorRT-LLM's and FlashInfer's `allReduceFusionKernels`:
+accumulate (A1), round_sum (A2), add_residual (A3), mean_square (A4), inverse_root
+(A5), normalise (A6), scale (A7), cast (A8). A fault is a subclass that overrides one
+of them, or a patch on one. Nothing here is shared with the oracle, which judges it.
+
+Methods work on blocks of whole rows that fit the cache. "Native" is the activations'
+dtype (bf16 or fp16). A step may overwrite the float32 tensor that it is given, never
+a native one: those are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import hardshrink
+
+from verify.dataflow import Dataflow
+from verify.interface import RankInputs, RankOutputs
+
+E4M3_MAX = 448.0
+"""The largest finite E4M3 value, code 0x7E."""
+
+E4M3_TIE = 464.0
+"""The midpoint of 448 and the next step, 480; it rounds to 448, everything beyond overflows."""
+
+LARGEST_SUBNORMAL = float(torch.tensor(0x007FFFFF, dtype=torch.int32).view(torch.float32))
+"""The largest float32 subnormal, 2^-126 - 2^-149."""
+
+LANES = 8
+"""Elements of one 16-byte access: what one GPU thread adds up serially."""
+
+NAN_CODES = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is equal for all rows of one call.
+
+    Attributes:
+        weight: gamma + weight_bias, [hidden], float32.
+        factor: what the normalised value is multiplied by, or divided by, [1], float32.
+        divide: whether `factor` divides.
+        eps: added to the mean square.
+    """
+
+    weight: Tensor
+    factor: Tensor
+    divide: bool
+    eps: float
+
+
+class Arithmetic:
+    """AllReduce's additions and the epilogue, as `dataflow` declares them."""
+
+    def __init__(self, dataflow: Dataflow, index: int, world_size: int) -> None:
+        """Bind to rank `index` of `world_size`; a right kernel computes alike on every rank."""
+        self.dataflow = dataflow
+        self.index = index
+        self.world_size = world_size
+
+    # Additions over ranks.
+
+    def rank_order(self) -> list[int]:
+        """The order in which the ranks' partial sums are added; the same on every rank.
+
+        A dataflow that declares any order gets the ring that starts at rank 1.
+        """
+        start = 0 if self.dataflow.order == "rank" else 1
+        return [(start + step) % self.world_size for step in range(self.world_size)]
+
+    def total(self, partials: Sequence[Tensor]) -> Tensor:
+        """Sum every rank's block, [rows, hidden] native, to one block of `sum_dtype`."""
+        return self.round_sum(self.accumulate(partials), partials[0].dtype)
+
+    def sum_dtype(self, native: torch.dtype) -> torch.dtype:
+        """The dtype in which a finished sum is handed on."""
+        return native if self.dataflow.round_sum or self.dataflow.accumulate == "native" else torch.float32
+
+    def accumulate(self, partials: Sequence[Tensor]) -> Tensor:
+        """A1: add the ranks' blocks in order; float32, or rounded to native at every step."""
+        first, *others = (partials[rank] for rank in self.rank_order())
+        accumulator = first.float() if self.dataflow.accumulate == "fp32" else first.clone()
+        for partial in others:
+            accumulator = self.add_partial(accumulator, partial)
+        return accumulator
+
+    def add_partial(self, accumulator: Tensor, partial: Tensor) -> Tensor:
+        """One addition of A1, into the accumulator's dtype; overwrites `accumulator`."""
+        if not self.dataflow.flush_subnormals:
+            return accumulator.add_(partial)
+        added = self.flush(self.flush(accumulator.float()).add_(self.flush(partial.float())))
+        return accumulator.copy_(added)
+
+    def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
+        """A2: round the sum to native before the residual is added, where that is declared."""
+        return accumulator.to(self.sum_dtype(native))
+
+    def flush(self, x: Tensor) -> Tensor:
+        """Replace float32 subnormals by zeros of their sign, as `-use_fast_math` additions do."""
+        return hardshrink(x, LARGEST_SUBNORMAL).copysign_(x)
+
+    # The epilogue.
+
+    def prepare(self, inputs: RankInputs) -> Row:
+        """Read gamma, scale and eps, once a call."""
+        divide = self.dataflow.scaling == "divide"
+        scale = inputs.scale.reshape(1)
+        factor = scale if divide else self.reciprocal(scale)
+        return Row(self.weight(inputs.gamma, inputs.weight_bias), factor, divide, self.epsilon(inputs))
+
+    def weight(self, gamma: Tensor, weight_bias: float) -> Tensor:
+        """Gamma plus the weight bias, formed in float32, [hidden]."""
+        return gamma.float() + weight_bias
+
+    def epsilon(self, inputs: RankInputs) -> float:
+        """The eps that A5 adds."""
+        return inputs.eps
+
+    def reciprocal(self, scale: Tensor) -> Tensor:
+        """1 / scale, [1] float32: correctly rounded, or truncated (within 1 ulp) where that is declared."""
+        if self.dataflow.flush_subnormals:
+            scale = self.flush(scale.clone())
+        exact = scale.double().reciprocal()
+        factor = exact.float()
+        if not self.dataflow.exact_reciprocal and bool(factor.isfinite()) and bool(factor.double().abs() > exact.abs()):
+            factor = torch.nextafter(factor, torch.zeros_like(factor))
+        return self.flush(factor) if self.dataflow.flush_subnormals else factor
+
+    def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
+        """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`."""
+        summed = self.add_residual(total, residual)
+        outputs.residual.copy_(summed)
+        read = summed.copy_(outputs.residual) if self.dataflow.norm_reads_rounded else summed
+        inverse = self.inverse_root(self.mean_square(read, residual.dtype), row.eps)
+        normed = self.normalise(read, inverse, row.weight, residual.dtype)
+        if outputs.norm is not None:
+            outputs.norm.copy_(normed)
+        if outputs.quant is not None:
+            scaled = self.scale(self.quantiser_input(normed, outputs.norm, residual.dtype), row)
+            outputs.quant.copy_(self.cast(scaled))
+
+    def add_residual(self, total: Tensor, residual: Tensor) -> Tensor:
+        """A3: sum + residual in float32; `epilogue` rounds it once to residual_out.
+
+        Where the sum is native this is the native addition bit by bit: rounding twice is
+        innocuous, since 24 >= 2 p + 2 for both formats.
+        """
+        if not self.dataflow.flush_subnormals:
+            return total.float().add_(residual)
+        return self.flush(self.flush(total.float()).add_(self.flush(residual.float())))
+
+    def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
+        """A4: the mean of squares, [rows, 1]; a thread adds 8 lanes serially, then the threads a tree.
+
+        The tree halves hidden / 8 values: 7 + ceil(log2(hidden / 8)) additions above any square.
+        """
+        rows, hidden = read.shape
+        lanes = self.squares(read, native).view(rows, hidden // LANES, LANES)
+        partial = lanes[:, :, 0] + lanes[:, :, 1]
+        for lane in range(2, LANES):
+            partial.add_(lanes[:, :, lane])
+        return self.tree_sum(partial).div_(hidden)
+
+    def squares(self, read: Tensor, native: torch.dtype) -> Tensor:
+        """Each element squared in float32, rounded to native where that is declared."""
+        squared = read * read
+        return squared.to(native).float() if self.dataflow.round_squares else squared
+
+    def tree_sum(self, partial: Tensor) -> Tensor:
+        """Add the threads' partial sums, [rows, threads], by halving; returns [rows, 1]. Overwrites `partial`."""
+        while (threads := partial.shape[1]) > 1:
+            half = threads // 2
+            partial[:, :half].add_(partial[:, threads - half :])
+            partial = partial[:, : threads - half]
+        return partial
+
+    def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
+        """A5: (mean square + eps)^(-1/2), [rows, 1] float32."""
+        return torch.rsqrt(mean_square + eps)
+
+    def normalise(self, read: Tensor, inverse: Tensor, weight: Tensor, native: torch.dtype) -> Tensor:
+        """A6: (t * r) * gamma in float32, t * r rounded where declared; the rounding to norm_out comes after."""
+        normed = read.mul_(inverse)
+        if self.dataflow.round_normed:
+            normed.copy_(normed.to(native))
+        return normed.mul_(weight)
+
+    def quantiser_input(self, normed: Tensor, norm: Tensor | None, native: torch.dtype) -> Tensor:
+        """What A7 reads, float32: the rounded norm where that is declared, else the unrounded one."""
+        if not self.dataflow.round_norm:
+            return normed
+        return normed.copy_(normed.to(native) if norm is None else norm)
+
+    def scale(self, normed: Tensor, row: Row) -> Tensor:
+        """A7: times the reciprocal of scale, or divided by scale."""
+        return normed.div_(row.factor) if row.divide else normed.mul_(row.factor)
+
+    def cast(self, scaled: Tensor) -> Tensor:
+        """A8: round to nearest even E4M3, saturating or not, NaN as declared; float8_e4m3fn."""
+        overflow = None if self.dataflow.saturate else scaled.abs() > E4M3_TIE
+        codes = self.saturate(scaled).to(torch.float8_e4m3fn).view(torch.uint8)
+        is_nan = codes.bitwise_and(0x7F)
+        if int(is_nan.max()) == 0x7F:
+            codes.masked_fill_(is_nan == 0x7F, NAN_CODES[self.dataflow.code_of_nan])
+        if overflow is not None:
+            codes.masked_fill_(overflow, NAN_CODES["nan"])
+        return codes.view(torch.float8_e4m3fn)
+
+    def saturate(self, scaled: Tensor) -> Tensor:
+        """Clamp to the finite range; NaN stays NaN. Not left to the cast, which differs between torch releases."""
+        return scaled.clamp_(-E4M3_MAX, E4M3_MAX)

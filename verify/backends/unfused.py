@@ -1,0 +1,125 @@
+"""The ops that the fused kernel replaces, one by one: all_reduce, add, RMSNorm, quantise.
+
+The collective is `torch.distributed`'s on the rank's process group: gloo on the CPU,
+NCCL on CUDA. Everything else is a torch op of its own, with its result rounded to the
+activations' dtype where the dataflow `unfused` says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from verify.dataflow import Dataflow, dataflow
+from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
+
+if TYPE_CHECKING:
+    from verify.problem import Problem
+
+E4M3_MAX = 448.0
+"""The largest finite E4M3 value."""
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def all_reduce(partial: Tensor, group: ProcessGroup | None, world_size: int) -> Tensor:
+    """Sum over the group's ranks, in the dtype of `partial`; `partial` stays as it is."""
+    summed = partial.clone(memory_format=torch.contiguous_format)
+    if world_size > 1:
+        dist.all_reduce(summed, group=group)
+    return summed
+
+
+def add_residual(summed: Tensor, residual: Tensor) -> Tensor:
+    """The native sum of two native tensors: one rounding."""
+    return summed + residual
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float, weight_bias: float) -> Tensor:
+    """Return x / rms(x) * (gamma + weight_bias) in float32, rounded once to the dtype of `x`."""
+    wide = x.float()
+    inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * inverse * (gamma.float() + weight_bias)).to(x.dtype)
+
+
+def quantise(norm: Tensor, scale: Tensor) -> Tensor:
+    """Return norm / scale, clamped and cast to E4M3; NaN stays NaN."""
+    scaled = norm.float() / scale
+    # Clamped here, because releases of torch differ in what the cast makes of values beyond 448.
+    return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+class UnfusedBackend:
+    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
+
+    name = "unfused"
+
+    def supports(self, problem: Problem) -> Support:
+        """Take every Problem; the strategy is the collective library's own business."""
+        if problem.dtype not in ("bf16", "fp16"):
+            return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
+        return Support(ok=True)
+
+    def dataflow(self, problem: Problem) -> Dataflow:
+        """The dataflow `unfused`: any order over the ranks and of the squares, division by scale."""
+        del problem
+        return dataflow("unfused")
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Need nothing but the process group.
+
+        Raises:
+            ValueError: several ranks without a process group.
+        """
+        del limits
+        if rank.world_size > 1 and rank.group is None:
+            raise ValueError(f"no process group for {rank.world_size} ranks, expected one from torch.distributed")
+        return UnfusedKernel(rank)
+
+
+class UnfusedKernel:
+    """The unfused ops on one rank."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the four ops; a collective call.
+
+        Raises:
+            ValueError: an operand of a wrong shape or dtype.
+        """
+        del strategy
+        check(inputs)
+        summed = all_reduce(inputs.partial, self.rank.group, self.rank.world_size)
+        residual = add_residual(summed, inputs.residual)
+        norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
+        quant = quantise(norm, inputs.scale) if op.returns_quant else None
+        return RankOutputs(residual, norm if op.returns_norm else None, quant)
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+def check(inputs: RankInputs) -> None:
+    """Refuse operands that torch would silently promote or broadcast.
+
+    Raises:
+        ValueError: what was got and what was expected, in one line.
+    """
+    partial = inputs.partial
+    if partial.dim() != 2 or partial.dtype not in DTYPES:
+        raise ValueError(f"partial is {partial.dtype} {list(partial.shape)}, expected bf16 or fp16 [tokens, hidden]")
+    for name, tensor, shape, dtype in (
+        ("residual", inputs.residual, partial.shape, partial.dtype),
+        ("gamma", inputs.gamma, partial.shape[1:], partial.dtype),
+        ("scale", inputs.scale, (1,), torch.float32),
+    ):
+        if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
+        if tensor.device != partial.device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {partial.device} as partial")
