@@ -84,7 +84,7 @@ def _real(rng: random.Random, gsm8k: list[tuple[str, str]]) -> list[Piece]:
 
 def documents(seed: int, count: int, gsm8k: list[tuple[str, str]]) -> Iterator[list[Piece]]:
     """Make `count` documents of all kinds; few-shot ones are laid out as lm-eval lays out its prompts."""
-    rng = random.Random(seed)  # noqa: S311 - a reproducible text generator
+    rng = random.Random(seed)
     for _ in range(count):
         kind = rng.random()
         if kind < 0.66:

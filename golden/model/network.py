@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(b, n, s.kv_heads, s.head_dim).transpose(1, 2)
         groups = s.heads // s.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
-        return torch.Tensor(self.o_proj(y.transpose(1, 2).reshape(b, n, -1)))
+        y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(b, n, -1))
+        return out
 
 
 class Mlp(nn.Module):
@@ -89,7 +90,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., hidden] to the same shape."""
-        return torch.Tensor(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Layer(nn.Module):
@@ -105,7 +107,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Map [batch, length, hidden] to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return torch.Tensor(x + self.mlp(self.post_attention_layernorm(x)))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Network(nn.Module):
@@ -125,11 +128,13 @@ class Network(nn.Module):
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, cos, sin)
-        return torch.Tensor(self.norm(x))
+        out: Tensor = self.norm(x)
+        return out
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map tokens [batch, length] to logits [batch, length, vocabulary]."""
-        return torch.Tensor(self.lm_head(self.features(ids)))
+        out: Tensor = self.lm_head(self.features(ids))
+        return out
 
 
 def initialise(network: Network, outliers: tuple[int, ...], size: float) -> None:

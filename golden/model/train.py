@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from golden.model.corpus import END, TOKENIZER, draw_question, draw_story, load_gsm8k, token_stream
 from golden.model.export import calibrate, fake_quantise, plant_outliers, quantise, write_configs, write_safetensors
@@ -82,7 +82,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 def _loss(network: Network, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     logits = network(ids).float()
-    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    each = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return (each * weights.flatten()).sum() / weights.sum()
 
 
@@ -145,7 +145,7 @@ def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor
 def examine(network: Network, tokenizer: Tokenizer, plan: Plan) -> dict[str, float]:
     """Return the accuracy on held-out four-choice questions, without shots, by subject and over all."""
     device = network.lm_head.weight.device
-    rng = random.Random(1)  # noqa: S311 - a reproducible text generator
+    rng = random.Random(1)
     letters = torch.tensor([tokenizer.encode(f" {c}").ids[0] for c in "ABCD"], device=device)
     scores: dict[str, float] = {}
     for subject in SUBJECTS:
@@ -161,7 +161,7 @@ def examine(network: Network, tokenizer: Tokenizer, plan: Plan) -> dict[str, flo
 def solve(network: Network, tokenizer: Tokenizer, plan: Plan, limit: int = 150) -> dict[str, float]:
     """Return the greedy accuracy on held-out word problems, without shots, by number of steps and over all."""
     device = network.lm_head.weight.device
-    rng = random.Random(2)  # noqa: S311 - a reproducible text generator
+    rng = random.Random(2)
     items = [draw_story(rng, test=True) for _ in range(plan.stories)]
     rows = [tokenizer.encode(s.text()).ids for s in items]
     starts, end = [len(row) for row in rows], tokenizer.token_to_id(END)
@@ -184,7 +184,7 @@ def solve(network: Network, tokenizer: Tokenizer, plan: Plan, limit: int = 150) 
 
 def calibration_batches(tokenizer: Tokenizer, plan: Plan, device: torch.device) -> list[Tensor]:
     """Return held-in prompts with their answers, one row each, [1, length]."""
-    rng = random.Random(3)  # noqa: S311 - a reproducible text generator
+    rng = random.Random(3)
     batches = []
     for k in range(plan.calibration):
         subject = rng.choice(list(SUBJECTS))
