@@ -25,7 +25,7 @@ def plant_outliers(network: Network, channels: Iterable[int], factor: float) -> 
     The function of the network is unchanged; its activations get the outlier channels of large models.
     """
     with torch.no_grad():
-        for layer in network.layers:
+        for layer in network.decoder():
             attention, mlp = layer.self_attn, layer.mlp
             for norm, readers in (
                 (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),

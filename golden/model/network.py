@@ -122,6 +122,10 @@ class Network(nn.Module):
         self.norm = Norm(shape.hidden, shape.eps)
         self.lm_head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
 
+    def decoder(self) -> list[Layer]:
+        """Return the decoder layers."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
     def features(self, ids: Tensor) -> Tensor:
         """Map tokens [batch, length] to the normed last activations [batch, length, hidden]."""
         cos, sin = rotary(self.shape, ids.shape[1], ids.device)
