@@ -1,0 +1,134 @@
+"""The zygote: one process per parent that has torch loaded and forks keepers on demand.
+
+Why not plain spawn: importing torch costs each rank 1.5 to 2 s of CPU time, at every restart; a fork of a
+process that has imported it costs some 10 ms. Why not `multiprocessing`'s fork server: it imports the
+parent's main module again, tells nobody how a child ended, and leaves its children's children alone.
+The zygote never touches CUDA, has one thread, and so may be forked from; it ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+_MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MV2_", "MPI_")
+_BOOT = "import sys; sys.path[:0] = [{root!r}]; from verify.ranks.zygote import main; main({descriptor})"
+
+
+class Zygote:
+    """The parent's handle of its zygote; started with the first keeper that is asked for."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._guard = threading.Lock()
+
+    def fork_keeper(self, up: socket.socket) -> None:
+        """Have a keeper forked that serves on `up`; the caller's own copy of the socket may be closed after.
+
+        Raises:
+            RuntimeError: the zygote could not be started.
+        """
+        with self._guard:
+            for _ in range(2):
+                control = self._ready()
+                try:
+                    socket.send_fds(control, [b"k"], [up.fileno()])
+                except OSError:
+                    # It was killed since: forget it and start another.
+                    self._forget()
+                else:
+                    return
+        raise RuntimeError("the process that starts ranks cannot be started; is memory exhausted?")
+
+    def close(self) -> None:
+        """End the zygote, and with it every keeper and rank that it started."""
+        with self._guard:
+            self._forget()
+
+    def _ready(self) -> socket.socket:
+        if self._control is None or self._process is None or self._process.poll() is not None:
+            self._forget()
+            self._control, theirs = socket.socketpair()
+            with theirs:
+                root = str(Path(__file__).resolve().parents[2])
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOT.format(root=root, descriptor=theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(),
+                    # Ctrl-C in the terminal is the parent's to interpret.
+                    start_new_session=True,
+                )
+        return self._control
+
+    def _forget(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+ZYGOTE = Zygote()
+"""This process's zygote, shared by all its pools."""
+atexit.register(ZYGOTE.close)
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment without MPI's variables: a rank is no MPI process, and must not become one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_MPI_PREFIXES)}
+    # OpenBLAS would start threads when numpy is imported, and a process with threads must not be forked.
+    return {"OPENBLAS_NUM_THREADS": "1"} | kept
+
+
+def main(descriptor: int) -> None:
+    """Run the zygote on the inherited control socket; returns when the parent closes it."""
+    import gc
+
+    import torch.distributed
+
+    from verify.ranks.keeper import Keeper, die_with
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Keepers are nobody's business here: the kernel reaps them.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    assert torch.distributed.is_available()
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control = socket.socket(fileno=descriptor)
+    zygote = os.getpid()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not data:
+            break
+        if os.fork() == 0:
+            try:
+                die_with(zygote)
+                control.close()
+                Keeper(socket.socket(fileno=descriptors[0])).run()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        for received in descriptors:
+            os.close(received)
+    # Keepers that still run must clean up before the kernel kills them for this process's end.
+    os.killpg(0, signal.SIGTERM)
+    with contextlib.suppress(ChildProcessError):
+        os.wait()
