@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import operator
@@ -29,14 +30,12 @@ def backends() -> dict[str, str]:
     Raises:
         UsageError: a plug-in takes the name of a built-in backend.
     """
-    found = dict(BUILT_IN)
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        if point.name in BUILT_IN:
-            raise UsageError(
-                f"plug-in {point.value} takes the name of the built-in backend {point.name!r}: rename its entry point"
-            )
-        found[point.name] = point.value
-    return found
+    plug_ins = _plug_ins()
+    for name in BUILT_IN.keys() & plug_ins.keys():
+        raise UsageError(
+            f"plug-in {plug_ins[name]} takes the name of the built-in backend {name!r}: rename its entry point"
+        )
+    return BUILT_IN | plug_ins
 
 
 def backend(name: str) -> Backend:
@@ -50,40 +49,54 @@ def backend(name: str) -> Backend:
     Raises:
         UsageError: the name is unknown, the plug-in cannot be imported, or lacks part of the interface.
     """
-    known = backends()
     head, _, variant = name.partition(":")
+    # Reading every package's metadata takes milliseconds: not for a built-in backend.
+    known = BUILT_IN if head in BUILT_IN else backends()
     if head in known:
         return _make(name, _attribute(name, known[head]), variant)
-    if variant and all(part.isidentifier() for part in head.split(".")) and (":" not in variant):
+    near = difflib.get_close_matches(head, known, n=2, cutoff=0.6)
+    if variant and (not near or "." in head):
         return _make(name, _attribute(name, name), "")
-    near = difflib.get_close_matches(head, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of: {', '.join(known)}"
     raise UsageError(f"unknown backend {name!r}, {hint} (or package.module:attribute)")
+
+
+@functools.cache
+def _plug_ins() -> dict[str, str]:
+    """Entry points of installed packages, by name."""
+    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {point.name: point.value for point in points}
 
 
 def _attribute(name: str, target: str) -> Any:
     module, _, path = target.partition(":")
     try:
         found = importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(f"backend {name!r}: importing {module} raised {_told(error)}; mend or install it") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"backend {name!r}: importing {module!r} raised {_told(error)}; mend or install it") from error
     try:
         return operator.attrgetter(path)(found)
     except AttributeError:
-        raise UsageError(f"backend {name!r}: {module} has no attribute {path!r}") from None
+        raise UsageError(f"backend {name!r}: module {module!r} has no attribute {path!r}") from None
 
 
 def _make(name: str, made: Any, variant: str) -> Backend:
     """Call a class or function to get the backend, and check that it has the interface."""
+    arguments = [variant] if variant else []
     if inspect.isclass(made) or inspect.isroutine(made):
         try:
-            made = made(variant) if variant else made()
+            inspect.signature(made).bind(*arguments)
+        except TypeError as error:
+            told = f"has no variant {variant!r}" if variant else f"cannot be made without arguments ({error})"
+            raise UsageError(f"backend {name!r}: {made.__name__} {told}") from None
+        try:
+            made = made(*arguments)
         except UsageError:
             raise
         except Exception as error:
             raise UsageError(f"backend {name!r}: making it raised {_told(error)}") from error
     elif variant:
-        raise UsageError(f"backend {name!r}: it has no variants, leave out {':' + variant!r}")
+        raise UsageError(f"backend {name!r}: it has no variant {variant!r}")
     missing = [method for method in METHODS if not callable(getattr(made, method, None))]
     if not isinstance(getattr(made, "name", None), str):
         missing.insert(0, "name (a string)")
@@ -92,6 +105,6 @@ def _make(name: str, made: Any, variant: str) -> Backend:
     return made  # type: ignore[no-any-return]
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -101,8 +101,9 @@ class Arithmetic:
         return accumulator.to(self.sum_dtype(native))
 
     def flush(self, x: Tensor) -> Tensor:
-        """Replace float32 subnormals by zeros of their sign, as `-use_fast_math` additions do."""
-        return hardshrink(x, LARGEST_SUBNORMAL).copysign_(x)
+        """Replace float32 subnormals by zeros, as `-use_fast_math` additions do; of their sign, where it is kept."""
+        flushed = hardshrink(x, LARGEST_SUBNORMAL)
+        return flushed.copysign_(x) if self.dataflow.zero_sign == "kept" else flushed
 
     # The epilogue.
 

@@ -37,8 +37,8 @@ IN_USE, EPOCH, FLAG, CLEAR_SIZE, COMPLETED = range(5)
 ARRIVED = 16
 """First of the control words in which the peers, in rank order, leave the epoch that they have reached."""
 
-BLOCK_ELEMENTS = 1 << 16
-"""Elements of one block of rows: its float32 copies stay in a core's second-level cache."""
+BLOCK_ELEMENTS = 1 << 17
+"""Elements of one block of rows: few enough to stay in the cache, enough to hide what a torch call costs."""
 
 THIRDS = 3
 """Rotating Lamport buffers: one being written, one being cleared, one that is clean."""
@@ -104,11 +104,12 @@ class SharedBuffers:
     def __init__(self, rank: Rank, kind: str, nbytes: int) -> None:
         """Map buffers with `nbytes` of payload a rank; a collective call.
 
-        Sizes are rounded up to powers of two, and a closed workspace's memory is taken
-        again, so that many workspaces in one process do not pile up.
+        Sizes are rounded up to few different ones, and a closed workspace's memory is
+        taken again, so that many workspaces in one process do not pile up.
         """
         self.index, self.world_size = rank.index, rank.world_size
-        size = HEADER_BYTES + (1 << max(12, (nbytes - 1).bit_length()))
+        step = max(HEADER_BYTES, 1 << nbytes.bit_length() - 3)
+        size = HEADER_BYTES + -(-nbytes // step) * step
         for serial in itertools.count():
             buffers = rank.symmetric(f"emulated-{kind}-{size}-{serial}", size)
             self.headers: list[NDArray[np.int64]] = [b[:HEADER_BYTES].view(torch.int64).numpy() for b in buffers]
@@ -175,16 +176,21 @@ class Lamport(SharedBuffers):
         """The rotating buffer of this call: 0, 1 or 2."""
         return int(self.words[FLAG]) % THIRDS
 
-    def slot(self, peer: int, sender: int, elements: int) -> Tensor:
-        """Where `sender` writes its `elements` in `peer`'s buffer, as int16; slots lie packed by this call's size."""
-        start = self.third() * self.capacity + sender * elements
+    def slot(self, peer: int, elements: int) -> Tensor:
+        """Where this rank writes its `elements` in `peer`'s buffer, as int16; slots lie packed by the call's size."""
+        start = self.third() * self.capacity + self.index * elements
         return self.bits[peer][start : start + elements]
+
+    def arrivals(self, elements: int) -> Tensor:
+        """Where this rank reads all senders' slots of `elements`, [world_size, elements] int16."""
+        start = self.third() * self.capacity
+        return self.bits[self.index][start : start + self.world_size * elements].view(self.world_size, elements)
 
     def publish(self, partial: Tensor) -> None:
         """P1: write the canonical partial sums into every peer's slot for this rank."""
         bits = self.canonicalise(partial.reshape(-1).view(torch.int16))
         for peer in range(self.world_size):
-            self.slot(peer, self.index, bits.numel()).copy_(bits)
+            self.slot(peer, bits.numel()).copy_(bits)
 
     def canonicalise(self, bits: Tensor) -> Tensor:
         """Turn each -0.0 into +0.0, by its bits, so that no payload is the sentinel."""
@@ -196,13 +202,9 @@ class Lamport(SharedBuffers):
     def receive(self, partial: Tensor, rows: slice) -> list[Tensor]:
         """Wait for these rows of every sender, and return them in rank order as [rows, hidden]."""
         hidden = partial.shape[1]
-        received = []
-        for sender in range(self.world_size):
-            slot = self.slot(self.index, sender, partial.numel())
-            bits = slot[rows.start * hidden : rows.stop * hidden]
-            self.wait(bits)
-            received.append(bits.view(partial.dtype).view(-1, hidden))
-        return received
+        bits = self.arrivals(partial.numel())[:, rows.start * hidden : rows.stop * hidden]
+        self.wait(bits)
+        return list(bits.view(partial.dtype).view(self.world_size, -1, hidden))
 
     def wait(self, bits: Tensor) -> None:
         """P2: spin until no element is the sentinel."""
