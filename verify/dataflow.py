@@ -8,6 +8,7 @@ conforms, whatever the evaluation order inside a stage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from verify.errors import UsageError
@@ -67,32 +68,28 @@ class Dataflow:
 
 
 def _known() -> tuple[Dataflow, ...]:
-    fast = {"exact_reciprocal": False, "flush_subnormals": True}
+    fast = partial(Dataflow, exact_reciprocal=False, flush_subnormals=True)
     return (
         Dataflow("trtllm", "TensorRT-LLM allReduceFusionKernels, default"),
         Dataflow("trtllm-fp32", "the same with ALL_REDUCE_FUSION_KERNEL_ACC_FP32", accumulate="fp32"),
         Dataflow("trtllm-nccl", "TensorRT-LLM NCCL + fallbackRunSubsequentOps", order="any", scaling="either"),
-        Dataflow(
-            "trtllm-ub", "TensorRT-LLM user buffers (multimem)", accumulate="fp32", order="any", round_norm=False
-        ),
-        Dataflow("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False", **fast),
-        Dataflow("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32", **fast),
-        Dataflow(
+        Dataflow("trtllm-ub", "TensorRT-LLM user buffers (multimem)", accumulate="fp32", order="any", round_norm=False),
+        fast("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False"),
+        fast("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32"),
+        fast(
             "flashinfer-mnnvl-oneshot",
             "FlashInfer mnnvl, one-shot: squares in the native dtype",
             accumulate="fp32",
             round_squares=True,
-            **fast,
         ),
-        Dataflow("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot", accumulate="fp32", **fast),
-        Dataflow(
+        fast("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot", accumulate="fp32"),
+        fast(
             "flashinfer-norm-quant",
             "all-reduce, then FlashInfer fused_add_rmsnorm_quant",
             order="any",
             norm_reads_rounded=False,
             round_norm=False,
             code_of_nan="-max",
-            **fast,
         ),
         Dataflow(
             "vllm-native",

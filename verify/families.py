@@ -95,7 +95,7 @@ def _cancelling(cells: Cells, rank: int, world_size: int) -> Tensor:
 
 def _exact(cells: Cells, rank: int, world_size: int) -> Tensor:
     """Integers so small that every partial sum is exact in the native format, in any order."""
-    most = 2**cells.format.precision // (world_size + 1)
+    most = (1 << cells.format.precision) // (world_size + 1)
     return (cells.uniform(rank) % (2 * most + 1) - most).to(cells.format.dtype)
 
 
@@ -105,7 +105,7 @@ def _exact_residual(cells: Cells) -> Tensor:
 
 def _native_tie(cells: Cells, rank: int, world_size: int) -> Tensor:
     """Sums in [1, 2) on the native grid, to which the residual adds half a unit in the last place."""
-    steps = 2 ** (cells.format.precision - 1)
+    steps = 1 << (cells.format.precision - 1)
     step = (cells.uniform(rank) % (steps // world_size)).to(torch.float32) / steps
     sign = 1 - 2 * (cells.column_bits(_SIGN) & 1)
     return ((step + (rank == 0)) * sign).to(cells.format.dtype)
@@ -189,7 +189,7 @@ def _special(cells: Cells, rank: int, world_size: int) -> Tensor:
 def _subnormal(cells: Cells, rank: int, world_size: int) -> Tensor:
     """Rows in turn: native subnormals of both signs; the same among Gaussian values."""
     base = _gaussian(cells, rank, world_size)
-    top = 2 ** (cells.format.precision - 1)
+    top = 1 << (cells.format.precision - 1)
     count = (cells.uniform(rank) % (2 * top - 1) - (top - 1)).to(torch.int16)
     bits = torch.where(count < 0, -count | -(2**15), count)
     small = bits.view(cells.format.dtype)

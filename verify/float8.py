@@ -37,7 +37,10 @@ def value(code: int) -> float:
 VALUES: tuple[float, ...] = tuple(value(code) for code in range(256))
 """The value of each of the 256 codes."""
 
-MIDPOINTS: tuple[float, ...] = tuple((VALUES[c] + VALUES[c + 1]) / 2 for c in range(LARGEST_CODE)) + (OVERFLOW_TIE,)
+MIDPOINTS: tuple[float, ...] = (
+    *((VALUES[c] + VALUES[c + 1]) / 2 for c in range(LARGEST_CODE)),
+    OVERFLOW_TIE,
+)
 """Where the cast of a positive number may turn: between neighbours, and the overflow tie."""
 
 
@@ -102,3 +105,16 @@ def neighbours(code: int) -> tuple[int, int]:
         raise ValueError(f"got code {code:#04x}, a NaN, expected one with a value")
     index = code if code < SIGN else SIGN - code
     return code_at(max(index - 1, -LARGEST_CODE)), code_at(min(index + 1, LARGEST_CODE))
+
+
+def encode_float32(x: Tensor, *, saturate: bool = True, code_of_nan: CodeOfNan = "nan") -> Tensor:
+    """`encode` for float32 input, on 32-bit integers: the same codes, in half the memory."""
+    bits = x.contiguous().view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+    tiny = torch.round(x.abs().clamp_(max=1.0) * 512).to(torch.int32)
+    code = torch.where(magnitude >= 0x3C800000, normal, tiny)  # 2^-6
+    code = torch.where(code > LARGEST_CODE, LARGEST_CODE if saturate else NAN_CODE, code)
+    code = torch.where(bits < 0, code | SIGN, code)
+    nan = {"nan": NAN_CODE, "+max": LARGEST_CODE, "-max": LARGEST_CODE | SIGN}[code_of_nan]
+    return torch.where(magnitude > 0x7F800000, nan, code).to(torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from verify.cells import Cells, hash64
 from verify.families import FAMILIES, GAMMAS
 from verify.interface import RankInputs
+from verify.oracle import Operands
 from verify.problem import Problem
 
 BLOCK = 2**17
@@ -45,13 +47,29 @@ class Inputs:
         return self._blocks(rows, self._family.residual)
 
     def gamma(self) -> Tensor:
-        """The norm's weight, [hidden]."""
+        """The norm's weight, [hidden]; a fresh tensor."""
+        return self._gamma.clone()
+
+    @cached_property
+    def _gamma(self) -> Tensor:
         cells = self._cells(range(1), hash64(self.problem.seed, _GAMMA_SEED))
         return GAMMAS[self.problem.gamma](cells).reshape(-1)
 
     def scale(self) -> Tensor:
         """The dequantisation scale, [1], float32."""
         return torch.tensor([self.problem.scale], dtype=torch.float32, device=self.device)
+
+    def operands(self, rows: range) -> Operands:
+        """What the oracle reads for the given rows."""
+        problem = self.problem
+        return Operands(
+            partials=self.partials(rows),
+            residual=self.residual(rows),
+            gamma=self._gamma,
+            scale=float(self.scale()),
+            eps=problem.eps,
+            weight_bias=problem.weight_bias,
+        )
 
     def of_rank(self, rank: int) -> RankInputs:
         """What the kernel receives on this rank."""

@@ -103,7 +103,7 @@ class Problem:
 
     @property
     def elements(self) -> int:
-        """tokens * hidden of the last call."""
+        """Tokens * hidden of the last call."""
         return self.tokens * self.hidden
 
     def calls(self) -> list[tuple[Call, Problem]]:
@@ -164,7 +164,7 @@ def _fields(cls: type, record: dict[str, Any]) -> dict[str, Any]:
     return {name: _value(name, value) for name, value in record.items()}
 
 
-def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - JSON
+def _value(name: str, value: Any) -> Any:
     if value is None and name in ("hidden", "op", "strategy", "delayed"):
         return None
     if name == "schedule":

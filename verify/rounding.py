@@ -28,7 +28,7 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """u = 2^-precision."""
+        """The unit roundoff, 2^-precision."""
         return 2.0**-self.precision
 
     @property

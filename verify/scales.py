@@ -16,11 +16,11 @@ def _unit(seed: int) -> float:
 
 
 def _random(seed: int) -> float:
-    return 2.0 ** (-9 + 7 * _unit(seed))
+    return float(2.0 ** (-9 + 7 * _unit(seed)))
 
 
 def _power(seed: int) -> float:
-    return 2.0 ** -(1 + hash64(seed, 12) % 8)
+    return float(2.0 ** (-1 - hash64(seed, 12) % 8))
 
 
 def _one(_: int) -> float:
@@ -39,11 +39,11 @@ def _amax(seed: int) -> float:
 
 
 def _tiny(seed: int) -> float:
-    return 2.0 ** -(60 + 65 * _unit(seed))
+    return float(2.0 ** (-60 - 65 * _unit(seed)))
 
 
 def _huge(seed: int) -> float:
-    return 2.0 ** (10 + 110 * _unit(seed))
+    return float(2.0 ** (10 + 110 * _unit(seed)))
 
 
 def _saturating(seed: int) -> float:

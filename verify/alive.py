@@ -1,0 +1,149 @@
+"""Stage 0: outputs are poisoned before the call, canaries lie around every buffer, inputs must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from verify.families import FAMILIES
+from verify.interface import RankInputs, RankOutputs
+from verify.problem import Problem
+from verify.verdict import Element, Stage, Tally, raw
+
+MARGIN = 256
+"""Canary bytes on either side of a buffer; keeps the alignment that vector loads need."""
+CANARY = 0xC5
+POISON = {1: 0xFF, 2: 0xFFA5 - 2**16}
+"""By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes."""
+
+
+@dataclass
+class Arena:
+    """The buffers of one call and what lies around them."""
+
+    device: torch.device
+    blocks: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> Tensor:
+        """A poisoned tensor between canaries."""
+        count = 1
+        for extent in shape:
+            count *= extent
+        nbytes = count * dtype.itemsize
+        block = torch.full((nbytes + 2 * MARGIN,), CANARY, dtype=torch.uint8, device=self.device)
+        inner = block[MARGIN : MARGIN + nbytes]
+        if dtype.itemsize == 1:
+            inner.fill_(POISON[1])
+        else:
+            inner.view(torch.int16).fill_(POISON[2])
+        self.blocks.append((name, block))
+        return inner.view(dtype).view(shape) if count else torch.empty(shape, dtype=dtype, device=self.device)
+
+    def copy(self, source: Tensor, name: str) -> Tensor:
+        """A copy of a tensor between canaries."""
+        return self.empty(tuple(source.shape), source.dtype, name).copy_(source)
+
+    def guard(self, inputs: RankInputs) -> RankInputs:
+        """The inputs, each between canaries."""
+        return replace(
+            inputs,
+            partial=self.copy(inputs.partial, "partial"),
+            residual=self.copy(inputs.residual, "residual"),
+            gamma=self.copy(inputs.gamma, "gamma"),
+            scale=self.copy(inputs.scale, "scale"),
+        )
+
+    def trampled(self) -> str | None:
+        """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
+        for name, block in self.blocks:
+            edges = torch.cat((block[:MARGIN], block[-MARGIN:]))
+            if bool((edges != CANARY).any()):
+                return name
+        return None
+
+
+class Poisoned(TorchFunctionMode):
+    """Within it, `torch.empty` and its kin return poisoned memory between canaries of an arena."""
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__()
+        self._arena = arena
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func not in _UNINITIALISED or not made.is_contiguous() or made.device.type != self._arena.device.type:
+            return made
+        return self._arena.empty(tuple(made.shape), made.dtype, "an output")
+
+
+_UNINITIALISED = {torch.empty, torch.empty_like, torch.Tensor.new_empty}
+
+
+def unwritten(output: Tensor) -> int:
+    """How many elements still hold the poison; in E4M3 a NaN of negative sign looks the same."""
+    return int((raw(output) == POISON[output.element_size()]).sum())
+
+
+def named(outputs: RankOutputs) -> dict[str, Tensor]:
+    """The outputs that are there, contiguous, by name."""
+    all_of_them = {"residual": outputs.residual, "norm": outputs.norm, "quant": outputs.quant}
+    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
+
+
+def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem) -> Tally | None:
+    """Stage 0: a tally with what is wrong, or None."""
+    tally = Tally(Stage.ALIVE, elements=problem.elements)
+    trampled = arena.trampled()
+    if trampled is not None:
+        tally.outside += 1
+        tally.shown.append(Element(0, 0, f"a write beyond {trampled}", "canaries intact", ""))
+    for name in ("partial", "residual", "gamma", "scale"):
+        before, after = getattr(made, name), getattr(inputs, name)
+        if not torch.equal(before.view(torch.uint8), after.view(torch.uint8)):
+            tally.outside += 1
+            tally.shown.append(Element(0, 0, f"{name} changed by the call", "inputs unchanged", ""))
+    for name, wrong in _misshapen(outputs, problem).items():
+        tally.outside += 1
+        tally.shown.append(Element(0, 0, f"{name} {wrong}", "as the interface says", ""))
+    if tally.outside:
+        return tally
+    for name, tensor in named(outputs).items():
+        count = unwritten(tensor) if FAMILIES[problem.family].finite or name != "quant" else 0
+        if count:
+            tally.outside += count
+            row, column = (
+                int(i[0]) for i in torch.nonzero(raw(tensor) == POISON[tensor.element_size()], as_tuple=True)
+            )
+            tally.shown.append(Element(row, column, f"{name} not written", "written", f"{count} elements"))
+    return tally if tally.outside else None
+
+
+def _misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
+    wrong = {}
+    expected = {"residual": problem.format.dtype}
+    if problem.op.returns_norm:
+        expected["norm"] = problem.format.dtype
+    if problem.op.returns_quant:
+        expected["quant"] = torch.float8_e4m3fn
+    for name in ("residual", "norm", "quant"):
+        tensor = getattr(outputs, name)
+        if (tensor is not None) != (name in expected):
+            wrong[name] = "is missing" if tensor is None else "was not asked for"
+        elif tensor is not None and (tensor.dtype, tuple(tensor.shape)) != (
+            expected[name],
+            (problem.tokens, problem.hidden),
+        ):
+            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}"
+    return wrong

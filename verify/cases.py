@@ -1,0 +1,258 @@
+"""One case on one pool: send it, collect every rank's record, turn what is wrong into findings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify.dataflow import dataflow
+from verify.families import FAMILIES
+from verify.problem import Problem
+from verify.ranks import Pool, Reply, culprits
+from verify.verdict import Stage, off_nominal_budget
+
+WORKER = "verify.worker:CaseWorker"
+CHECKS = ("repeat", "strategies", "unfused")
+"""Stages 5 and 6: what a case may check beyond its own call."""
+
+_SPREAD = ("gaussian", "saturating", "subnormal-codes", "e4m3-ties", "outliers", "cancelling")
+"""Families whose normed values have spread significands, so that a share of them can be asserted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong in one case, at one stage.
+
+    Attributes:
+        stage: where it was noticed first.
+        problem: the Problem of the case, whole, as JSON: the replay line.
+        message: one line: element, rank, inputs, got, admissible.
+        dataflow: the name of the dataflow that was declared.
+        count: elements outside, on all ranks that noticed.
+    """
+
+    stage: Stage
+    problem: str
+    message: str
+    dataflow: str
+    count: int = 1
+
+    def line(self) -> str:
+        """The report line, with what replays it."""
+        return f"{self.stage.value}: {self.message}  dataflow={self.dataflow}  replay='{self.problem}'"
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {
+            "stage": self.stage.value,
+            "problem": self.problem,
+            "message": self.message,
+            "dataflow": self.dataflow,
+            "count": self.count,
+        }
+
+
+@dataclass
+class Outcome:
+    """What one case showed.
+
+    Attributes:
+        problem: the case.
+        findings: in stage order; empty when it passed.
+        elements: outputs judged, over all ranks; ranks that agree bit by bit share one judgement.
+        off_nominal: elements that differ from the nominal, by stage.
+        codes: admissible codes summed over the sample, and the sample's size.
+        histogram: code distance fused against unfused, when that was checked.
+        seconds: of the slowest rank, in the kernel and in judging.
+        answers: raw values of every rank, for stage AGREE.
+    """
+
+    problem: Problem
+    findings: list[Finding] = field(default_factory=list)
+    elements: int = 0
+    off_nominal: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
+    codes: tuple[int, int] = (0, 0)
+    histogram: Counter[str] = field(default_factory=Counter)
+    kernel_seconds: float = 0.0
+    judge_seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+def request(
+    problem: Problem,
+    backend: str,
+    *,
+    flow: str | None = None,
+    checks: Sequence[str] = (),
+    limits: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """What a pool's ranks are asked to run.
+
+    Args:
+        problem: the case.
+        backend: its name, or `package.module:attribute`.
+        flow: a dataflow to judge by, instead of the backend's own.
+        checks: of `CHECKS`.
+        limits: (max_tokens, hidden) of the workspace to keep open.
+    """
+    case: dict[str, Any] = {"problem": problem.to_json(), "backend": backend, "checks": list(checks)}
+    if flow is not None:
+        case["dataflow"] = flow
+    if limits is not None:
+        case["limits"] = list(limits)
+    return case
+
+
+def run_case(pool: Pool, case: dict[str, Any], *, timeout: float = 60.0) -> Outcome:
+    """Run a case to its verdict, asking the ranks again where they disagree.
+
+    A rank that hangs, crashes or raises is a finding of stage `alive`; the pool restarts by itself.
+    """
+    replies = pool.call("run", case, timeout=timeout)
+    outcome = collect(case, replies)
+    if outcome.findings and all(f.stage is Stage.AGREE for f in outcome.findings) and all(r.ok for r in replies):
+        outcome.findings = [_locate(pool, finding, timeout) for finding in outcome.findings]
+        _judge_all(pool, case, outcome, timeout)
+    return outcome
+
+
+def explain(pool: Pool, outcome: Outcome, *, timeout: float = 60.0) -> list[str]:
+    """The named dataflows that explain every element of the case that the pool ran last; empty if none or unknown."""
+    if not outcome.findings or any(f.stage is Stage.ALIVE for f in outcome.findings):
+        return []
+    replies = pool.call("explain", timeout=timeout)
+    if not all(reply.ok for reply in replies):
+        return []
+    common = set.intersection(*(set(reply.value) for reply in replies))
+    return [name for name in replies[0].value if name in common]
+
+
+def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
+    """Merge the ranks' records into one outcome."""
+    problem = Problem.from_json(case["problem"])
+    outcome = Outcome(problem)
+    for failure in culprits(replies):
+        message = failure.error + ": " + failure.message if failure.error else str(failure)
+        if failure.traceback:
+            message += f" ({failure.traceback.strip().splitlines()[-1]})"
+        outcome.findings.append(Finding(Stage.ALIVE, case["problem"], message, case.get("dataflow", "-")))
+    if outcome.findings:
+        return outcome
+    records = [reply.value["calls"] for reply in replies]
+    for index, per_rank in enumerate(zip(*records, strict=True)):
+        _merge_call(outcome, case, index, per_rank)
+    order = list(Stage)
+    outcome.findings.sort(key=lambda finding: order.index(finding.stage))
+    return outcome
+
+
+def _merge_call(outcome: Outcome, case: dict[str, Any], index: int, per_rank: Sequence[dict[str, Any]]) -> None:
+    step = Problem.from_json(per_rank[0]["problem"])
+    name = per_rank[0].get("dataflow", case.get("dataflow") or "-")
+    where = f"call {index} " if index or outcome.problem.schedule else ""
+    outcome.kernel_seconds += max(r.get("kernel_seconds", 0.0) for r in per_rank)
+    outcome.judge_seconds += max(r.get("judge_seconds", 0.0) for r in per_rank)
+    digests = [record.get("digests") for record in per_rank]
+    if any(d != digests[0] for d in digests):
+        outputs = [n for n in digests[0] or {} if any((d or {}).get(n) != (digests[0] or {})[n] for d in digests)]
+        message = f"{where}{', '.join(outputs) or 'outputs'} differ between ranks"
+        outcome.findings.append(Finding(Stage.AGREE, case["problem"], message, name))
+    for rank, record in enumerate(per_rank):
+        _merge_tallies(outcome, case, record, f"{where}rank {rank}", name)
+        sample = record.get("codes")
+        if sample:
+            outcome.codes = (outcome.codes[0] + sample["codes"], outcome.codes[1] + sample["elements"])
+            if sample["property"]:
+                message = f"{where}family {step.family}: {sample['property']}"
+                outcome.findings.append(Finding(Stage.PROPERTY, case["problem"], message, name))
+        outcome.histogram.update(record.get("histogram") or {})
+    if "check" not in per_rank[0]:
+        _check_budget(outcome, case, step, name, per_rank)
+        count = 1 + step.op.returns_norm + step.op.returns_quant
+        outcome.elements += count * step.elements * step.world_size
+
+
+def _merge_tallies(outcome: Outcome, case: dict[str, Any], record: dict[str, Any], where: str, name: str) -> None:
+    for tally in record["tallies"]:
+        outcome.off_nominal[tally["stage"]] += tally["off_nominal"]
+        outcome.judged[tally["stage"]] += tally["elements"]
+        if not tally["outside"]:
+            continue
+        message = f"{where} {record.get('check', '')} {tally['outside']} elements outside".replace("  ", " ")
+        for element in tally["shown"][:1]:
+            place = f"element[{element['row']},{element['column']}]"
+            message = (
+                f"{where} {place} {element['context']} got {element['got']} admissible {element['admissible']}"
+                f" ({tally['outside']} elements)"
+            )
+        finding = Finding(Stage(tally["stage"]), case["problem"], message, name, tally["outside"])
+        outcome.findings.append(finding)
+
+
+def _check_budget(
+    outcome: Outcome, case: dict[str, Any], step: Problem, name: str, per_rank: Iterable[dict[str, Any]]
+) -> None:
+    """Fail the norm stage where more norms differ from the nominal than the legal error can explain."""
+    if step.family not in _SPREAD or not FAMILIES[step.family].finite or name == "-":
+        return
+    flow = dataflow(name) if name in _names() else None
+    if flow is None or not (flow.norm_reads_rounded or flow.order == "rank"):
+        return
+    tallies = [t for record in per_rank for t in record["tallies"] if t["stage"] == Stage.NORM.value]
+    off, elements = sum(t["off_nominal"] for t in tallies), sum(t["elements"] for t in tallies)
+    budget = off_nominal_budget(flow, step.format, step.hidden, elements)
+    if off > budget:
+        message = f"{off} of {elements} norms differ from the nominal, at most {budget:.0f} can by rounding alone"
+        outcome.findings.append(Finding(Stage.NORM, case["problem"], message, name, off))
+
+
+def _names() -> frozenset[str]:
+    from verify.dataflow import DATAFLOWS
+
+    return frozenset(DATAFLOWS)
+
+
+def _locate(pool: Pool, finding: Finding, timeout: float) -> Finding:
+    """Name the first element in which ranks differ."""
+    index = 0
+    if finding.message.startswith("call "):
+        index = int(finding.message.split()[1])
+    replies = pool.call("row_digests", index, timeout=timeout)
+    if not all(reply.ok for reply in replies):
+        return finding
+    for output, rows in replies[0].value.items():
+        for other in replies[1:]:
+            differing = [i for i, pair in enumerate(zip(rows, other.value[output], strict=True)) if pair[0] != pair[1]]
+            if differing:
+                return _name_element(pool, finding, (index, output, differing[0]), (0, other.rank), timeout)
+    return finding
+
+
+def _name_element(
+    pool: Pool, finding: Finding, place: tuple[int, str, int], ranks: tuple[int, int], timeout: float
+) -> Finding:
+    replies = pool.call("row_bits", *place, timeout=timeout)
+    if not all(reply.ok for reply in replies):
+        return finding
+    left, right = (replies[rank].value for rank in ranks)
+    column = next(i for i, pair in enumerate(zip(left, right, strict=True)) if pair[0] != pair[1])
+    message = (
+        f"{finding.message}: {place[1]} element[{place[2]},{column}] is {left[column] & 0xFFFF:#06x} on rank {ranks[0]}"
+        f" and {right[column] & 0xFFFF:#06x} on rank {ranks[1]}"
+    )
+    return Finding(finding.stage, finding.problem, message, finding.dataflow)
+
+
+def _judge_all(pool: Pool, case: dict[str, Any], outcome: Outcome, timeout: float) -> None:
+    """Where ranks disagree, each rank's share is not everyone's: judge all rows on every rank."""
+    for reply in pool.call("judge_all", timeout=timeout):
+        for index, tallies in enumerate(reply.value or []):
+            name = outcome.findings[0].dataflow
+            _merge_tallies(outcome, case, {"tallies": tallies}, f"call {index} rank {reply.rank}", name)

@@ -1,0 +1,38 @@
+"""Digests of outputs, so that ranks can be compared bit by bit without shipping tensors.
+
+Sum over 64-bit words of word * (odd weight by position), modulo 2^64: any single changed word changes it, and
+two tensors that differ in more agree by chance once in about 2^63.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, device: torch.device) -> Tensor:
+    position = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _GOLDEN
+    return (position ^ (position >> 29)) * 2 + 1
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The rows as int64 words, [rows, hidden * itemsize / 8]; hidden is a multiple of 8."""
+    return tensor.contiguous().view(torch.uint8).reshape(tensor.shape[0], -1).view(torch.int64)
+
+
+def rows(tensor: Tensor) -> list[int]:
+    """A digest of each row."""
+    words = _words(tensor)
+    return [int(d) for d in (words * _weights(words.shape[1], tensor.device)).sum(-1)]
+
+
+def whole(tensor: Tensor) -> int:
+    """A digest of the whole tensor: of its rows' digests."""
+    words = _words(tensor)
+    each = (words * _weights(words.shape[1], tensor.device)).sum(-1)
+    return int((each * _weights(len(each), tensor.device)).sum())

@@ -1,0 +1,177 @@
+"""Enclosures in float64: intervals that contain every value a conforming kernel may hold.
+
+Lemma numbers are those of the criterion: L0 monotone rounding, L1 float32 sums in any order, L2 native sums in
+any order, L3 the exactness certificate, L4 the sum of squares, L5 the reciprocal root, L6 normalise and scale.
+All functions work on any shape and device; `lo` and `hi` are float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from verify.dataflow import Dataflow
+from verify.float8 import encode, ordinal
+from verify.rounding import FP32, Format, round_to, trailing_unit, ulp
+
+U = 2.0**-24
+"""Unit roundoff of float32."""
+TINY = 2.0**-125
+"""Absolute slack of a product: covers gradual underflow and flush-to-zero (A2)."""
+SLACK = 2.0**-48
+"""Relative error of this module's own float64 arithmetic (A6)."""
+RSQRT = 5 * U
+"""Reciprocal root within 2 ulp of the correctly rounded one (A3)."""
+QUOTIENT = 5 * U
+"""Undeclared scaling: division within 2 ulp, or a reciprocal within 1 ulp and a product (A4)."""
+
+Interval = tuple[Tensor, Tensor]
+
+
+def gamma_factor(count: int) -> float:
+    """gamma_k = k u / (1 - k u)."""
+    return count * U / (1 - count * U)
+
+
+def kappa(flow: Dataflow, hidden: int) -> float:
+    """Relative error of the sum of squares (L4): gamma_H in any order, gamma_(D+1) at depth D."""
+    return gamma_factor(hidden if flow.depth is None else min(hidden, flow.depth + 1))
+
+
+def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
+    """The rank sum in any order, as the dataflow rounds it. `partials` is [world_size, ...] float64."""
+    total = partials.sum(0)
+    magnitude = partials.abs().sum(0)
+    grid = trailing_unit(partials).amin(0)
+    if flow.accumulate == "fp32":
+        error = torch.where(magnitude <= 2.0**24 * grid, 0.0, gamma_factor(len(partials) - 1) * magnitude)
+    else:
+        error = torch.where(magnitude <= 2.0**fmt.precision * grid, 0.0, _native_error(partials, fmt))
+    error = error + torch.where(error > 0, SLACK * magnitude, 0.0)
+    if flow.flush_subnormals:
+        error = error + torch.where(magnitude < 2.0**-100, len(partials) * 2 * 2.0**-126, 0.0)
+    lo, hi = round_to(total - error, FP32), round_to(total + error, FP32)
+    if flow.round_sum or flow.accumulate == "native":
+        lo, hi = round_to(lo, fmt), round_to(hi, fmt)
+    return lo, hi
+
+
+def _native_error(partials: Tensor, fmt: Format) -> Tensor:
+    """L2: |computed - exact| of a sum whose every addition is rounded to `fmt`, in any order."""
+    ordered = partials.sort(0).values
+    low, high = ordered.cumsum(0), ordered.flip(0).cumsum(0)
+    error, peak = torch.zeros_like(partials[0]), torch.zeros_like(partials[0])
+    for leaves in range(1, len(partials)):
+        node = torch.maximum(high[leaves].abs(), low[leaves].abs())
+        peak = node if leaves + 1 == len(partials) else torch.maximum(peak, node)
+        bound = peak + error
+        error = error + 0.5 * ulp(bound * (1 + 2 * U), fmt) + U * bound
+    return error
+
+
+def _add_outward(a: Tensor, b: Tensor, side: int) -> Tensor:
+    """A + b, moved outward only where that float64 addition is inexact (TwoSum)."""
+    total = a + b
+    virtual = total - a
+    error = (a - (total - virtual)) + (b - virtual)
+    return torch.where(error.isnan() | (error == 0), total, total + side * 2.0**-52 * total.abs())
+
+
+def stream_ends(total: Interval, residual: Tensor, flow: Dataflow, fmt: Format) -> Interval:
+    """What the norm reads, before conditioning: the sum plus the residual, rounded as declared (L0)."""
+    lo = round_to(_add_outward(total[0], residual, -1), FP32)
+    hi = round_to(_add_outward(total[1], residual, +1), FP32)
+    if flow.flush_subnormals:
+        small = 2.0**-126
+        lo = torch.where((lo > 0) & (lo < small), 0.0, torch.where((lo < 0) & (lo > -small), 0.0, lo))
+        hi = torch.where((hi > 0) & (hi < small), 0.0, torch.where((hi < 0) & (hi > -small), 0.0, hi))
+    if flow.norm_reads_rounded:
+        lo, hi = round_to(lo, fmt), round_to(hi, fmt)
+    return lo, hi
+
+
+def preimage(rounded: Tensor, fmt: Format) -> Interval:
+    """The values that round to `rounded`."""
+    half = 0.5 * ulp(rounded, fmt)
+    return rounded - half, rounded + half
+
+
+def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
+    """The exact sum of squares per row, [..., 1], over the stream's interval; squares rounded if declared."""
+    lo, hi = stream
+    least = torch.where((lo <= 0) & (hi >= 0), 0.0, torch.minimum(lo * lo, hi * hi))
+    most = torch.maximum(lo * lo, hi * hi)
+    if flow.round_squares:
+        least, most = round_to(least, fmt), round_to(most, fmt)
+    elif bool((most > FP32.largest).any()):
+        least, most = round_to(least, FP32), round_to(most, FP32)  # an overflowing square is infinite
+    return least.sum(-1, keepdim=True), most.sum(-1, keepdim=True)
+
+
+def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
+    """rsqrt(v / H + eps), L4 and L5."""
+    relative = kappa(flow, hidden)
+    least = (squares[0] * (1 - relative) * (1 - SLACK) - hidden * TINY).clamp(min=0.0)
+    most = squares[1] * (1 + relative) * (1 + SLACK) + hidden * TINY
+    most = torch.where(most > FP32.largest * (1 + U), torch.inf, most)
+    least = torch.where(least > FP32.largest * (1 + U), torch.inf, least)
+    low = (least / hidden * (1 - gamma_factor(2)) + eps * (1 - U)) * (1 - U)
+    high = (most / hidden * (1 + gamma_factor(2)) + eps * (1 + U)) * (1 + U)
+    return (1 - RSQRT) * high.rsqrt(), (1 + RSQRT) * low.rsqrt()
+
+
+def _widen(lo: Tensor, hi: Tensor, relative: float) -> Interval:
+    """Outward by a relative error and an underflow; an end of exactly zero stays."""
+    lo = torch.where(lo == 0, lo, lo - relative * lo.abs() - TINY)
+    hi = torch.where(hi == 0, hi, hi + relative * hi.abs() + TINY)
+    return lo, hi
+
+
+def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:
+    """The product of an interval and an interval of one sign or both."""
+    products = torch.stack((lo * low_factor, lo * high_factor, hi * low_factor, hi * high_factor))
+    return products.amin(0), products.amax(0)
+
+
+def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, fmt: Format) -> Interval:
+    """T * r * gamma before the last rounding (L6). `factor` is the float32 weight, float64 here."""
+    lo, hi = _corners(*stream, *root)
+    roundings = 2.01
+    if flow.round_normed:
+        lo, hi = _widen(lo, hi, 1.01 * U)
+        lo, hi = round_to(lo, fmt), round_to(hi, fmt)
+        roundings = 1.01
+    lo, hi = _corners(lo, hi, factor, factor)
+    return _widen(lo, hi, roundings * U)
+
+
+def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
+    """Y / scale as the dataflow forms it, over y in [lo, hi] (L6). `inverse` is the nominal reciprocal.
+
+    An exact float32 product or quotient is one more monotone rounding (L0).
+    """
+    power = math.isfinite(scale) and math.frexp(scale)[0] in (0.5, -0.5)
+    if flow.scaling == "divide":
+        ends = _sorted(lo / scale, hi / scale)
+    elif flow.scaling == "multiply":
+        slack = 0.0 if flow.exact_reciprocal or power or not math.isfinite(inverse) else 2 * U
+        low, high = inverse * (1 - slack), inverse * (1 + slack)
+        factors = torch.tensor([low, high], dtype=torch.float64, device=lo.device)
+        ends = _corners(lo, hi, factors[0], factors[1])
+    else:
+        ends = _sorted(lo / scale, hi / scale)
+        ends = ends if power else _widen(*ends, QUOTIENT)
+    return round_to(ends[0], FP32), round_to(ends[1], FP32)
+
+
+def _sorted(a: Tensor, b: Tensor) -> Interval:
+    return torch.minimum(a, b), torch.maximum(a, b)
+
+
+def code_ends(lo: Tensor, hi: Tensor, flow: Dataflow) -> tuple[Tensor, Tensor]:
+    """Ordinals of the least and greatest admissible code, int16 (L0); +-127 where the cast makes a NaN."""
+    low = ordinal(encode(lo, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
+    high = ordinal(encode(hi, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
+    return low, high
