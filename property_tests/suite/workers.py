@@ -120,7 +120,7 @@ class Doomed(Echo):
 
     def grandchildren(self) -> None:
         """Start processes that leave the session and ignore polite signals, then crash."""
-        script = "import os, signal, time; os.setsid(); signal.signal(15, 1); print(os.getpid(), flush=True); time.sleep(600)"
+        script = "import os, signal, time; os.setsid(); signal.signal(15, 1); print(1, flush=True); time.sleep(600)"
         for _ in range(2):
             process = subprocess.Popen([sys.executable, "-S", "-c", script], stdout=subprocess.PIPE)
             assert process.stdout is not None

@@ -1,6 +1,21 @@
 """Who runs where: persistent pools of rank processes, here or under MPI, and what becomes of those that fail."""
 
+from verify.ranks.launch import Pools, open_pools
+from verify.ranks.mpi import enter
 from verify.ranks.pool import Pool
 from verify.ranks.replies import Failure, FailureKind, Reply, culprits, values
+from verify.ranks.schedule import Request, map_cases
 
-__all__ = ["Failure", "FailureKind", "Pool", "Reply", "culprits", "values"]
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "Pool",
+    "Pools",
+    "Reply",
+    "Request",
+    "culprits",
+    "enter",
+    "map_cases",
+    "open_pools",
+    "values",
+]

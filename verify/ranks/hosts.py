@@ -76,7 +76,7 @@ class Link:
         """Have a keeper started unless there is one."""
         if self.stream is None:
             self.stream = self.host.connect()
-            self.stream.setblocking(True)
+            self.stream.settimeout(None)
 
     def send(self, *order: Any) -> None:
         """Send an order; a keeper that is gone is noticed when the stream is read."""

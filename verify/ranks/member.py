@@ -34,7 +34,7 @@ class RankPlan:
         arguments: what the class receives beside the rank.
         world_size: how many ranks the group has, on all hosts.
         device: `cpu` or `cuda`.
-        devices: the CUDA device of each rank; empty for one after the other.
+        devices: the CUDA device of each rank; empty for rank r on device r.
         directory: the name of the pool's directory in shared memory, new for every start.
         rendezvous: where the process group meets; empty for a file in the directory.
         path: `sys.path` of the parent.
@@ -124,7 +124,12 @@ def _build(plan: RankPlan, index: int) -> Any:
 def _device(plan: RankPlan, index: int) -> torch.device:
     if plan.device == "cpu":
         return torch.device("cpu")
-    number = plan.devices[index] if plan.devices else index % max(1, torch.cuda.device_count())
+    number, count = plan.devices[index] if plan.devices else index, torch.cuda.device_count()
+    if plan.devices and count == 1:
+        # A launcher may leave each of its processes one device, which is then number 0 for all of them.
+        number = 0
+    if number >= count:
+        raise RuntimeError(f"rank {index} needs CUDA device {number}; visible are {count}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 

@@ -11,37 +11,20 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import psutil
 
 from verify.errors import UsageError
+from verify.ranks.flight import Flight
 from verify.ranks.hosts import Host, Link, LocalHost
 from verify.ranks.member import START_ID, RankPlan, split_worker
 from verify.ranks.replies import Failure, FailureKind, Reply, crash
 from verify.ranks.residue import PREFIX, sweep
 
-GRACE_SECONDS = 2.0
-"""How long the peers of a rank that raised may take to answer before they are killed."""
-SETTLE_SECONDS = 0.1
-"""How long the others are listened to after a rank died: several may die of one cause."""
 STOP_SECONDS = 4.0
 """How long a keeper may take to kill its ranks before it is killed itself."""
-
-
-@dataclass
-class _Flight:
-    """A call in flight: what was asked, until when, and what came back so far."""
-
-    request: int
-    method: str
-    payload: bytes
-    timeout: float
-    due: float = float("inf")
-    values: dict[int, Any] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
 
 
 class Pool:
@@ -57,7 +40,7 @@ class Pool:
         device: `cpu` or `cuda`.
         arguments: passed to the worker class, picklable.
         devices: the CUDA device number of each rank, in rank order; left out, rank r takes device r.
-        memory_limit: private bytes that one rank may hold; left out, its share of 90 % of the machine's memory.
+        memory_limit: private bytes that one rank may hold; left out, its share of 80 % of what is available.
         start_timeout: seconds within which the workers must be built.
         preload: modules to import once per pool instead of at each restart; they must not start CUDA.
         environment: variables to set in the ranks.
@@ -89,7 +72,7 @@ class Pool:
             raise UsageError(f"{len(devices)} devices for {world_size} ranks: give one for each rank, or none")
         split_worker(worker)
         hosts = [LocalHost(tuple(range(world_size)))] if hosts is None else hosts
-        share = int(psutil.virtual_memory().total * 0.9) // world_size
+        share = int(psutil.virtual_memory().available * 0.8) // world_size
         self.world_size = world_size
         self._plan = RankPlan(
             worker=worker,
@@ -105,8 +88,8 @@ class Pool:
         self._links = [Link(host) for host in hosts]
         self._running = False
         self._requests = START_ID
-        self._flight: _Flight | None = None
-        self._queued: _Flight | None = None
+        self._flight: Flight | None = None
+        self._queued: Flight | None = None
         self._stray: dict[int, Failure] = {}
         self._last = "the start"
         self._finalizer = weakref.finalize(self, _drop_all, self._links)
@@ -141,9 +124,7 @@ class Pool:
             while (replies := self.poll()) is None:
                 wait([self])
         except BaseException:
-            # Ctrl-C, most likely: nothing is known of the ranks now, so the next call takes fresh ones.
-            self._stop(dump=False)
-            self._flight = self._queued = None
+            self.cancel()
             raise
         return replies
 
@@ -155,7 +136,7 @@ class Pool:
             raise UsageError(f"timeout {timeout}: expected seconds above 0")
         self._requests += 1
         payload = pickle.dumps((self._requests, method, arguments))
-        flight = _Flight(self._requests, method, payload, timeout)
+        flight = Flight(self._requests, method, payload, timeout, self.world_size)
         self._listen()
         if self._stray:
             # A death between two calls is nobody's case, but must not be lost: this call reports it, unrun.
@@ -178,16 +159,23 @@ class Pool:
             raise RuntimeError("no call is in flight")
         self._listen()
         flight = self._flight
-        if len(flight.values) + len(flight.failures) == self.world_size:
-            if self._queued is not None and not flight.failures:
-                self._launch(self._queued)
-                self._queued = None
-                return None
-            return self._conclude()
-        return self._conclude() if time.monotonic() >= flight.due else None
+        if not flight.over:
+            return None
+        if self._queued is not None and not flight.silent and not flight.failures:
+            self._launch(self._queued)
+            self._queued = None
+            return None
+        return self._conclude(flight)
 
-    def fileno_list(self) -> list[int]:
-        """The descriptors that become readable when there is something for `poll`."""
+    def cancel(self) -> None:
+        """Give up the call in flight, after Ctrl-C say; the ranks are killed, since nothing is known of them now."""
+        self._stop(dump=False)
+        self._flight = self._queued = None
+        self._stray.clear()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The file descriptors that become readable when there is something for `poll`."""
         return [link.stream.fileno() for link in self._links if link.stream is not None]
 
     @property
@@ -197,9 +185,7 @@ class Pool:
 
     def close(self) -> None:
         """Kill the ranks and wait until they are gone; the pool may be called again, which starts new ones."""
-        self._stop(dump=False)
-        self._flight = self._queued = None
-        self._stray.clear()
+        self.cancel()
         _drop_all(self._links)
 
     # starting and stopping
@@ -218,13 +204,13 @@ class Pool:
             link.send("start", plan, link.host.indices)
         self._running = True
         self._last = "the start"
-        self._flight = _Flight(START_ID, "the start", b"", self._start_timeout)
-        self._flight.due = time.monotonic() + self._start_timeout
+        self._flight = Flight(START_ID, self._last, b"", self._start_timeout, self.world_size)
+        self._flight.depart()
 
-    def _launch(self, flight: _Flight) -> None:
+    def _launch(self, flight: Flight) -> None:
         for link in self._links:
             link.send("call", flight.payload)
-        flight.due = time.monotonic() + flight.timeout
+        flight.depart()
         self._flight = flight
 
     def _stop(self, *, dump: bool) -> dict[int, str]:
@@ -273,60 +259,33 @@ class Pool:
                 self._fail(Failure(FailureKind.CRASH, rank, f"its keeper process was killed {when}"))
 
     def _take_reply(self, rank: int, payload: bytes) -> None:
-        try:
-            request, status, *rest = pickle.loads(payload)
-        except Exception as error:
-            # The frame is whole, so the value itself cannot be rebuilt here.
-            self._fail(Failure(FailureKind.GARBAGE, rank, f"its answer cannot be unpickled: {error!r}"))
-            return
-        flight = self._flight
-        if flight is None or request != flight.request or rank in flight.values:
-            self._fail(Failure(FailureKind.GARBAGE, rank, f"answered request {request}, which is not in flight"))
-        elif status == "ok":
-            flight.values[rank] = rest[0]
+        if self._flight is None:
+            failure: Failure | None = Failure(FailureKind.GARBAGE, rank, f"answered again after {self._last}")
         else:
-            error, message, traceback = rest
-            text = f"raised {error} in {flight.method}: {message}"
-            self._fail(Failure(FailureKind.ERROR, rank, text, error=error, traceback=traceback))
+            failure = self._flight.take(rank, payload)
+        if failure is not None:
+            self._fail(failure)
 
     def _fail(self, failure: Failure) -> None:
-        flight = self._flight
-        if flight is None:
+        if self._flight is None:
             self._stray.setdefault(failure.rank, failure)
-            return
-        flight.values.pop(failure.rank, None)
-        flight.failures.setdefault(failure.rank, failure)
-        wait_for_others = GRACE_SECONDS if failure.kind is FailureKind.ERROR else SETTLE_SECONDS
-        flight.due = min(flight.due, time.monotonic() + wait_for_others)
+        else:
+            self._flight.fail(failure)
 
-    def _conclude(self) -> list[Reply]:
-        """End the call in flight: kill the pool unless every rank is known to be well, and make the replies."""
-        flight = self._flight
-        assert flight is not None
-        silent = tuple(r for r in range(self.world_size) if r not in flight.values and r not in flight.failures)
-        starting = self._queued is not None and bool(flight.failures)
-        well = not silent and not starting and all(f.kind is FailureKind.ERROR for f in flight.failures.values())
-        tails = {} if well else self._stop(dump=bool(silent))
-        causes = ", ".join(str(rank) for rank in sorted(flight.failures))
-        for rank in silent:
-            if causes:
-                failure = Failure(FailureKind.PEER, rank, f"killed while in {flight.method}: rank {causes} had failed")
-            else:
-                failure = Failure(FailureKind.HANG, rank, f"no answer to {flight.method} in {flight.timeout:g} s")
-            flight.failures[rank] = failure
-        for rank, failure in flight.failures.items():
-            output = failure.output or tails.get(rank, "")
-            flight.failures[rank] = dataclasses.replace(failure, unanswered=silent, output=output)
+    def _conclude(self, flight: Flight) -> list[Reply]:
+        """End the call: kill the pool unless every rank is known to be well, and make the replies."""
+        usable = flight.well and self._queued is None
+        replies = flight.land({} if usable else self._stop(dump=bool(flight.silent)))
         self._flight = self._queued = None
         self._last = flight.method
-        return [Reply(r, flight.values.get(r), flight.failures.get(r)) for r in range(self.world_size)]
+        return replies
 
 
 def wait(pools: Iterable[Pool]) -> None:
     """Sleep until one of the pools has something for `poll`, or must be polled because time is up."""
     pools = list(pools)
     left = min((pool.due for pool in pools), default=float("inf")) - time.monotonic()
-    _select([number for pool in pools for number in pool.fileno_list()], max(0.0, left))
+    _select([number for pool in pools for number in pool.descriptors], max(0.0, left))
 
 
 def _select(descriptors: Iterable[int], seconds: float) -> None:

@@ -86,6 +86,9 @@ class LocalRank:
     def _create(self, name: str, nbytes: int) -> None:
         """Reserve this rank's buffer and publish it under its final name only when it is whole."""
         final = self._path(name, self.index)
+        if final.exists():
+            # Left by an attempt that a peer spoiled; it must be the same memory, so it is not made anew.
+            return
         part = final.with_name(final.name + ".part")
         try:
             _reserve(part, nbytes)

@@ -102,7 +102,8 @@ def main(descriptor: int) -> None:
 
     import torch.distributed
 
-    from verify.ranks.keeper import Keeper, die_with
+    from verify.ranks.keeper import Keeper
+    from verify.ranks.processes import die_with
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Keepers are nobody's business here: the kernel reaps them.

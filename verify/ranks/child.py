@@ -1,0 +1,149 @@
+"""One rank process as its keeper sees it: its messages, the end of its output, how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from verify.ranks.frames import FrameReader, GarbageError, frame
+from verify.ranks.processes import private_bytes
+
+_TAIL = 8192
+
+Tell = Callable[..., None]
+"""Sends an event to the parent: its kind, the rank, the details."""
+
+
+class Child:
+    """A rank process; everything that it sends becomes an event for the parent.
+
+    Args:
+        index: the rank.
+        pid: its process id, not reaped before `bury`.
+        link: the stream to it, non-blocking.
+        output: the read end of its stdout and stderr, non-blocking.
+        selector: the keeper's; its data are callables that take the event mask.
+        tell: takes the events.
+    """
+
+    def __init__(
+        self, index: int, pid: int, link: socket.socket, output: int, selector: selectors.BaseSelector, tell: Tell
+    ) -> None:
+        self.index, self.pid, self.alive = index, pid, True
+        self._link, self._output, self._selector, self._tell = link, output, selector, tell
+        self._reader = FrameReader()
+        self._outbox, self._tail = bytearray(), bytearray()
+        # A rank owes one answer from the start: that its worker is built.
+        self._owes = 1
+        self._trusted = True
+        selector.register(link, selectors.EVENT_READ, self._exchange)
+        selector.register(output, selectors.EVENT_READ, self.read_output)
+
+    def forward(self, payload: bytes) -> None:
+        """Pass a request on, now or as soon as the rank reads."""
+        if self._trusted:
+            self._owes += 1
+            self._outbox += frame(payload)
+            self._flush()
+
+    def read_output(self, _events: int = 0) -> bool:
+        """Keep the end of what the rank wrote; says whether there may be more."""
+        try:
+            data = os.read(self._output, 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._output)
+            return False
+        self._tail += data
+        del self._tail[:-_TAIL]
+        return True
+
+    def bury(self, status: int) -> None:
+        """Tell how the process ended, after its last words."""
+        if self._trusted:
+            self._receive()
+        self.alive = False
+        self._distrust()
+        self._tell("exit", self.index, status, self._text())
+
+    def weigh(self, limit: int) -> None:
+        """Stop the rank and tell if it holds more than `limit` private bytes."""
+        if self.alive and self._trusted and (held := private_bytes(self.pid)) > limit:
+            self._distrust()
+            self.signal(signal.SIGSTOP)
+            self._tell("memory", self.index, held)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal if it is still there."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def close(self) -> str:
+        """Close the streams after the process has ended; returns the end of its output."""
+        text = self._text()
+        self._distrust()
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(self._output)
+        self.close_streams()
+        return text
+
+    def close_streams(self) -> None:
+        """Close this process's ends; all that a forked sibling must do."""
+        self._link.close()
+        os.close(self._output)
+
+    def _text(self) -> str:
+        while self.read_output():
+            pass
+        return bytes(self._tail).decode(errors="replace")
+
+    def _exchange(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+        if events & selectors.EVENT_READ:
+            self._receive()
+
+    def _flush(self) -> None:
+        # A full stream: the rest goes out later. A broken one: the rank's end is told by its exit.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self._outbox:
+                del self._outbox[: self._link.send(self._outbox)]
+        if self._trusted:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+            if self._selector.get_key(self._link).events != wanted:
+                self._selector.modify(self._link, wanted, self._exchange)
+
+    def _receive(self) -> None:
+        """Take what the rank has sent; anything but one answer per request is garbage."""
+        try:
+            data = self._link.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._distrust()
+            return
+        try:
+            for payload in self._reader.feed(data):
+                self._owes -= 1
+                if self._owes < 0:
+                    raise GarbageError("an answer that nobody asked for")
+                self._tell("reply", self.index, payload)
+        except GarbageError as error:
+            self._distrust()
+            self._tell("garbage", self.index, str(error))
+
+    def _distrust(self) -> Any:
+        """Read no more from the rank."""
+        if self._trusted:
+            self._trusted = False
+            self._selector.unregister(self._link)

@@ -1,0 +1,103 @@
+"""A call in flight: what was asked, until when, and what came back so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify.ranks.replies import Failure, FailureKind, Reply
+
+GRACE_SECONDS = 2.0
+"""How long the peers of a rank that raised may take to answer before they are killed."""
+SETTLE_SECONDS = 0.1
+"""How long the others are listened to after a rank died: several may die of one cause."""
+
+
+@dataclass
+class Flight:
+    """One call.
+
+    Attributes:
+        request: its number, which every answer repeats.
+        method: the worker's method, for messages.
+        payload: the packed request.
+        timeout: seconds, as the caller gave them.
+        world_size: how many answers are due.
+        due: the `time.monotonic` at which the call is over, answered or not.
+        values: the values by rank.
+        failures: the failures by rank.
+    """
+
+    request: int
+    method: str
+    payload: bytes
+    timeout: float
+    world_size: int
+    due: float = float("inf")
+    values: dict[int, Any] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+
+    def depart(self) -> None:
+        """Start the clock."""
+        self.due = time.monotonic() + self.timeout
+
+    @property
+    def over(self) -> bool:
+        """Whether every rank has answered or failed, or time is up."""
+        return not self.silent or time.monotonic() >= self.due
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """The ranks of which nothing was heard."""
+        return tuple(r for r in range(self.world_size) if r not in self.values and r not in self.failures)
+
+    @property
+    def well(self) -> bool:
+        """Whether every rank answered, be it with an error: the pool can be used on."""
+        return not self.silent and all(f.kind is FailureKind.ERROR for f in self.failures.values())
+
+    def take(self, rank: int, payload: bytes) -> Failure | None:
+        """Take a rank's answer; returns the failure that it is, if it is one."""
+        try:
+            request, status, *rest = pickle.loads(payload)
+        except Exception as problem:
+            # The frame was whole, so it is the value that cannot be rebuilt here.
+            return Failure(FailureKind.GARBAGE, rank, f"its answer cannot be unpickled: {problem!r}")
+        if request != self.request or rank in self.values:
+            return Failure(FailureKind.GARBAGE, rank, f"answered request {request} during request {self.request}")
+        if status == "ok":
+            self.values[rank] = rest[0]
+            return None
+        name, message, traceback = rest
+        text = f"raised {name} in {self.method}: {message}"
+        return Failure(FailureKind.ERROR, rank, text, error=name, traceback=traceback)
+
+    def fail(self, failure: Failure) -> None:
+        """Record a failure, and wait for the other ranks only a little longer."""
+        self.values.pop(failure.rank, None)
+        self.failures.setdefault(failure.rank, failure)
+        patience = GRACE_SECONDS if failure.kind is FailureKind.ERROR else SETTLE_SECONDS
+        self.due = min(self.due, time.monotonic() + patience)
+
+    def land(self, tails: Mapping[int, str]) -> list[Reply]:
+        """Make the replies, in rank order.
+
+        Args:
+            tails: the end of each rank's output, if the ranks were killed.
+        """
+        silent, causes = self.silent, ", ".join(map(str, sorted(self.failures)))
+        for rank in silent:
+            if causes:
+                message = f"killed while in {self.method}, since rank {causes} had failed"
+                self.failures[rank] = Failure(FailureKind.PEER, rank, message)
+            else:
+                message = f"no answer to {self.method} in {self.timeout:g} s"
+                self.failures[rank] = Failure(FailureKind.HANG, rank, message)
+        for rank, failure in self.failures.items():
+            output = failure.output or tails.get(rank, "")
+            self.failures[rank] = dataclasses.replace(failure, unanswered=silent, output=output)
+        return [Reply(rank, self.values.get(rank), self.failures.get(rank)) for rank in range(self.world_size)]

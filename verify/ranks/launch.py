@@ -1,0 +1,60 @@
+"""One way to get pools, wherever the program runs: on this machine, or as rank 0 under mpirun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from verify.errors import UsageError
+from verify.ranks.mpi import enter
+from verify.ranks.pool import Pool
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The groups of ranks that this program may use; a context manager that closes them.
+
+    Attributes:
+        pools: one pool per group, with the same worker, all usable at a time.
+        launcher: `local` or `mpirun`.
+    """
+
+    pools: tuple[Pool, ...]
+    launcher: str
+
+    def __enter__(self) -> Pools:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all ranks and wait until they are gone."""
+        for pool in self.pools:
+            pool.close()
+
+
+def open_pools(worker: str, world_size: int, *, groups: int = 1, **options: Any) -> Pools:
+    """Make the pools for groups of `world_size` ranks.
+
+    Under mpirun the whole MPI world is split into groups; elsewhere `groups` pools are made on this machine.
+    No process is started before the first call.
+
+    Args:
+        worker: as for `verify.ranks.pool.Pool`.
+        world_size: ranks per group.
+        groups: how many groups on this machine; not used under mpirun.
+        options: further keyword arguments of `Pool`.
+
+    Raises:
+        UsageError: as `Pool` and `MpiWorld.pools` do, or fewer than one group.
+    """
+    world = enter()
+    if world is not None:
+        return Pools(tuple(world.pools(worker, world_size, **options)), "mpirun")
+    if groups < 1:
+        raise UsageError(f"{groups} groups of ranks: expected at least 1")
+    return Pools(tuple(Pool(worker, world_size, **options) for _ in range(groups)), "local")
