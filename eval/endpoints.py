@@ -140,7 +140,11 @@ def _binary_metrics(run: Run, tasks: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def join(endpoint: Endpoint, baseline: Run, candidate: Run) -> Pairs:
-    """Join two runs on (task, doc_id) under the endpoint's filter; both must hold the same keys."""
+    """Join two runs on (task, doc_id) under the endpoint's filter; both must hold the same keys.
+
+    Raises:
+        UsageError: the candidate has not the endpoint's metric as 0 or 1 on every question.
+    """
     tasks: list[str] = []
     first: list[Sample] = []
     second: list[Sample] = []
@@ -148,6 +152,11 @@ def join(endpoint: Endpoint, baseline: Run, candidate: Run) -> Pairs:
         other = candidate.tasks[task].samples
         # By document, whatever the order of the file: order decides nothing, not even the slices of the report.
         for key in sorted(k for k in baseline.tasks[task].samples if k[1] == endpoint.filter):
+            if other[key].metrics.get(endpoint.metric) not in (0.0, 1.0):
+                raise UsageError(
+                    f"{candidate.tasks[task].path}: doc_id {key[0]} has no {endpoint.metric} of 0 or 1, "
+                    "as the baseline has; run both arms with one version of lm-eval"
+                )
             tasks.append(task)
             first.append(baseline.tasks[task].samples[key])
             second.append(other[key])

@@ -34,42 +34,72 @@ def divergence(reference: Floats, other: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Distances:
+class QuestionDistances:
+    """How far one arm's distribution is from another's, question by question; each array has shape [n].
+
+    Attributes:
+        kl: KL(reference ‖ other), nats.
+        same_top: whether the most likely outcome is the same.
+        equal: whether all log-probabilities are bitwise equal.
+        gold_change: change of the right answer's log-probability, nats; NaN where the right answer is unknown.
+    """
+
+    kl: Floats
+    same_top: NDArray[np.bool_]
+    equal: NDArray[np.bool_]
+    gold_change: Floats
+
+
+def question_distances(reference: Floats, other: Floats, gold: NDArray[np.int64]) -> QuestionDistances:
+    """Distances of `other` from `reference`, both [n, k]; `gold` is the index of the right outcome [n], -1 unknown."""
+    rows = np.arange(len(reference))
+    change = log_softmax(other, axis=1)[rows, gold] - log_softmax(reference, axis=1)[rows, gold]
+    return QuestionDistances(
+        kl=divergence(reference, other),
+        same_top=reference.argmax(axis=1) == other.argmax(axis=1),
+        equal=(reference == other).all(axis=1),
+        gold_change=np.where(gold >= 0, change, np.nan),
+    )
+
+
+@dataclass(frozen=True)
+class DistanceSummary:
     """Distances between two arms over n questions.
 
     Attributes:
+        n: questions.
         mean: mean KL, nats.
         quantiles: KL at 50, 99, 99.9 and 100 %, nats.
-        top1: share of questions whose most likely outcome is the same.
+        same_top: share of questions whose most likely outcome is the same.
         equal: share of questions with bitwise equal log-probabilities.
         gold_mean: mean change of the right answer's log-probability, nats; None where it is unknown.
         gold_error: half-width of its 95 % interval, nats.
     """
 
+    n: int
     mean: float
     quantiles: tuple[float, float, float, float]
-    top1: float
+    same_top: float
     equal: float
     gold_mean: float | None
     gold_error: float | None
 
 
-def measure_distances(reference: Floats, other: Floats, gold: NDArray[np.int64] | None) -> Distances:
-    """Distances of `other` from `reference`, both [n, k]; `gold` is the index of the right outcome [n], -1 unknown."""
-    kl = divergence(reference, other)
-    p50, p99, p999, largest = (float(x) for x in np.quantile(kl, (0.5, 0.99, 0.999, 1.0)))
+def summarise(distances: QuestionDistances) -> DistanceSummary:
+    """Summarise at least one question's distances."""
+    p50, p99, p999, largest = (float(x) for x in np.quantile(distances.kl, (0.5, 0.99, 0.999, 1.0)))
+    change = distances.gold_change[~np.isnan(distances.gold_change)]
     gold_mean = gold_error = None
-    if gold is not None and (gold >= 0).any():
-        rows = np.flatnonzero(gold >= 0)
-        change = log_softmax(other, axis=1)[rows, gold[rows]] - log_softmax(reference, axis=1)[rows, gold[rows]]
+    if len(change):
         gold_mean = float(change.mean())
-        spread = float(change.std(ddof=1)) if len(rows) > 1 else 0.0
-        gold_error = float(norm.isf(0.025)) * spread / float(np.sqrt(len(rows)))
-    return Distances(
-        mean=float(kl.mean()),
+        spread = float(change.std(ddof=1)) if len(change) > 1 else 0.0
+        gold_error = float(norm.isf(0.025)) * spread / float(np.sqrt(len(change)))
+    return DistanceSummary(
+        n=len(distances.kl),
+        mean=float(distances.kl.mean()),
         quantiles=(p50, p99, p999, largest),
-        top1=float((reference.argmax(axis=1) == other.argmax(axis=1)).mean()),
-        equal=float((reference == other).all(axis=1).mean()),
+        same_top=float(distances.same_top.mean()),
+        equal=float(distances.equal.mean()),
         gold_mean=gold_mean,
         gold_error=gold_error,
     )

@@ -167,6 +167,6 @@ def _cut_generations(mine: ArmRecord, theirs: ArmRecord, run: Run) -> Iterator[C
     for task in sorted(mine.truncated.keys() & theirs.truncated.keys() & run.tasks.keys()):
         n = len({key[0] for key in run.tasks[task].samples})
         a, b = mine.truncated[task], theirs.truncated[task]
-        p = float(fisher_exact([[a, n - a], [b, n - b]]).pvalue)
+        p = float(fisher_exact([[a, max(n - a, 0)], [b, max(n - b, 0)]]).pvalue)
         state: State = "ok" if p >= 0.01 else "warning"
         yield Check("generations cut", state, f"{task}: {a} against {b} of {n} at the token limit (p {p:.2g})")

@@ -1,0 +1,104 @@
+"""What a comparison found, as data: the reports print it, and nothing else knows more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from eval.endpoints import Endpoint
+from eval.flips import FlippedQuestion, ForcedSummary
+from eval.gate import Flips, GateSettings, Judgement, Verdict
+from eval.intervals import ClusteredDifference
+from eval.kl import DistanceSummary, OracleJudgement
+from eval.logprobs import Source
+from eval.mcnemar import McNemar
+from eval.slices import RowShare, Slice
+from eval.validity import Check
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose.
+
+    Attributes:
+        settings: margins and levels.
+        tasks: endpoints to judge; empty means all.
+        metrics: (metric, filter) by endpoint, where not the default.
+        flips: most flipped questions to list, over all tasks.
+    """
+
+    settings: GateSettings = field(default_factory=GateSettings)
+    tasks: Sequence[str] = ()
+    metrics: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    flips: int = 0
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """Counts that are printed and not judged: another filter of the same task."""
+
+    metric: str
+    filter: str
+    flips: Flips
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Everything known of one endpoint.
+
+    Attributes:
+        endpoint: what was judged.
+        judgement: the accuracy tier.
+        clustered: the difference with subjects as clusters; None for a single subject.
+        subjects: one slice a subject.
+        slices: by prompt length and margin.
+        rows: the batch rows that hold most of the KL, where the run recorded rows.
+        ungated: the task's other filters.
+        noise: flips of the baseline against its own repetition, where there is one.
+        source: where log-probabilities came from.
+        distances: candidate from baseline.
+        noise_distances: repetition from baseline.
+        forced: the teacher-forced pass, by leaf task.
+    """
+
+    endpoint: Endpoint
+    judgement: Judgement
+    clustered: ClusteredDifference | None
+    subjects: Sequence[Slice]
+    slices: Sequence[Slice]
+    rows: Sequence[RowShare]
+    ungated: Sequence[Ungated]
+    noise: Flips | None
+    source: Source
+    distances: DistanceSummary | None
+    noise_distances: DistanceSummary | None
+    forced: Mapping[str, ForcedSummary]
+
+
+@dataclass(frozen=True)
+class WorstQuestion:
+    """A question on which the candidate is much farther from the oracle than the baseline."""
+
+    task: str
+    doc_id: int
+    prompt_length: int
+    baseline_kl: float
+    candidate_kl: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of a comparison; `oracle` is None where no oracle run was given or it has no log-probabilities."""
+
+    verdict: Verdict
+    reason: str
+    checks: Sequence[Check]
+    tasks: Sequence[TaskResult]
+    pooled: McNemar | None
+    pooled_flips: tuple[int, int, int]
+    oracle: OracleJudgement | None
+    worst_questions: Sequence[WorstQuestion]
+    flipped: Sequence[FlippedQuestion]
+    warnings: Sequence[str]
+    facts: Mapping[str, Mapping[str, str]]
+    settings: GateSettings

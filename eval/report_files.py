@@ -1,0 +1,121 @@
+"""A comparison as JSON and as JUnit XML."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from eval.gate import Verdict
+from eval.outcome import Comparison
+from eval.report_blocks import blocks, headline, oracle_line, task_line, visible
+
+
+def to_json(outcome: Comparison) -> dict[str, Any]:
+    """The comparison as JSON values: equal inputs give equal bytes; what differs from run to run is under `meta`.
+
+    Numbers that JSON has not are the strings "inf", "-inf" and "nan".
+    """
+    data = _plain(outcome)
+    meta = data.pop("facts")
+    return {"headline": headline(outcome), **data, "meta": meta}
+
+
+def summary(outcome: Comparison) -> dict[str, Any]:
+    """The short form, for the `summary` of result.json."""
+    tasks = {
+        t.endpoint.name: {
+            "verdict": t.judgement.verdict.value,
+            "n": t.judgement.flips.n,
+            "baseline": t.judgement.flips.baseline_right / t.judgement.flips.n,
+            "candidate": t.judgement.flips.candidate_right / t.judgement.flips.n,
+            "change": t.judgement.flips.delta,
+            "low": t.judgement.interval.low,
+            "high": t.judgement.interval.high,
+            "margin": t.judgement.margin,
+            "lost": t.judgement.flips.lost,
+            "gained": t.judgement.flips.gained,
+            "churn": t.judgement.flips.churn,
+        }
+        for t in outcome.tasks
+    }
+    return {
+        "headline": headline(outcome),
+        "tasks": tasks,
+        "oracle": _plain(outcome.oracle),
+        "warnings": list(outcome.warnings),
+    }
+
+
+def findings(outcome: Comparison) -> list[dict[str, Any]]:
+    """What a reader must act on: invalid checks, tasks that failed, a candidate too far from the oracle."""
+    found: list[dict[str, Any]] = [
+        {"stage": "validity", "title": c.name, "detail": c.detail} for c in outcome.checks if c.state == "invalid"
+    ]
+    found += [
+        {"stage": "accuracy", "title": t.endpoint.name, "detail": task_line(t)}
+        for t in outcome.tasks
+        if t.judgement.verdict is Verdict.FAIL
+    ]
+    if outcome.oracle is not None and outcome.oracle.verdict is Verdict.FAIL:
+        found.append({"stage": "log-probabilities", "title": "oracle", "detail": oracle_line(outcome)})
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def to_junit(outcome: Comparison) -> str:
+    """The comparison as JUnit XML: a case for validity, one a task, one for the oracle rule.
+
+    FAIL is a failure, INVALID an error, and INCONCLUSIVE an error too: CI systems show a skipped case as green.
+    """
+    suite = ET.Element("testsuite", name="fusecheck accuracy")
+    broken = "\n".join(f"{c.name}: {c.detail}" for c in outcome.checks if c.state == "invalid")
+    _case(suite, "validity", Verdict.INVALID if broken else Verdict.PASS, broken or f"{len(outcome.checks)} checks")
+    for task in outcome.tasks:
+        _case(suite, task.endpoint.name, task.judgement.verdict, task_line(task))
+    if outcome.oracle is not None:
+        _case(suite, "distance to the oracle", outcome.oracle.verdict, oracle_line(outcome) or "")
+    if outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks:
+        _case(suite, "verdict", outcome.verdict, outcome.reason)
+    out = ET.SubElement(suite, "system-out")
+    out.text = _xml_text("\n".join([headline(outcome), *outcome.warnings, *_notes(outcome)]))
+    for tag in ("failure", "error"):
+        suite.set(f"{tag}s", str(len(suite.findall(f"testcase/{tag}"))))
+    suite.set("tests", str(len(suite.findall("testcase"))))
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case(suite: ET.Element, name: str, verdict: Verdict, text: str) -> None:
+    case = ET.SubElement(suite, "testcase", classname="fusecheck.accuracy", name=_xml_text(name))
+    if verdict is Verdict.PASS:
+        ET.SubElement(case, "system-out").text = _xml_text(text)
+        return
+    tag = "failure" if verdict is Verdict.FAIL else "error"
+    element = ET.SubElement(case, tag, message=_xml_text(text.partition("\n")[0]), type=verdict.name)
+    element.text = _xml_text(text)
+
+
+def _notes(outcome: Comparison) -> list[str]:
+    return [note for block in blocks(outcome) for note in block.notes]
+
+
+def _xml_text(text: str) -> str:
+    return "".join(c for c in visible(text) if c not in "\ufffe\uffff")

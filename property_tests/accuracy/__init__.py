@@ -1,0 +1,1 @@
+"""The accuracy question as users run it: stock lm-eval runs, judged."""
