@@ -60,11 +60,9 @@ class Arena:
 
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
-        for name, block in self.blocks:
-            edges = torch.cat((block[:MARGIN], block[-MARGIN:]))
-            if bool((edges != CANARY).any()):
-                return name
-        return None
+        edges = torch.stack([torch.cat((block[:MARGIN], block[-MARGIN:])) for _, block in self.blocks])
+        where = torch.nonzero((edges != CANARY).any(-1))
+        return self.blocks[int(where[0])][0] if len(where) else None
 
 
 class Poisoned(TorchFunctionMode):

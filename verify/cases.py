@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from verify.dataflow import dataflow
@@ -136,8 +137,7 @@ def explain(pool: Pool, outcome: Outcome, *, timeout: float = 60.0) -> list[str]
 
 def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
     """Merge the ranks' records into one outcome."""
-    problem = Problem.from_json(case["problem"])
-    outcome = Outcome(problem)
+    outcome = Outcome(_parse(case["problem"]))
     for failure in culprits(replies):
         message = failure.error + ": " + failure.message if failure.error else str(failure)
         if failure.traceback:
@@ -153,8 +153,11 @@ def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
     return outcome
 
 
+_parse = lru_cache(maxsize=64)(Problem.from_json)
+
+
 def _merge_call(outcome: Outcome, case: dict[str, Any], index: int, per_rank: Sequence[dict[str, Any]]) -> None:
-    step = Problem.from_json(per_rank[0]["problem"])
+    step = _parse(per_rank[0]["problem"])
     name = per_rank[0].get("dataflow", case.get("dataflow") or "-")
     where = f"call {index} " if index or outcome.problem.schedule else ""
     outcome.kernel_seconds += max(r.get("kernel_seconds", 0.0) for r in per_rank)

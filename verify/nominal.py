@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from verify.dataflow import Dataflow
-from verify.enclosure import code_ends, quotient_ends
-from verify.float8 import encode, encode_float32
+from verify.float8 import encode_float32
 from verify.rounding import Format
 
 LEAST_NORMAL = 2.0**-126
@@ -101,16 +100,10 @@ def reciprocal(scale: float, flow: Dataflow) -> float:
 
 
 @lru_cache(maxsize=32)
-def code_table(scale: float, flow: Dataflow, fmt: Format, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The code of every native value, and the ordinals of the least and greatest admissible one, each [65536].
-
-    Indexed by the value's 16 bits. Returns (uint8, int16, int16) tensors.
-    """
+def code_table(scale: float, flow: Dataflow, fmt: Format, device: torch.device) -> Tensor:
+    """The code of every native value, [65536] uint8, indexed by the value's 16 bits."""
     bits = torch.arange(65536, dtype=torch.int32, device=device).to(torch.int16)
-    values = bits.view(fmt.dtype).to(torch.float64)
-    nominal = encode(quotient(values, scale, flow), saturate=flow.saturate, code_of_nan=flow.code_of_nan)
-    low, high = code_ends(*quotient_ends(values, values, scale, reciprocal(scale, flow), flow), flow)
-    return nominal, low, high
+    return codes_of_float32(bits.view(fmt.dtype).to(torch.float32), scale, flow)
 
 
 def quotient(y: Tensor, scale: float, flow: Dataflow) -> Tensor:
@@ -128,9 +121,10 @@ def look_up(table: Tensor, native: Tensor) -> Tensor:
 
 
 def codes_of_float32(y: Tensor, scale: float, flow: Dataflow) -> Tensor:
-    """Codes straight from the unrounded norm, uint8."""
+    """Codes of float32 values, uint8: native ones, whose quotient is the one-rounding one, or the unrounded norm."""
+    # On the device: torch divides CUDA tensors by a scalar of the CPU through its reciprocal.
     if flow.scaling == "divide":
-        quotient = y / torch.tensor(scale, dtype=torch.float32)
+        quotient = y / torch.tensor(scale, dtype=torch.float32, device=y.device)
     else:
-        quotient = y * torch.tensor(reciprocal(scale, flow), dtype=torch.float32)
+        quotient = y * torch.tensor(reciprocal(scale, flow), dtype=torch.float32, device=y.device)
     return encode_float32(quotient, saturate=flow.saturate, code_of_nan=flow.code_of_nan)

@@ -17,6 +17,9 @@ from verify.dataflow import Dataflow
 from verify.enclosure import Interval
 from verify.rounding import FP32, NATIVE, Format, round_to
 
+TABLE_PAYS = 2**16
+"""Elements from which looking codes up in a table of all native values is cheaper than forming each."""
+
 Where = tuple[Tensor, Tensor]
 """Row and column indices of selected elements, each [n], int64."""
 
@@ -177,11 +180,10 @@ class Oracle:
         if not self.flow.round_norm:
             return nominal.codes_of_float32(self.unrounded_norm(residual_out), self.operands.scale, self.flow)
         norm = self.norm(residual_out) if norm_out is None else norm_out
-        return nominal.look_up(self.code_table()[0], norm)
-
-    def code_table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Code, least and greatest admissible ordinal of every native value, each [65536]."""
-        return nominal.code_table(self.operands.scale, self.flow, self.format, self.operands.residual.device)
+        if norm.numel() < TABLE_PAYS:
+            return nominal.codes_of_float32(norm.to(torch.float32), self.operands.scale, self.flow)
+        table = nominal.code_table(self.operands.scale, self.flow, self.format, norm.device)
+        return nominal.look_up(table, norm)
 
     def code_ends(self, residual_out: Tensor, norm_out: Tensor | None, where: Where) -> tuple[Tensor, Tensor]:
         """Ordinals of the least and greatest admissible code at some elements, [n] each, int16."""

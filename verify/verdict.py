@@ -69,7 +69,13 @@ class Tally:
 
     def to_record(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return asdict(self) | {"stage": self.stage.value}
+        return {
+            "stage": self.stage.value,
+            "elements": self.elements,
+            "off_nominal": self.off_nominal,
+            "outside": self.outside,
+            "shown": [asdict(element) for element in self.shown],
+        }
 
 
 def raw(x: Tensor) -> Tensor:

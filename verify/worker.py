@@ -17,7 +17,7 @@ from verify.dataflow import DATAFLOWS, Dataflow, dataflow
 from verify.families import FAMILIES
 from verify.inputs import Inputs
 from verify.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
-from verify.oracle import Oracle
+from verify.oracle import Operands, Oracle
 from verify.problem import Call, Problem
 from verify.properties import Sample
 from verify.verdict import Stage, Tally, admissible_codes, judge_rows, raw
@@ -31,12 +31,13 @@ SAMPLED_ROWS = 20
 
 @dataclass
 class _Done:
-    """One call that returned: what went in, what came out."""
+    """One call that returned: what went in, what came out, and the operands judged last."""
 
     problem: Problem
     flow: Dataflow
     inputs: RankInputs
     outputs: RankOutputs
+    judged: tuple[range, Operands] | None = None
 
 
 class CaseWorker:
@@ -49,6 +50,7 @@ class CaseWorker:
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
         self._kernels: dict[str, tuple[Limits, Kernel]] = {}
+        self._backends: dict[str, Backend] = {}
         self._last: list[_Done] = []
 
     # ------------------------------------------------------------------ requests
@@ -60,7 +62,7 @@ class CaseWorker:
                 `unfused`) and `limits` ([max_tokens, hidden] of the workspace to keep).
         """
         problem = Problem.from_json(case["problem"])
-        backend = backends.backend(case["backend"])
+        backend = self._backend(case["backend"])
         named = case.get("dataflow")
         fresh = bool(problem.schedule)
         if fresh:
@@ -142,13 +144,32 @@ class CaseWorker:
 
     def _judge(self, done: _Done, rows: range, flow: Dataflow | None = None) -> list[Tally]:
         """Judge some rows in blocks; merged tallies, one per stage."""
-        source = Inputs(done.problem, self.rank.device)
         merged: dict[Stage, Tally] = {}
         for block in _blocks(rows, done.problem.hidden, self.rank.device):
-            oracle = Oracle(flow or done.flow, source.operands(block))
+            oracle = Oracle(flow or done.flow, self._operands(done, block))
             for tally in judge_rows(oracle, _rows(done.outputs, block), block.start):
                 merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
         return list(merged.values())
+
+    def _operands(self, done: _Done, rows: range) -> Operands:
+        """What the oracle reads for some rows; this rank's own share of it was made before the call."""
+        if done.judged is not None and _within(rows, done.judged[0]):
+            return _part(done.judged[1], slice(rows.start - done.judged[0].start, rows.stop - done.judged[0].start))
+        problem, made, part = done.problem, done.inputs, slice(rows.start, rows.stop)
+        source = Inputs(problem, self.rank.device)
+        operands = Operands(
+            partials=[
+                made.partial[part] if rank == self.rank.index else source.partial(rank, rows)
+                for rank in range(problem.world_size)
+            ],
+            residual=made.residual[part],
+            gamma=made.gamma,
+            scale=float(made.scale),
+            eps=made.eps,
+            weight_bias=made.weight_bias,
+        )
+        done.judged = rows, operands
+        return operands
 
     def _explains(self, done: _Done, flow: Dataflow) -> bool:
         tallies = self._judge(done, range(done.problem.tokens), flow)
@@ -160,9 +181,10 @@ class CaseWorker:
         rows = range(share.start, min(share.stop, share.start + count))
         if not rows:
             return {"codes": 0, "elements": 0, "property": None}
-        operands = Inputs(done.problem, self.rank.device).operands(rows)
+        operands = self._operands(done, rows)
         codes, elements = 0, 0
-        if done.outputs.quant is not None:
+        # One rank's sample is enough: the ranks take turns.
+        if done.outputs.quant is not None and done.problem.seed % self.rank.world_size == self.rank.index:
             codes, elements = admissible_codes(Oracle(done.flow, operands), _rows(done.outputs, rows))
         sample = Sample(
             torch.stack(operands.partials).to(torch.float64),
@@ -198,10 +220,10 @@ class CaseWorker:
 
     def _check_unfused(self, backend: Backend, done: _Done) -> dict[str, Any]:
         """The unfused reference on the same inputs: judged by its own dataflow, and the differences of its codes."""
-        reference = backends.backend("unfused")
+        reference = self._backend("unfused")
         limits = _limits(done.problem, None)
         outputs = self._again(reference, done, done.problem, limits)
-        theirs = _Done(done.problem, reference.dataflow(done.problem), done.inputs, outputs)
+        theirs = _Done(done.problem, reference.dataflow(done.problem), done.inputs, outputs, done.judged)
         share = shard(done.problem.tokens, self.rank.index, self.rank.world_size)
         tallies = self._judge(theirs, share)
         merged = Tally(Stage.UNFUSED)
@@ -234,6 +256,11 @@ class CaseWorker:
         self._kernels[backend.name] = (limits, kernel)
         return kernel
 
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = backends.backend(name)
+        return self._backends[name]
+
     def _close(self, name: str) -> None:
         if name in self._kernels:
             self._kernels.pop(name)[1].close()
@@ -244,6 +271,16 @@ def shard(tokens: int, index: int, world_size: int) -> range:
     each, more = divmod(tokens, world_size)
     start = index * each + min(index, more)
     return range(start, start + each + (index < more))
+
+
+def _within(rows: range, others: range) -> bool:
+    return others.start <= rows.start and rows.stop <= others.stop
+
+
+def _part(operands: Operands, rows: slice) -> Operands:
+    return replace(
+        operands, partials=[partial[rows] for partial in operands.partials], residual=operands.residual[rows]
+    )
 
 
 def _rows(outputs: RankOutputs, rows: range) -> RankOutputs:
