@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 
 from verify.interface import Rank
+from verify.ranks.rank import LocalRank
 
 
 class Echo:
@@ -49,6 +50,11 @@ class Echo:
         while not all(int(buffer[-1]) for buffer in buffers):
             os.sched_yield()
         return [int(buffer[-1]) for buffer in buffers]
+
+    def directory(self) -> str:
+        """The pool's directory in shared memory."""
+        assert isinstance(self.rank, LocalRank)
+        return str(self.rank.directory)
 
     def symmetric_sum(self, name: str, nbytes: int) -> int:
         return sum(int(buffer.sum()) for buffer in self.rank.symmetric(name, nbytes))
@@ -130,3 +136,21 @@ class Doomed(Echo):
     def slow(self, seconds: float) -> float:
         time.sleep(seconds)
         return seconds
+
+    def zeros(self, size: int) -> bytes:
+        return bytes(size)
+
+    def start_daemon(self) -> int:
+        """Start a process that leaves the session and outlives its parent if it can; returns its id."""
+        script = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
+        process = subprocess.Popen([sys.executable, "-S", "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+
+class Stuck(Echo):
+    """Never gets built."""
+
+    def __init__(self, rank: Rank) -> None:
+        super().__init__(rank)
+        time.sleep(600)

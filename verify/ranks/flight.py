@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,9 +96,15 @@ class Flight:
                 message = f"killed while in {self.method}, since rank {causes} had failed"
                 self.failures[rank] = Failure(FailureKind.PEER, rank, message)
             else:
-                message = f"no answer to {self.method} in {self.timeout:g} s"
+                message = f"no answer to {self.method} in {self.timeout:g} s{_place(tails.get(rank, ''))}"
                 self.failures[rank] = Failure(FailureKind.HANG, rank, message)
         for rank, failure in self.failures.items():
             output = failure.output or tails.get(rank, "")
             self.failures[rank] = dataclasses.replace(failure, unanswered=silent, output=output)
         return [Reply(rank, self.values.get(rank), self.failures.get(rank)) for rank in range(self.world_size)]
+
+
+def _place(tail: str) -> str:
+    """Where a rank's main thread stood, from the stacks that it wrote when it was asked."""
+    found = re.findall(r'Current thread .*:\n  File "(?:.*/)?(.+)", line (\d+) in (\S+)', tail)
+    return "; it stood in {2} ({0}:{1})".format(*found[-1]) if found else ""

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from verify.ranks import member
 from verify.ranks.child import Child
 from verify.ranks.frames import FrameReader, frame
-from verify.ranks.member import RankPlan
+from verify.ranks.plan import RankPlan
 from verify.ranks.processes import adopt_orphans, die_with, kill_descendants
 from verify.ranks.residue import hold, remove, shared_root
 

@@ -11,65 +11,14 @@ import signal
 import socket
 import sys
 import traceback
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from verify.errors import UsageError
 from verify.ranks.frames import FrameReader, frame
+from verify.ranks.plan import START_ID, RankPlan, split_worker
 from verify.ranks.rank import LocalRank
 from verify.ranks.residue import shared_root
-
-START_ID = 0
-"""The request that every rank answers unasked, once its worker is built (or could not be)."""
-
-
-@dataclass(frozen=True)
-class RankPlan:
-    """Everything that a keeper needs to start the ranks of one pool on its host.
-
-    Attributes:
-        worker: the worker class as `package.module:Class`; built in the rank as `Class(rank, *arguments)`.
-        arguments: what the class receives beside the rank.
-        world_size: how many ranks the group has, on all hosts.
-        device: `cpu` or `cuda`.
-        devices: the CUDA device of each rank; empty for rank r on device r.
-        directory: the name of the pool's directory in shared memory, new for every start.
-        rendezvous: where the process group meets; empty for a file in the directory.
-        path: `sys.path` of the parent.
-        cwd: the parent's working directory.
-        environment: variables set in the ranks.
-        memory_limit: private resident bytes that one rank may hold; 0 for no limit.
-        preload: modules that the keeper imports once, so that a restart need not; they must not start CUDA.
-        threads: torch's threads in a CPU rank.
-    """
-
-    worker: str
-    arguments: tuple[Any, ...]
-    world_size: int
-    device: str
-    devices: tuple[int, ...]
-    directory: str = ""
-    rendezvous: str = ""
-    path: tuple[str, ...] = ()
-    cwd: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    memory_limit: int = 0
-    preload: tuple[str, ...] = ()
-    threads: int = 1
-
-
-def split_worker(worker: str) -> tuple[str, str]:
-    """Split `package.module:Class`.
-
-    Raises:
-        UsageError: the text has not that form.
-    """
-    module, colon, name = worker.partition(":")
-    if not (module and colon and name):
-        raise UsageError(f"worker {worker!r}: expected package.module:Class")
-    return module, name
 
 
 def serve(plan: RankPlan, index: int, link: socket.socket) -> None:

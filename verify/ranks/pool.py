@@ -19,7 +19,7 @@ import psutil
 from verify.errors import UsageError
 from verify.ranks.flight import Flight
 from verify.ranks.hosts import Host, Link, LocalHost
-from verify.ranks.member import START_ID, RankPlan, split_worker
+from verify.ranks.plan import START_ID, RankPlan, split_worker
 from verify.ranks.replies import Failure, FailureKind, Reply, crash
 from verify.ranks.residue import PREFIX, sweep
 
@@ -192,18 +192,18 @@ class Pool:
 
     def _start(self) -> None:
         plan = dataclasses.replace(
-            self._plan,
-            directory=PREFIX + secrets.token_hex(8),
-            path=tuple(sys.path),
-            cwd=os.getcwd(),
+            self._plan, directory=PREFIX + secrets.token_hex(8), path=tuple(sys.path), cwd=os.getcwd()
         )
-        for link in self._links:
-            link.connect()
-        plan = dataclasses.replace(plan, rendezvous=self._links[0].host.rendezvous())
-        for link in self._links:
-            link.send("start", plan, link.host.indices)
-        self._running = True
-        self._last = "the start"
+        self._running, self._last = True, "the start"
+        try:
+            for link in self._links:
+                link.connect()
+            plan = dataclasses.replace(plan, rendezvous=self._links[0].host.rendezvous())
+            for link in self._links:
+                link.send("start", plan, link.host.indices)
+        except BaseException:
+            self.cancel()
+            raise
         self._flight = Flight(START_ID, self._last, b"", self._start_timeout, self.world_size)
         self._flight.depart()
 
@@ -214,25 +214,26 @@ class Pool:
         self._flight = flight
 
     def _stop(self, *, dump: bool) -> dict[int, str]:
-        """Have all ranks killed; returns the end of each one's output."""
+        """Have all ranks killed, and wait until they are; returns the end of each one's output."""
         tails: dict[int, str] = {}
-        if not self._running:
-            return tails
+        pending = [link for link in self._links if link.stream is not None] if self._running else []
         self._running = False
-        for link in self._links:
-            link.send("stop", dump)
-        pending = {id(link): link for link in self._links if link.stream is not None}
         deadline = time.monotonic() + STOP_SECONDS
-        while pending and (left := deadline - time.monotonic()) > 0:
-            _select([link.stream.fileno() for link in pending.values() if link.stream is not None], left)
-            for key, link in list(pending.items()):
-                for event in link.receive():
-                    if event[0] in ("stopped", "lost"):
-                        tails.update(event[1] if event[0] == "stopped" else {})
-                        pending.pop(key, None)
-        for link in pending.values():
-            link.host.abandon(link.keeper)
-            link.drop()
+        try:
+            for link in pending:
+                link.send("stop", dump)
+            while pending and (left := deadline - time.monotonic()) > 0:
+                _select([link.stream.fileno() for link in pending if link.stream is not None], left)
+                for link in list(pending):
+                    for event in link.receive():
+                        if event[0] in ("stopped", "lost"):
+                            pending.remove(link)
+                            tails.update(event[1] if event[0] == "stopped" else {})
+        finally:
+            # Left over are keepers that do not obey, or that Ctrl-C kept from being heard.
+            for link in pending:
+                link.host.abandon(link.keeper)
+                link.drop()
         return tails
 
     # what arrives

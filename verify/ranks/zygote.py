@@ -9,17 +9,18 @@ The zygote never touches CUDA, has one thread, and so may be forked from; it end
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
 _MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MV2_", "MPI_")
+_KEEPER_SECONDS = 4.0
 _BOOT = "import sys; sys.path[:0] = [{root!r}]; from verify.ranks.zygote import main; main({descriptor})"
 
 
@@ -100,10 +101,11 @@ def main(descriptor: int) -> None:
     """Run the zygote on the inherited control socket; returns when the parent closes it."""
     import gc
 
+    import psutil
     import torch.distributed
 
     from verify.ranks.keeper import Keeper
-    from verify.ranks.processes import die_with
+    from verify.ranks.processes import adopt_orphans, die_with, kill_descendants
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Keepers are nobody's business here: the kernel reaps them.
@@ -112,6 +114,8 @@ def main(descriptor: int) -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Should a keeper be killed, its orphans come here.
+    adopt_orphans()
     control = socket.socket(fileno=descriptor)
     zygote = os.getpid()
     while True:
@@ -131,5 +135,7 @@ def main(descriptor: int) -> None:
             os.close(received)
     # Keepers that still run must clean up before the kernel kills them for this process's end.
     os.killpg(0, signal.SIGTERM)
-    with contextlib.suppress(ChildProcessError):
-        os.wait()
+    deadline = time.monotonic() + _KEEPER_SECONDS
+    while psutil.Process().children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill_descendants()

@@ -1,0 +1,304 @@
+"""The rank pool: what it returns, how it fails, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
+from property_tests.suite.launching import marked, marked_environment, wait_until_gone
+from verify.errors import UsageError
+from verify.ranks import FailureKind, Pool, culprits, values
+
+DOOMED = "property_tests.suite.workers:Doomed"
+TIMEOUT = 30.0
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(DOOMED, 2, memory_limit=MEMORY_LIMIT) as opened:
+        yield opened
+
+
+def processes(pool: Pool) -> list[int]:
+    return [place[3] for place in values(pool.call("place", timeout=TIMEOUT))]
+
+
+def test_every_rank_answers_in_rank_order_with_its_own_place(pool: Pool) -> None:
+    places = values(pool.call("place", timeout=TIMEOUT))
+    assert [(index, size, device) for index, size, device, _, _ in places] == [(0, 2, "cpu"), (1, 2, "cpu")]
+    assert len({place[3] for place in places}) == 2
+    assert os.getpid() not in {place[3] for place in places}
+
+
+def test_the_same_processes_take_all_calls(pool: Pool) -> None:
+    assert processes(pool) == processes(pool)
+
+
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+def test_ranks_of_every_world_size_meet_in_a_collective(world_size: int) -> None:
+    with Pool(DOOMED, world_size) as pool:
+        assert values(pool.call("total", timeout=TIMEOUT)) == [world_size * (world_size + 1) / 2] * world_size
+
+
+def test_a_worker_receives_its_arguments_and_one_thread(pool: Pool) -> None:
+    with Pool("property_tests.suite.workers:Echo", 1, arguments=["a", {"b": 2}]) as other:
+        assert values(other.call("place", timeout=TIMEOUT))[0][4] == ("a", {"b": 2})
+        assert values(other.call("threads", timeout=TIMEOUT)) == [1]
+
+
+def test_large_arguments_and_values_pass(pool: Pool) -> None:
+    large = bytes(range(256)) * 40_000
+    assert values(pool.call("echo", large, timeout=TIMEOUT)) == [large, large]
+
+
+def test_a_value_that_is_too_large_to_send_is_an_error_of_that_call(pool: Pool) -> None:
+    replies = pool.call("zeros", 65 << 20, timeout=TIMEOUT)
+    assert [reply.failure.kind for reply in replies if reply.failure] == [FailureKind.ERROR] * 2
+    assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+@pytest.mark.parametrize(("method", "error"), [("unpicklable", "AttributeError"), ("no_such_method", "AttributeError")])
+def test_an_error_of_all_ranks_is_reported_and_the_pool_lives_on(pool: Pool, method: str, error: str) -> None:
+    before = processes(pool)
+    failures = culprits(pool.call(method, timeout=TIMEOUT))
+    assert [(f.kind, f.rank, f.error) for f in failures] == [
+        (FailureKind.ERROR, 0, error),
+        (FailureKind.ERROR, 1, error),
+    ]
+    assert "Traceback" in failures[0].traceback
+    assert processes(pool) == before
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_death_that_peers_wait_for_is_reported_in_time_and_the_next_call_works(pool: Pool, manner: str) -> None:
+    before = processes(pool)
+    timeout = 20.0 if manner == "leak" else 0.7
+    begun = time.monotonic()
+    replies = pool.call("die_waiting", manner, 1, timeout=timeout)
+    assert time.monotonic() - begun < timeout + 5
+    wanted = MANNERS[manner][1]
+    assert replies[1].failure is not None
+    assert replies[1].failure.kind is wanted
+    assert replies[0].failure is not None
+    assert replies[0].failure.kind is (FailureKind.HANG if wanted is FailureKind.HANG else FailureKind.PEER)
+    assert [f.rank for f in culprits(replies)] == ([0, 1] if wanted is FailureKind.HANG else [1])
+    assert not [pid for pid in before if psutil.pid_exists(pid)]
+    assert values(pool.call("echo", manner, timeout=TIMEOUT)) == [manner, manner]
+
+
+@pytest.mark.parametrize("manner", ["spin", "sigkill", "garbage"])
+def test_a_death_that_nobody_waits_for_leaves_the_peers_values(pool: Pool, manner: str) -> None:
+    replies = pool.call("die", manner, 1, timeout=0.7)
+    assert replies[0].value == "alive"
+    assert [(f.kind, f.rank) for f in culprits(replies)] == [(MANNERS[manner][1], 1)]
+
+
+def test_a_rank_that_raises_alone_is_not_killed_when_its_peers_answer(pool: Pool) -> None:
+    before = processes(pool)
+    replies = pool.call("die", "throw", 1, timeout=TIMEOUT)
+    assert replies[0].value == "alive"
+    assert replies[1].failure is not None
+    assert "this rank only" in replies[1].failure.traceback
+    assert processes(pool) == before
+
+
+def test_ranks_that_die_of_one_cause_are_all_reported(pool: Pool) -> None:
+    failures = culprits(pool.call("die", "sigsegv", -1, timeout=TIMEOUT))
+    assert [(f.kind, f.rank, f.signal) for f in failures] == [(FailureKind.CRASH, r, "SIGSEGV") for r in (0, 1)]
+
+
+def test_a_crash_names_signal_or_exit_code_and_shows_the_last_output(pool: Pool) -> None:
+    by_signal = pool.call("die", "sigsegv", 1, timeout=TIMEOUT)[1].failure
+    assert by_signal is not None
+    assert (by_signal.signal, by_signal.exit_code) == ("SIGSEGV", None)
+    assert "in sigsegv" in by_signal.output
+    by_exit = pool.call("die", "exit", 1, timeout=TIMEOUT)[1].failure
+    assert by_exit is not None
+    assert (by_exit.signal, by_exit.exit_code) == ("", 7)
+
+
+def test_a_hang_says_where_each_rank_stood_and_who_was_missing(pool: Pool) -> None:
+    failures = culprits(pool.call("die_waiting", "spin_in_c", 1, timeout=0.7))
+    assert [f.unanswered for f in failures] == [(0, 1), (0, 1)]
+    assert "it stood in spin (workers.py:" in failures[0].message
+    assert "it stood in spin_in_c (workers.py:" in failures[1].message
+
+
+def test_a_death_between_two_calls_is_reported_by_the_next_one_and_by_that_one_only(pool: Pool) -> None:
+    pid = processes(pool)[1]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    failures = culprits(pool.call("nothing", timeout=TIMEOUT))
+    assert [(f.kind, f.rank) for f in failures] == [(FailureKind.CRASH, 1)]
+    assert "between calls, after place" in failures[0].message
+    assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+def test_processes_that_a_rank_left_behind_die_with_the_pool() -> None:
+    with Pool(DOOMED, 1) as pool:
+        pids = values(pool.call("start_daemon", timeout=TIMEOUT))
+        assert all(psutil.pid_exists(pid) for pid in pids)
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_a_worker_that_cannot_be_built_fails_every_call_with_its_reason() -> None:
+    with Pool("property_tests.suite.workers:NoSuchWorker", 2) as pool:
+        for _ in range(2):
+            failures = culprits(pool.call("nothing", timeout=TIMEOUT))
+            assert [f.kind for f in failures] == [FailureKind.ERROR] * 2
+            assert "NoSuchWorker" in failures[0].message
+
+
+def test_a_worker_whose_construction_hangs_is_a_hang_at_the_start() -> None:
+    with Pool("property_tests.suite.workers:Stuck", 2, start_timeout=1.0) as pool:
+        begun = time.monotonic()
+        failures = culprits(pool.call("nothing", timeout=TIMEOUT))
+        assert [f.kind for f in failures] == [FailureKind.HANG] * 2
+        assert "no answer to the start in 1 s" in failures[0].message
+        assert time.monotonic() - begun < 6
+
+
+def test_ctrl_c_during_a_call_leaves_no_rank_and_a_pool_that_works(pool: Pool) -> None:
+    before = processes(pool)
+    main = os.getpid()
+    killer = subprocess.Popen([sys.executable, "-S", "-c", f"import os, time; time.sleep(.5); os.kill({main}, 2)"])
+    with pytest.raises(KeyboardInterrupt):
+        pool.call("die", "spin", -1, timeout=TIMEOUT)
+    killer.wait()
+    assert not [pid for pid in before if psutil.pid_exists(pid)]
+    assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_keeper_that_dies_or_stops_takes_its_ranks_with_it(sent: signal.Signals) -> None:
+    with Pool(DOOMED, 2) as pool:
+        before = processes(pool)
+        os.kill(psutil.Process(before[0]).ppid(), sent)
+        begun = time.monotonic()
+        assert len(culprits(pool.call("nothing", timeout=1.0))) == 2
+        assert time.monotonic() - begun < 6
+        time.sleep(0.2)
+        assert not [pid for pid in before if psutil.pid_exists(pid)]
+        assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+ZYGOTE_DIES = """
+import os, sys, time, psutil
+from verify.ranks import Pool, culprits, values
+with Pool("property_tests.suite.workers:Doomed", 1) as pool:
+    rank = values(pool.call("place", timeout=60.0))[0][3]
+    psutil.Process(rank).parent().parent().kill()
+    time.sleep(.2)
+    print(*culprits(pool.call("nothing", timeout=60.0)))
+    print(values(pool.call("echo", 1, timeout=60.0)))
+"""
+
+
+def test_a_zygote_that_is_killed_is_reported_and_replaced() -> None:
+    # In a program of its own: the zygote is shared by all pools of a process.
+    mark, environment = marked_environment()
+    done = subprocess.run(
+        [sys.executable, "-c", ZYGOTE_DIES], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "crash: rank 0: its keeper process was killed between calls, after place",
+        "[1]",
+    ]
+    assert wait_until_gone(mark) == set()
+
+
+PROGRAM = """
+import os, sys, time
+from verify.ranks import Pool
+pool = Pool("property_tests.suite.workers:Doomed", 2)
+pool.call("start_daemon", timeout=60.0)
+print(pool.call("directory", timeout=60.0)[0].value, flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["raise SystemError", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"],
+    ids=["raises", "is SIGKILLed", "is terminated"],
+)
+def test_nothing_outlives_a_parent_that(then: str) -> None:
+    mark, environment = marked_environment()
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(then="time.sleep(.2); " + then)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert program.stdout is not None
+    directory = Path(program.stdout.readline().decode().strip())
+    assert directory.is_dir()
+    # The parent, its zygote, a keeper, two ranks and a daemon of each: the mark does find them.
+    assert len(marked(mark)) >= 6
+    assert program.wait(10) != 0
+    program.stdout.close()
+    assert wait_until_gone(mark) == set()
+    assert not directory.exists()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"world_size": 0}, "world size 0"),
+    ({"device": "tpu"}, "'tpu'"),
+    ({"worker": "no_colon"}, "package.module:Class"),
+    ({"devices": [0, 1, 2]}, "3 devices for 2 ranks"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), BAD)
+def test_a_pool_that_cannot_be_is_refused_in_one_line(options: dict[str, Any], named: str) -> None:
+    arguments: dict[str, Any] = {"worker": DOOMED, "world_size": 2} | options
+    with pytest.raises(UsageError, match=named) as caught:
+        Pool(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_timeout_that_is_not_above_zero_is_refused(pool: Pool, timeout: float) -> None:
+    with pytest.raises(UsageError, match="timeout"):
+        pool.call("nothing", timeout=timeout)
+    assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+def test_a_second_call_in_flight_is_refused(pool: Pool) -> None:
+    pool.submit("slow", 0.2, timeout=TIMEOUT)
+    with pytest.raises(RuntimeError, match="slow is in flight"):
+        pool.submit("nothing", timeout=TIMEOUT)
+    pool.cancel()
+    with pytest.raises(RuntimeError, match="no call"):
+        pool.poll()
+
+
+def test_a_closed_pool_has_no_processes_and_may_be_called_again() -> None:
+    pool = Pool(DOOMED, 2)
+    before = processes(pool)
+    pool.close()
+    assert not [pid for pid in before if psutil.pid_exists(pid)]
+    with contextlib.closing(pool):
+        assert set(processes(pool)).isdisjoint(before)
+
+
+def test_the_zygote_starts_no_threads_since_it_is_forked() -> None:
+    with Pool(DOOMED, 1) as pool:
+        rank = processes(pool)[0]
+        zygote = psutil.Process(rank).parent().parent()  # type: ignore[union-attr]
+        assert zygote is not None
+        assert zygote.num_threads() == 1
