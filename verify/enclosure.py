@@ -93,8 +93,8 @@ def stream_ends(total: Interval, residual: Tensor, flow: Dataflow, fmt: Format) 
 
 
 def preimage(rounded: Tensor, fmt: Format) -> Interval:
-    """The values that round to `rounded`."""
-    half = 0.5 * ulp(rounded, fmt)
+    """The values that round to `rounded`; an infinity or NaN stands for itself."""
+    half = torch.where(rounded.isfinite(), 0.5 * ulp(rounded, fmt), 0.0)
     return rounded - half, rounded + half
 
 

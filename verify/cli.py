@@ -1,0 +1,280 @@
+"""The command line: one sub-command per question, and the mapping of errors to exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+import verify
+from verify import backends
+from verify.cases import CHECKS
+from verify.dataflow import DATAFLOWS, dataflow
+from verify.errors import Inconclusive, UsageError
+from verify.families import FAMILIES
+from verify.interface import FusionOp, Strategy
+from verify.journal import FILE_NAME, Journal, finished
+from verify.kernel import Budget, KernelReport, Run, Subject
+from verify.models import model as model_named
+from verify.plan import Case, Plan
+from verify.problem import WORLD_SIZES, Problem
+from verify.report import Verdict, make_run_dir, write_result
+from verify.screen import KernelProgress, show_kernel
+
+app = typer.Typer(
+    name="fusecheck",
+    help="Decide whether a fused AllReduce + residual + RMSNorm + FP8 kernel may replace the ops it fuses.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+_PLUGGED: tuple[str, ...] = ()
+"""Modules that add further commands."""
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
+RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
+Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:  # noqa: FBT002
+    if version:
+        console.print(f"fusecheck {verify.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command("kernel")
+def kernel(
+    backend: Annotated[
+        str, typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.")
+    ] = "emulated",
+    tp: Annotated[str, typer.Option(help="World sizes, such as 2 or 2,4,8.")] = "2",
+    model: Annotated[str | None, typer.Option(help="Take hidden size, eps and weight bias of a known model.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Rows to choose from, such as 1,16,128.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden sizes to choose from.")] = None,
+    op: Annotated[
+        str | None, typer.Option(help="RESIDUAL_RMS_NORM[_QUANT_FP8|_OUT_QUANT_FP8], comma-separated.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="ONESHOT, TWOSHOT, AUTO, comma-separated.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16, comma-separated.")] = None,
+    family: Annotated[str | None, typer.Option(help="Input families, comma-separated.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Values of eps, comma-separated.")] = None,
+    dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop each backend and tp after so long.")] = None,
+    cases: Annotated[int | None, typer.Option(help="Stop each backend and tp after so many cases.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
+    most_elements: Annotated[int, typer.Option(help="tokens * hidden of the largest drawn case.")] = 2**19,
+    device: Device = "cpu",
+    case_timeout: Timeout = 60.0,
+    resume: Annotated[Path | None, typer.Option(help="Go on after the run in this directory.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Does the kernel compute what it promises, on every rank, call after call?
+
+    Examples:
+      fusecheck kernel --backend emulated:flashinfer-fp32 --tp 2,4 --cases 200
+      fusecheck kernel --model llama-3.1-8b --tokens 1,16,256 --seconds 30
+    """
+    _positive("--case-timeout", case_timeout)
+    shape = model_named(model) if model else None
+    plan = Plan(
+        seed=seed,
+        tokens=_numbers("--tokens", tokens),
+        hidden=(shape.hidden,) if shape and not hidden else _numbers("--hidden", hidden),
+        ops=_members("--op", FusionOp, op),
+        strategies=_members("--strategy", Strategy, strategy),
+        dtypes=_choices("--dtype", dtype, ("bf16", "fp16")),
+        families=_choices("--family", family, tuple(FAMILIES)),
+        eps=_floats("--eps", eps) or ((shape.eps,) if shape else (1e-5, 1e-6)),
+        weight_bias=shape.weight_bias if shape else None,
+        most_elements=most_elements,
+    )
+    if dataflow_name is not None:
+        dataflow(dataflow_name)
+    if seconds is not None:
+        _positive("--seconds", seconds)
+    if cases is not None:
+        _positive("--cases", cases)
+    budget = Budget(cases if cases is not None or seconds is not None else 200, seconds)
+    subjects = [Subject(backend, size, dataflow_name) for size in _numbers("--tp", tp)]
+    skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
+    run = Run(subjects, plan, budget, device=device, timeout=case_timeout, skip=skip)
+    _finish(_run_kernel("kernel", run, run_dir or resume, json_file))
+
+
+@app.command("verify")
+def verify_all(
+    seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Run all that this machine can run: the kernel question for the emulator under every known dataflow."""
+    subjects = [Subject(f"emulated:{name}", size) for size in (2, 4, 8) for name in DATAFLOWS]
+    run = Run(subjects, Plan(seed=seed), Budget(cases=2 * len(FAMILIES)))
+    _finish(_run_kernel("verify", run, run_dir, json_file))
+
+
+@app.command("replay")
+def replay(
+    problem: Annotated[str, typer.Argument(help="The JSON of a finding's replay line, or a file with one per line.")],
+    backend: Annotated[str, typer.Option(help="Whose kernel to run.")] = "emulated",
+    dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
+    device: Device = "cpu",
+    case_timeout: Timeout = 60.0,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Run the cases of replay lines again, with every check."""
+    problems = [Problem.from_json(line) for line in _replay_lines(problem)]
+    sizes = dict.fromkeys(p.world_size for p in problems)
+    if dataflow_name is not None:
+        dataflow(dataflow_name)
+    subjects = [Subject(backend, size, dataflow_name) for size in sizes]
+    plan = _Given(problems)
+    run = Run(subjects, plan, Budget(cases=len(problems)), device=device, timeout=case_timeout)
+    _finish(_run_kernel("replay", run, run_dir, json_file))
+
+
+@app.command("backends")
+def list_backends() -> None:
+    """List the backends, the known dataflows, and the world sizes."""
+    console.print("backends (or package.module:attribute):", highlight=False)
+    for name, target in backends.backends().items():
+        console.print(f"  {name}  {target}", highlight=False, markup=False)
+    console.print("dataflows (emulated:<dataflow>, --dataflow):", highlight=False)
+    for flow in DATAFLOWS.values():
+        console.print(f"  {flow.name}  {flow.source}", highlight=False, markup=False)
+    console.print(f"world sizes: {', '.join(map(str, WORLD_SIZES))}", highlight=False)
+
+
+class _Given(Plan):
+    """A plan that hands out given Problems, with every check."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__()
+        object.__setattr__(self, "_problems", problems)
+
+    def case(self, world_size: int, index: int) -> Case:
+        mine = [p for p in self.__dict__["_problems"] if p.world_size == world_size]
+        return Case(mine[index % len(mine)], CHECKS)
+
+
+def _run_kernel(command: str, run: Run, run_dir: Path | None, json_file: Path | None) -> KernelReport:
+    """Validate, run with progress, show, and write the run's files."""
+    run.validate()
+    directory = make_run_dir(command, run_dir)
+    with Journal(directory / FILE_NAME) as journal:
+        watched = Run(**{**run.__dict__, "journal": journal})
+        with KernelProgress(watched, console) as progress:
+            watched = Run(**{**watched.__dict__, "progress": progress})
+            report = watched.execute()
+    show_kernel(report, console)
+    findings = [finding.to_record() for finding in report.findings]
+    write_result(directory, command, report.verdict, report.summary(), findings, json_file)
+    console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)
+    return report
+
+
+def _finish(report: KernelReport) -> None:
+    if report.verdict is not Verdict.PASS:
+        raise typer.Exit(report.verdict.exit_code)
+
+
+def _replay_lines(given: str) -> list[str]:
+    """The argument itself if it is JSON, else the lines of that file.
+
+    Raises:
+        UsageError: neither.
+    """
+    if given.lstrip().startswith("{"):
+        return [given]
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{given!r} is neither a JSON object nor a readable file ({error})") from None
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise UsageError(f"{given} has no replay line, expected one JSON object a line")
+    return lines
+
+
+def _positive(option: str, value: float) -> None:
+    if not value > 0 or math.isinf(value):
+        raise UsageError(f"{option} {value:g}, expected more than 0")
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def _numbers(option: str, text: str | None) -> tuple[int, ...]:
+    parts = _split(text)
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}, expected whole numbers such as 2 or 2,4,8") from None
+    if any(number < 1 for number in numbers):
+        raise UsageError(f"{option} {text!r}, expected numbers of at least 1")
+    return numbers
+
+
+def _floats(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in _split(text))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}, expected numbers such as 1e-5,1e-6") from None
+
+
+def _choices(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    parts = _split(text)
+    for part in parts:
+        if part not in known:
+            raise UsageError(f"{option} {part!r}, expected one of: {', '.join(known)}")
+    return tuple(parts) or known
+
+
+def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | None) -> tuple:  # type: ignore[type-arg]
+    names = _choices(option, text, tuple(member.value for member in kind))
+    return tuple(kind(name) for name in names)
+
+
+def _plug_in_commands() -> None:
+    for name in _PLUGGED:
+        importlib.import_module(name).register(app)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    try:
+        _plug_in_commands()
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (UsageError, click.UsageError) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        _complain(message)
+        sys.exit(2)
+    except Inconclusive as error:
+        _complain(str(error))
+        sys.exit(3)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted")
+        sys.exit(3)
+
+
+def _complain(message: str) -> None:
+    print(f"fusecheck: {' '.join(message.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The kernel question: run cases on pools of ranks until a count or a time, and sum up what they showed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify import backends
+from verify.cases import WORKER, Finding, Outcome, explain, request, run_case
+from verify.errors import UsageError
+from verify.interface import Backend, Support
+from verify.journal import Journal
+from verify.plan import Case, Plan
+from verify.problem import Problem
+from verify.ranks import Pool
+from verify.ranks.launch import open_pools
+from verify.report import Verdict
+
+MOST_FINDINGS = 50
+"""After so many failing cases the run stops: more say nothing new."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kernel under test at one world size.
+
+    Attributes:
+        backend: its name, or `package.module:attribute`.
+        world_size: ranks.
+        flow: a dataflow to judge by instead of the declared one.
+    """
+
+    backend: str
+    world_size: int
+    flow: str | None = None
+
+
+@dataclass
+class Group:
+    """What the cases of one subject showed."""
+
+    subject: Subject
+    cases: int = 0
+    refused: int = 0
+    elements: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class KernelReport:
+    """What a run showed; `summary` is its JSON form."""
+
+    groups: dict[Subject, Group] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    suggestions: dict[str, list[str]] = field(default_factory=dict)
+    off_nominal: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
+    histogram: Counter[str] = field(default_factory=Counter)
+    codes: tuple[int, int] = (0, 0)
+    kernel_seconds: float = 0.0
+    judge_seconds: float = 0.0
+    seconds: float = 0.0
+    coverage: Counter[str] = field(default_factory=Counter)
+    interrupted: bool = False
+    refusals: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def cases(self) -> int:
+        """Cases run."""
+        return sum(group.cases for group in self.groups.values())
+
+    @property
+    def elements(self) -> int:
+        """Outputs judged, over all ranks."""
+        return sum(group.elements for group in self.groups.values())
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail with any finding; inconclusive when interrupted or when some subject ran nothing."""
+        if self.findings:
+            return Verdict.FAIL
+        if self.interrupted or not self.groups or any(not group.cases for group in self.groups.values()):
+            return Verdict.INCONCLUSIVE
+        return Verdict.PASS
+
+    def add(self, subject: Subject, outcome: Outcome) -> None:
+        """Count one case."""
+        group = self.groups[subject]
+        group.cases += 1
+        group.elements += outcome.elements
+        group.failed += not outcome.passed
+        self.findings.extend(outcome.findings)
+        self.off_nominal.update(outcome.off_nominal)
+        self.judged.update(outcome.judged)
+        self.histogram.update(outcome.histogram)
+        self.codes = (self.codes[0] + outcome.codes[0], self.codes[1] + outcome.codes[1])
+        self.kernel_seconds += outcome.kernel_seconds
+        self.judge_seconds += outcome.judge_seconds
+        problem = outcome.problem
+        self.coverage[f"{problem.family}/{problem.hidden}"] += 1
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of `result.json`."""
+        return {
+            "cases": self.cases,
+            "elements": self.elements,
+            "seconds": round(self.seconds, 3),
+            "elements_per_second": round(self.elements / self.seconds) if self.seconds else 0,
+            "codes_per_element": self.codes[0] / self.codes[1] if self.codes[1] else None,
+            "codes_sampled": self.codes[1],
+            "off_nominal": {k: [self.off_nominal[k], self.judged[k]] for k in self.judged},
+            "code_differences_from_unfused": dict(sorted(self.histogram.items(), key=lambda kv: int(kv[0]))),
+            "kernel_seconds": round(self.kernel_seconds, 3),
+            "judge_seconds": round(self.judge_seconds, 3),
+            "subjects": [
+                {
+                    "backend": g.subject.backend,
+                    "world_size": g.subject.world_size,
+                    "dataflow": g.subject.flow,
+                    "cases": g.cases,
+                    "refused": g.refused,
+                    "elements": g.elements,
+                    "failed": g.failed,
+                    "seconds": round(g.seconds, 3),
+                }
+                for g in self.groups.values()
+            ],
+            "coverage": dict(self.coverage),
+            "refusals": dict(self.refusals),
+            "suggestions": self.suggestions,
+            "interrupted": self.interrupted,
+        }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a subject has had enough: cases, seconds, or both (whichever comes first)."""
+
+    cases: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the kernel question.
+
+    Attributes:
+        subjects: what to test.
+        plan: where the cases come from.
+        budget: for each subject.
+        device: `cpu` or `cuda`.
+        timeout: seconds for one case.
+        journal: where each case is noted before it starts.
+        skip: cases that an earlier run has done.
+        progress: called after each case with the report so far.
+    """
+
+    subjects: Sequence[Subject]
+    plan: Plan
+    budget: Budget
+    device: str = "cpu"
+    timeout: float = 60.0
+    journal: Journal | None = None
+    skip: frozenset[str] = frozenset()
+    progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
+
+    def validate(self) -> None:
+        """Refuse what cannot run, before anything is started or written.
+
+        Raises:
+            UsageError: an unknown backend, or a shape, value or world size that it or a Problem refuses.
+        """
+        for subject in self.subjects:
+            backend = backends.backend(subject.backend)
+            reasons: Counter[str] = Counter()
+            for index in range(4 * len(self.plan.families)):
+                support = backend.supports(self.plan.case(subject.world_size, index).problem)
+                if support.ok:
+                    break
+                reasons[support.reason] += 1
+            else:
+                reason = reasons.most_common(1)[0][0]
+                raise UsageError(f"backend {subject.backend} refuses every case at tp {subject.world_size}: {reason}")
+
+    def execute(self) -> KernelReport:
+        """Run every subject's cases; Ctrl-C ends the run with what it has."""
+        report = KernelReport()
+        report.groups = {subject: Group(subject) for subject in self.subjects}
+        began = time.monotonic()
+        try:
+            for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
+                mine = [subject for subject in self.subjects if subject.world_size == world_size]
+                with open_pools(WORKER, world_size, device=self.device, preload=("verify.worker",)) as pools:
+                    for subject in mine:
+                        self._run_subject(subject, pools.pools, report)
+        except KeyboardInterrupt:
+            report.interrupted = True
+        report.seconds = time.monotonic() - began
+        return report
+
+    def _run_subject(self, subject: Subject, pools: Sequence[Pool], report: KernelReport) -> None:
+        """Spread one subject's cases over the pools, a thread each; the threads only wait for ranks."""
+        began = time.monotonic()
+        source = _Shared(self._cases(subject, report, began))
+        errors: list[BaseException] = []
+
+        def serve(pool: Pool) -> None:
+            try:
+                for case in source:
+                    self._run_one(pool, subject, case, report, source)
+            except BaseException as error:
+                errors.append(error)
+                source.stop()
+
+        if len(pools) == 1:
+            serve(pools[0])
+        else:
+            threads = [threading.Thread(target=serve, args=(pool,), daemon=True) for pool in pools]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        report.groups[subject].seconds = time.monotonic() - began
+        if errors:
+            raise errors[0]
+
+    def _run_one(self, pool: Pool, subject: Subject, case: Case, report: KernelReport, source: _Shared) -> None:
+        line = case.problem.to_json()
+        if self.journal is not None:
+            with source.lock:
+                self.journal.start(line, backend=subject.backend)
+        asked = request(case.problem, subject.backend, flow=subject.flow, checks=case.checks)
+        outcome = run_case(pool, asked, timeout=self.timeout)
+        names = explain(pool, outcome) if outcome.findings else []
+        with source.lock:
+            report.add(subject, outcome)
+            if names:
+                report.suggestions[line] = names
+            if self.journal is not None:
+                stages = [finding.stage.value for finding in outcome.findings]
+                self.journal.end(line, backend=subject.backend, verdict="fail" if stages else "pass", stages=stages)
+            self.progress(report, subject)
+
+    def _cases(self, subject: Subject, report: KernelReport, began: float) -> Iterator[Case]:
+        backend = backends.backend(subject.backend)
+        group = report.groups[subject]
+        for given, case in enumerate(self.plan.cases(subject.world_size)):
+            enough = self.budget.cases is not None and given >= self.budget.cases
+            late = self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds
+            if enough or late or sum(g.failed for g in report.groups.values()) >= MOST_FINDINGS:
+                return
+            support = _supports(backend, case.problem)
+            if not support.ok:
+                group.refused += 1
+                report.refusals[support.reason] += 1
+            elif case.problem.to_json() not in self.skip:
+                yield case
+
+
+def _supports(backend: Backend, problem: Problem) -> Support:
+    """Whether the backend takes every call of the Problem."""
+    return next((s for _, p in problem.calls() if not (s := backend.supports(p)).ok), backend.supports(problem))
+
+
+class _Shared:
+    """An iterator that several threads draw from."""
+
+    def __init__(self, source: Iterator[Case]) -> None:
+        self._source, self._stopped = source, False
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> _Shared:
+        return self
+
+    def __next__(self) -> Case:
+        with self.lock:
+            if self._stopped:
+                raise StopIteration
+            return next(self._source)
+
+    def stop(self) -> None:
+        """Give out no more."""
+        self._stopped = True

@@ -1,0 +1,131 @@
+"""`result.json`, the run directory, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verify.errors import UsageError
+
+SCHEMA = 1
+
+_PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
+
+
+class Verdict(str, Enum):
+    """Of a run. Nothing run is inconclusive, never a pass."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process: 0 pass, 1 fail, 3 inconclusive (2 is wrong usage)."""
+        return {"pass": 0, "fail": 1, "inconclusive": 3}[self.value]
+
+    @staticmethod
+    def worst(verdicts: Sequence[Verdict]) -> Verdict:
+        """A failure if any failed; a pass only if all passed and there is one."""
+        if Verdict.FAIL in verdicts:
+            return Verdict.FAIL
+        return Verdict.PASS if verdicts and all(v is Verdict.PASS for v in verdicts) else Verdict.INCONCLUSIVE
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions and hardware, JSON-ready; no names of users, hosts or paths."""
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    versions = {name: installed[name] for name in _PACKAGES if name in installed}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "packages": versions,
+    }
+
+
+def make_run_dir(command: str, run_dir: Path | None) -> Path:
+    """Make the run's directory, `runs/<utc>-<command>` unless given.
+
+    Raises:
+        UsageError: it cannot be made or written.
+    """
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    path = run_dir or Path("runs") / f"{stamp}-{command}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"run directory {path}: cannot be written ({error.strerror}); give another --run-dir"
+        ) from None
+    return path
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another path") from None
+
+
+def write_result(
+    run_dir: Path,
+    command: str,
+    verdict: Verdict | str,
+    summary: dict[str, Any],
+    findings: Sequence[dict[str, Any]],
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """Write `result.json` into the run directory, and a copy where `--json` asks for it; returns the record.
+
+    Args:
+        run_dir: an existing directory.
+        command: the command's name, such as `kernel`.
+        verdict: `pass`, `fail` or `inconclusive`.
+        summary: the command's own figures.
+        findings: JSON-ready records.
+        json_file: a second place.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    record = {
+        "schema": SCHEMA,
+        "command": command,
+        "verdict": Verdict(verdict).value,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "arguments": sys.argv[1:],
+        "environment": environment(),
+        "summary": summary,
+        "findings": list(findings),
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    write_aside(run_dir / "result.json", text)
+    if json_file is not None:
+        write_aside(json_file, text)
+    return record

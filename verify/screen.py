@@ -1,0 +1,112 @@
+"""What the terminal shows of a kernel run: progress while it runs, a table and the findings at its end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from verify.kernel import KernelReport, Run, Subject
+from verify.report import Verdict
+
+SHOWN = 10
+"""Findings on the terminal; the files have all."""
+
+
+class KernelProgress:
+    """A progress bar with cases, elements, rate and findings; silent where there is no terminal.
+
+    Args:
+        run: what will be run; its budget gives the bar its length.
+        console: where to draw.
+    """
+
+    def __init__(self, run: Run, console: Console) -> None:
+        per_subject = run.budget.cases if run.budget.cases is not None else run.budget.seconds
+        self._by_time = run.budget.cases is None
+        self._total = float(per_subject or 0) * len(run.subjects)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting ranks", total=self._total or None, note="")
+
+    def __enter__(self) -> KernelProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, report: KernelReport, subject: Subject) -> None:
+        """Redraw after a case."""
+        elapsed = self._bar.tasks[0].elapsed or 1e-9
+        note = (
+            f"{report.cases} cases  {report.elements / 1e6:.1f} M elements  {report.elements / elapsed / 1e6:.1f} M/s"
+        )
+        if report.findings:
+            note += f"  [red]{len(report.findings)} findings[/red]"
+        done = elapsed if self._by_time else float(report.cases + sum(g.refused for g in report.groups.values()))
+        self._bar.update(
+            self._task,
+            completed=min(done, self._total),
+            description=f"{escape(subject.backend)} tp {subject.world_size}",
+            note=note,
+        )
+
+
+def show_kernel(report: KernelReport, console: Console) -> None:
+    """Print the table of subjects, the findings, and the verdict as the last line."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("backend", "tp", "cases", "refused", "elements", "seconds", "failed"):
+        table.add_column(name, justify="left" if name == "backend" else "right", no_wrap=True)
+    for group in report.groups.values():
+        judged = f" as {group.subject.flow}" if group.subject.flow else ""
+        table.add_row(
+            escape(group.subject.backend + judged),
+            str(group.subject.world_size),
+            str(group.cases),
+            str(group.refused),
+            f"{group.elements:,}",
+            f"{group.seconds:.1f}",
+            f"[red]{group.failed}[/red]" if group.failed else "0",
+        )
+    console.print(table)
+    for finding in report.findings[:SHOWN]:
+        console.print(finding.line(), markup=False, highlight=False, soft_wrap=True)
+    if len(report.findings) > SHOWN:
+        console.print(f"... and {len(report.findings) - SHOWN} more findings, in result.json")
+    for names in list(report.suggestions.values())[:1]:
+        console.print(f"every element of that case is explained by: {', '.join(names)}", markup=False)
+    console.print(_sentence(report), highlight=False, soft_wrap=True)
+
+
+def _sentence(report: KernelReport) -> str:
+    summary = report.summary()
+    codes = summary["codes_per_element"]
+    rate = summary["elements_per_second"] / 1e6
+    facts = f"{report.cases} cases, {report.elements:,} output elements in {report.seconds:.1f} s ({rate:.1f} M/s)"
+    facts += f", {codes:.5f} admissible codes per element" if codes else ""
+    off = ", ".join(f"{k} {a / b:.1e}" for k, (a, b) in summary["off_nominal"].items() if a and k in _SHARES)
+    facts += f"; off nominal: {off}" if off else ""
+    colour = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[report.verdict.value]
+    why = ""
+    if report.verdict is Verdict.INCONCLUSIVE:
+        refused = ", ".join(report.refusals) or "no case was run"
+        why = " (interrupted)" if report.interrupted else f" ({refused})"
+    return f"[bold {colour}]{report.verdict.value}[/]{escape(why)}: {facts}"
+
+
+_SHARES = ("residual", "norm", "quant")
