@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import operator
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -82,15 +83,11 @@ def _attribute(name: str, target: str) -> Any:
 
 def _make(name: str, made: Any, variant: str) -> Backend:
     """Call a class or function to get the backend, and check that it has the interface."""
-    arguments = [variant] if variant else []
     if inspect.isclass(made) or inspect.isroutine(made):
+        make: Callable[..., Any] = made
+        _check_arguments(name, make, variant)
         try:
-            inspect.signature(made).bind(*arguments)
-        except TypeError as error:
-            told = f"has no variant {variant!r}" if variant else f"cannot be made without arguments ({error})"
-            raise UsageError(f"backend {name!r}: {made.__name__} {told}") from None
-        try:
-            made = made(*arguments)
+            made = make(variant) if variant else make()
         except UsageError:
             raise
         except Exception as error:
@@ -103,6 +100,16 @@ def _make(name: str, made: Any, variant: str) -> Backend:
     if missing:
         raise UsageError(f"backend {name!r}: {type(made).__name__} lacks {', '.join(missing)}; see verify/interface.py")
     return made  # type: ignore[no-any-return]
+
+
+def _check_arguments(name: str, made: Callable[..., Any], variant: str) -> None:
+    try:
+        inspect.signature(made).bind(*([variant] if variant else []))
+    except TypeError as error:
+        told = f"has no variant {variant!r}" if variant else f"cannot be made without arguments ({error})"
+        raise UsageError(f"backend {name!r}: {made.__name__} {told}") from None
+    except ValueError:
+        return  # a class written in C has no signature; calling it will tell
 
 
 def _told(error: BaseException) -> str:

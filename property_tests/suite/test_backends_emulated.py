@@ -1,0 +1,425 @@
+"""The emulated kernel: real processes against numpy, and its steps one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from property_tests.suite.backend_calls import (
+    Call,
+    LoneRank,
+    Outputs,
+    as_bytes,
+    e4m3_codes,
+    float32,
+    floats,
+    normalised,
+    residual_in_rank_order,
+    rounded,
+    steps_apart,
+)
+from verify.backends.emulated import EmulatedBackend, EmulatedKernel
+from verify.backends.emulated_arithmetic import Arithmetic
+from verify.backends.emulated_protocol import SENTINEL, Lamport, TwoShot
+from verify.dataflow import DATAFLOWS, Dataflow
+from verify.interface import FusionOp, Limits, RankInputs, Strategy
+from verify.problem import Problem
+from verify.ranks import FailureKind, Pool, culprits, values
+
+BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+QUANT = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+NORM = FusionOp.RESIDUAL_RMS_NORM
+CALLS = "property_tests.suite.backend_calls"
+SECONDS = 60.0
+
+WORKSPACE = [
+    Call(5, 64, seed=1),
+    Call(130, 512, seed=2),
+    Call(5, 64, QUANT, seed=1),
+    Call(130, 512, strategy=Strategy.ONESHOT, seed=2),
+    Call(1, 8, NORM, Strategy.TWOSHOT, seed=4),
+    Call(17, 2880, dtype="fp16", seed=5, weight_bias=1.0, scale=0.03125),
+    Call(2, 360, strategy=Strategy.ONESHOT, dtype="fp16", seed=6, scale=1.0),
+    Call(7, 1024, strategy=Strategy.TWOSHOT, seed=7, scale=0.25),
+]
+"""Tokens, hidden, op, strategy and dtype all change from call to call."""
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    with Pool(f"{CALLS}:BackendCalls", request.param) as ranks:
+        yield ranks
+
+
+def run(pool: Pool, name: str, calls: list[Call], reopen_every: int = 0) -> list[Outputs]:
+    """Make the calls on all ranks; one rank's outputs, once all are found to be the same."""
+    ranks = values(pool.call("run", name, calls, reopen_every, timeout=SECONDS))
+    for other in ranks[1:]:
+        for call, mine, theirs in zip(calls, ranks[0], other, strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(np.array_equal(mine[name], theirs[name]) for name in mine), f"the ranks differ: {call}"
+    return list(ranks[0])
+
+
+def kernel(dataflow_name: str = "trtllm", tokens: int = 64, hidden: int = 256) -> EmulatedKernel:
+    """A workspace for a group of one, in this process."""
+    opened = EmulatedBackend(dataflow_name).open(LoneRank(), Limits(tokens, hidden, torch.bfloat16))
+    assert isinstance(opened, EmulatedKernel)
+    return opened
+
+
+@pytest.mark.parametrize("name", DATAFLOWS)
+def test_every_dataflow_computes_what_numpy_does_and_the_same_on_every_rank(pool: Pool, name: str) -> None:
+    flow = DATAFLOWS[name]
+    returned = run(pool, f"emulated:{name}", WORKSPACE)
+    for call, outputs in zip(WORKSPACE, returned, strict=True):
+        assert ("norm" in outputs, "quant" in outputs) == (call.op.returns_norm, call.op.returns_quant)
+        observed = floats(outputs, "residual", call.dtype)
+        if flow.order == "rank":
+            expected = residual_in_rank_order(call, pool.world_size, accumulate=flow.accumulate)
+            assert np.array_equal(observed, expected), call
+        if not call.op.returns_norm or flow.round_normed or flow.round_squares or not flow.norm_reads_rounded:
+            continue
+        norm = floats(outputs, "norm", call.dtype)
+        apart = steps_apart(norm, rounded(normalised(observed, call), call.dtype), call.dtype)
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 0.003, "more than the rounding of the mean square can move"
+        if call.op.returns_quant and flow.round_norm:
+            factor = Arithmetic(flow, 0, 1).reciprocal(torch.tensor([call.scale])).double().numpy()
+            divisor = np.float64(np.float32(call.scale))
+            scaled = norm / divisor if flow.scaling == "divide" else norm * factor
+            assert np.array_equal(outputs["quant"], e4m3_codes(float32(scaled)))
+
+
+def norm_by_definition(flow: Dataflow, call: Call) -> tuple[np.ndarray, np.ndarray]:
+    """The norm in float64 with every rounding that the flow declares; and what the quantiser reads. One rank."""
+    inputs = call.inputs(0, 1)
+    stream = inputs.partial.double().numpy() + inputs.residual.double().numpy()
+    read = rounded(stream, call.dtype) if flow.norm_reads_rounded else float32(stream)
+    squares = rounded(np.square(read), call.dtype) if flow.round_squares else np.square(read)
+    normed = read / np.sqrt(squares.mean(-1, keepdims=True) + inputs.eps)
+    if flow.round_normed:
+        normed = rounded(normed, call.dtype)
+    y = normed * (inputs.gamma.double().numpy() + call.weight_bias)
+    return rounded(y, call.dtype), rounded(y, call.dtype) if flow.round_norm else y
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", DATAFLOWS)
+def test_every_declared_rounding_is_made_and_no_other(name: str, dtype: str) -> None:
+    flow, call = DATAFLOWS[name], Call(32, 256, dtype=dtype, seed=3, weight_bias=1.0)
+    returned = as_bytes(kernel(name).run(call.inputs(0, 1), op=BOTH, strategy=Strategy.ONESHOT))
+    norm, read = norm_by_definition(flow, call)
+    # The float64 mean square differs from the kernel's by 1e-6 at most; a rounding that is missing or
+    # one too many moves 1 % of the values and more.
+    assert (floats(returned, "norm", dtype) != norm).mean() < 0.003
+    assert (returned["quant"] != e4m3_codes(float32(read / np.float64(np.float32(call.scale))))).mean() < 0.003
+
+
+def test_oneshot_and_twoshot_return_the_same_bits(pool: Pool) -> None:
+    shapes = [(1, 64), (3, 8), (6, 520), (129, 128)]
+    for name in ("trtllm", "flashinfer-fp32", "trtllm-nccl"):
+        for strategies in [(Strategy.ONESHOT, Strategy.TWOSHOT), (Strategy.AUTO, Strategy.TWOSHOT)]:
+            first, second = (
+                run(pool, f"emulated:{name}", [Call(t, h, strategy=s, seed=t) for t, h in shapes]) for s in strategies
+            )
+            for a, b in zip(first, second, strict=True):
+                assert all(np.array_equal(a[output], b[output]) for output in ("residual", "norm", "quant"))
+
+
+def test_quant_alone_returns_the_codes_of_quant_with_norm(pool: Pool) -> None:
+    for name in DATAFLOWS:
+        both, quant, norm = run(pool, f"emulated:{name}", [Call(9, 256, op, seed=3) for op in (BOTH, QUANT, NORM)])
+        assert set(quant) == {"residual", "quant"}
+        assert set(norm) == {"residual", "norm"}
+        assert np.array_equal(both["quant"], quant["quant"])
+        assert np.array_equal(both["norm"], norm["norm"])
+
+
+@pytest.mark.parametrize("strategy", [Strategy.ONESHOT, Strategy.TWOSHOT])
+def test_token_counts_may_change_from_call_to_call_with_fresh_data(pool: Pool, strategy: Strategy) -> None:
+    world_size = pool.world_size
+    tokens = [200, 1, 1, 200, 3, *range(1, 2 * world_size + 2), 129, 128, 1, 2, 127]
+    calls = [Call(t, 64, strategy=strategy, seed=n) for n, t in enumerate(tokens)]
+    for call, outputs in zip(calls, run(pool, "emulated", calls), strict=True):
+        expected = residual_in_rank_order(call, world_size, accumulate="native")
+        assert np.array_equal(floats(outputs, "residual", call.dtype), expected), call
+
+
+def test_a_closed_workspace_is_opened_again_clean(pool: Pool) -> None:
+    calls = [Call(1 + n % 3, 64, strategy=(Strategy.ONESHOT, Strategy.TWOSHOT)[n % 2], seed=n) for n in range(12)]
+    whole, reopened = run(pool, "emulated", calls), run(pool, "emulated", calls, reopen_every=2)
+    for a, b in zip(whole, reopened, strict=True):
+        assert all(np.array_equal(a[output], b[output]) for output in a)
+
+
+def test_two_open_workspaces_of_one_size_do_not_share_memory(pool: Pool) -> None:
+    calls = [Call(1 + n % 4, 64, strategy=Strategy.ONESHOT, seed=n) for n in range(8)]
+    alone, interleaved = (
+        run(pool, "emulated", calls),
+        values(pool.call("interleave", "emulated", calls, timeout=SECONDS)),
+    )
+    for a, b in zip(alone, interleaved[0], strict=True):
+        assert all(np.array_equal(a[output], b[output]) for output in a)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["trtllm", "flashinfer-fp32"])
+def test_negative_zeros_and_subnormals_neither_hang_nor_change(pool: Pool, name: str, dtype: str) -> None:
+    patterns = [0x8000, 0x0000, 0x8001, 0x807F, 0x0001, 0x007F, 0x8040]
+    calls = [
+        Call(3, 64, strategy=s, dtype=dtype, bits=b) for b in patterns for s in (Strategy.ONESHOT, Strategy.TWOSHOT)
+    ]
+    for call, outputs in zip(calls, run(pool, f"emulated:{name}", calls), strict=True):
+        value = call.partials(1)[0].double().numpy() * pool.world_size
+        flushed = DATAFLOWS[name].flush_subnormals and dtype == "bf16"
+        expected = np.zeros_like(value) if flushed and call.bits not in (0x0000, 0x8000) else value
+        assert np.array_equal(floats(outputs, "residual", dtype), expected), call
+
+
+def test_a_negative_zero_at_any_lane_arrives(pool: Pool) -> None:
+    run(pool, "emulated", [Call(1, 8, strategy=Strategy.ONESHOT, bits=0x8000) for _ in range(4)])
+    one = kernel()
+    for lane in range(16):
+        inputs = Call(1, 16, seed=lane).inputs(0, 1)
+        inputs.partial.view(torch.int16)[0, lane] = SENTINEL
+        outputs = one.run(inputs, op=BOTH, strategy=Strategy.ONESHOT)
+        assert torch.equal(outputs.residual, inputs.partial + inputs.residual)
+
+
+def test_without_canonical_zeros_the_receivers_wait_for_ever() -> None:
+    with Pool(f"{CALLS}:BackendCalls", 2) as ranks:
+        plug_in = f"{CALLS}:raw_publisher"
+        values(ranks.call("run", plug_in, [Call(1, strategy=Strategy.ONESHOT)], timeout=SECONDS))
+        replies = ranks.call("run", plug_in, [Call(1, strategy=Strategy.ONESHOT, bits=0x8000)], timeout=1.0)
+        assert {failure.kind for failure in culprits(replies)} == {FailureKind.HANG}
+
+
+def test_oneshot_leaves_every_third_but_the_last_one_clean() -> None:
+    one = kernel(tokens=64, hidden=64)
+    for number, tokens in enumerate([64, 1, 1, 64, 2, 30, 30, 1]):
+        one.run(Call(tokens, 64, seed=number).inputs(0, 1), op=BOTH, strategy=Strategy.ONESHOT)
+        lamport = one._exchanges[Strategy.ONESHOT]
+        assert isinstance(lamport, Lamport)
+        used = [int((third != SENTINEL).sum()) for third in lamport.bits[0][: 3 * lamport.capacity].view(3, -1)]
+        assert used == [tokens * 64 if third == number % 3 else 0 for third in range(3)]
+        assert lamport.clear_size() == tokens * 64
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+def test_token_shards_cover_every_token_once_with_the_rest_at_the_first_ranks(world_size: int) -> None:
+    shots = TwoShot(LoneRank(), Limits(1, 8, torch.bfloat16))
+    shots.world_size = world_size
+    for tokens in range(1, 3 * world_size + 2):
+        shards = [shots.token_shard(rank, tokens) for rank in range(world_size)]
+        assert [begin for begin, _ in shards] == [0, *(end for _, end in shards[:-1])]
+        assert shards[-1][1] == tokens
+        sizes = [end - begin for begin, end in shards]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] - sizes[-1] <= 1
+
+
+def test_auto_is_oneshot_up_to_128_tokens_and_twoshot_beyond() -> None:
+    for tokens, expected in [(1, Strategy.ONESHOT), (128, Strategy.ONESHOT), (129, Strategy.TWOSHOT)]:
+        one = kernel(tokens=tokens, hidden=8)
+        one.run(Call(tokens, 8).inputs(0, 1), op=NORM, strategy=Strategy.AUTO)
+        assert list(one._exchanges) == [expected]
+
+
+@pytest.mark.parametrize("flow", [replace(DATAFLOWS["trtllm"], code_of_nan=c) for c in ("nan", "+max", "-max")])
+def test_the_cast_is_the_table_and_nan_becomes_what_is_declared(flow: Dataflow) -> None:
+    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    ties = torch.tensor([447.99997, 448.0, 456.0, 464.0, 464.00003, 480.0, 1e30, 2**-10, 3 * 2**-10, 2**-9])
+    scaled = torch.cat((every, ties, -ties))
+    codes = Arithmetic(flow, 0, 1).cast(scaled.clone()).view(torch.uint8).numpy()
+    nan = scaled.isnan().numpy()
+    assert np.array_equal(codes[~nan], e4m3_codes(scaled.double().numpy()[~nan]))
+    assert set(codes[nan].tolist()) == {{"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}[flow.code_of_nan]}
+
+
+def test_an_unsaturated_cast_makes_nan_beyond_the_tie() -> None:
+    arithmetic = Arithmetic(replace(DATAFLOWS["trtllm"], saturate=False), 0, 1)
+    codes = arithmetic.cast(torch.tensor([448.0, 464.0, -464.0, 464.00003, -465.0, torch.inf, torch.nan]))
+    assert codes.view(torch.uint8).tolist() == [0x7E, 0x7E, 0xFE, 0x7F, 0x7F, 0x7F, 0x7F]
+
+
+@pytest.mark.parametrize("name", ["trtllm", "flashinfer"])
+def test_the_reciprocal_is_rounded_or_within_one_ulp_as_declared(name: str) -> None:
+    arithmetic = Arithmetic(DATAFLOWS[name], 0, 1)
+    scales = torch.rand(300, generator=torch.Generator().manual_seed(0)) + 2**-8
+    got = torch.stack([arithmetic.reciprocal(s.reshape(1))[0] for s in scales]).double().numpy()
+    exact = 1 / scales.double().numpy()
+    ulp = np.spacing(got.astype(np.float32)).astype(np.float64)
+    correct = got == float32(exact)
+    assert (np.abs(got - exact) < ulp).all()
+    assert correct.all() if name == "trtllm" else 0.2 < correct.mean() < 0.8
+    for exponent in (-100, -3, 0, 1, 60):
+        assert arithmetic.reciprocal(torch.tensor([2.0**exponent])).item() == 2.0**-exponent
+
+
+def test_a_fast_math_reciprocal_flushes_subnormals_and_an_exact_one_does_not() -> None:
+    fast, exact = Arithmetic(DATAFLOWS["flashinfer"], 0, 1), Arithmetic(DATAFLOWS["trtllm"], 0, 1)
+    assert fast.reciprocal(torch.tensor([2.0**-127])).item() == torch.inf
+    assert exact.reciprocal(torch.tensor([2.0**-127])).item() == 2.0**127
+    assert fast.reciprocal(torch.tensor([2.0**127])).item() == 0
+    assert exact.reciprocal(torch.tensor([2.0**127])).item() == 2.0**-127
+
+
+@pytest.mark.parametrize("hidden", [8, 24, 64, 2880, 4096, 7168, 16384, 65536])
+def test_the_mean_square_keeps_to_24_additions_above_any_square(hidden: int) -> None:
+    arithmetic = Arithmetic(DATAFLOWS["trtllm"], 0, 1)
+    generator = torch.Generator().manual_seed(hidden)
+    rows = torch.cat((torch.randn(2, hidden, generator=generator), torch.full((2, hidden), 0.1))).bfloat16().float()
+    exact = rows.double().square().mean(-1, keepdim=True)
+    got = arithmetic.mean_square(rows.clone(), torch.bfloat16)
+    # Depth 24 allows 24 roundings, the division one more; adding in sequence takes ~hidden/4 of them on constant rows.
+    assert float(((got.double() - exact).abs() / exact).max()) <= 25 * 2**-24
+    for lane in (0, 7, hidden // 2, hidden - 1):
+        hot = torch.zeros(1, hidden).index_fill_(1, torch.tensor([lane]), 2.0)
+        assert arithmetic.mean_square(hot, torch.bfloat16).item() == np.float32(4) / np.float32(hidden)
+
+
+def test_any_order_means_a_ring_that_is_the_same_on_every_rank() -> None:
+    ring = {tuple(Arithmetic(DATAFLOWS["unfused"], rank, 4).rank_order()) for rank in range(4)}
+    assert ring == {(1, 2, 3, 0)}
+    assert Arithmetic(DATAFLOWS["trtllm"], 2, 4).rank_order() == [0, 1, 2, 3]
+
+
+def test_an_unrounded_sum_stays_float32_through_both_protocols() -> None:
+    flow = replace(DATAFLOWS["trtllm-fp32"], name="unrounded", round_sum=False)
+    opened = EmulatedBackend(flow=flow).open(LoneRank(), Limits(8, 64, torch.bfloat16))
+    arithmetic = Arithmetic(flow, 0, 2)
+    partials = [torch.tensor([[1.0]]).bfloat16(), torch.tensor([[2.0**-12]]).bfloat16()]
+    assert arithmetic.total(partials).item() == 1 + 2**-12
+    results = [opened.run(Call(8, 64).inputs(0, 1), op=BOTH, strategy=s) for s in (Strategy.ONESHOT, Strategy.TWOSHOT)]
+    assert torch.equal(results[0].residual, results[1].residual)
+
+
+def test_a_kept_sign_of_zero_goes_twoshot_and_refuses_oneshot() -> None:
+    backend = EmulatedBackend(flow=replace(DATAFLOWS["trtllm"], name="kept", zero_sign="kept"))
+    opened = backend.open(LoneRank(), Limits(8, 64, torch.bfloat16))
+    inputs = Call(2, 64, bits=0x8000).inputs(0, 1)
+    inputs.residual.fill_(-0.0)
+    outputs = opened.run(inputs, op=BOTH, strategy=Strategy.AUTO)
+    assert bool(outputs.residual.signbit().all())
+    assert outputs.quant is not None
+    assert bool((outputs.quant.view(torch.uint8) == 0x80).all())
+    with pytest.raises(ValueError, match="loses the sign of zero"):
+        opened.run(inputs, op=BOTH, strategy=Strategy.ONESHOT)
+
+
+def strided(inputs: RankInputs) -> RankInputs:
+    """The same values behind views: a transpose, a step of two, an offset."""
+    tokens, hidden = inputs.partial.shape
+    wide = torch.full((tokens, 2 * hidden), torch.nan, dtype=inputs.partial.dtype)
+    wide[:, ::2] = inputs.residual
+    padded = torch.cat((inputs.gamma[:3], inputs.gamma))
+    return replace(inputs, partial=inputs.partial.t().contiguous().t(), residual=wide[:, ::2], gamma=padded[3:])
+
+
+@pytest.mark.parametrize("strategy", [Strategy.ONESHOT, Strategy.TWOSHOT])
+def test_views_are_read_as_their_values(strategy: Strategy) -> None:
+    inputs = Call(6, 64, seed=1).inputs(0, 1)
+    plain = kernel().run(inputs, op=BOTH, strategy=strategy)
+    viewed = kernel().run(strided(inputs), op=BOTH, strategy=strategy)
+    assert all(np.array_equal(as_bytes(plain)[n], as_bytes(viewed)[n]) for n in ("residual", "norm", "quant"))
+    expanded = replace(inputs, partial=inputs.partial[:1].expand(6, 64))
+    repeated = replace(inputs, partial=inputs.partial[:1].repeat(6, 1))
+    a, b = (kernel().run(i, op=BOTH, strategy=strategy) for i in (expanded, repeated))
+    assert torch.equal(a.residual, b.residual)
+
+
+def test_inputs_stay_as_they_were() -> None:
+    inputs = Call(5, 64, bits=0x8000).inputs(0, 1)
+    for strategy in (Strategy.ONESHOT, Strategy.TWOSHOT):
+        before = [t.clone() for t in (inputs.partial, inputs.residual, inputs.gamma, inputs.scale)]
+        kernel("flashinfer").run(inputs, op=BOTH, strategy=strategy)
+        for old, new in zip(before, (inputs.partial, inputs.residual, inputs.gamma, inputs.scale), strict=True):
+            assert torch.equal(old.view(torch.uint8), new.view(torch.uint8))
+
+
+GOOD = Call(4, 64).inputs(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"gamma": GOOD.gamma.float()}, "gamma is torch.float32, expected torch.bfloat16"),
+        ({"gamma": GOOD.gamma[:1]}, r"gamma has shape \[1\], expected \[64\]"),
+        ({"gamma": GOOD.gamma[None]}, r"gamma has shape \[1, 64\], expected \[64\]"),
+        ({"residual": GOOD.residual.half()}, "residual is torch.float16, expected torch.bfloat16"),
+        ({"residual": GOOD.residual[:1]}, r"residual has shape \[1, 64\], expected \[4, 64\]"),
+        ({"scale": GOOD.scale.bfloat16()}, "scale is torch.bfloat16, expected torch.float32"),
+        ({"scale": GOOD.scale.double()}, "scale is torch.float64, expected torch.float32"),
+        ({"scale": GOOD.scale[0]}, r"scale has shape \[\], expected \[1\]"),
+        ({"scale": GOOD.scale.repeat(64)}, r"scale has shape \[64\], expected \[1\]"),
+        ({"partial": GOOD.partial[None]}, "partial has 3 dimensions, expected"),
+        ({"partial": GOOD.partial.float()}, "partial is torch.float32, expected torch.bfloat16 or torch.float16"),
+        ({"eps": -1e-6}, "eps=-1e-06 is not a finite number"),
+        ({"eps": float("nan")}, "eps=nan is not a finite number"),
+        ({"weight_bias": float("inf")}, "weight_bias=inf is not a finite number"),
+    ],
+)
+def test_an_operand_that_would_be_misread_is_refused_in_one_line(changed: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as refused:
+        kernel().run(replace(GOOD, **changed), op=BOTH, strategy=Strategy.AUTO)  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (Call(65, 64), "65 x 64 exceeds the workspace's 64 x 256"),
+        (Call(1, 264), "1 x 264 exceeds the workspace's 64 x 256"),
+        (Call(1, 12), "hidden=12 is not a positive multiple of 8"),
+    ],
+)
+def test_a_call_beyond_its_workspace_is_refused(call: Call, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        kernel().run(call.inputs(0, 1), op=BOTH, strategy=Strategy.AUTO)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "strategy", "told"),
+    [
+        (1, 8200, Strategy.AUTO, "hidden/8=1025 is odd"),
+        (1, 65544, Strategy.AUTO, "hidden=65544 is above 65536"),
+        (65, 65536, Strategy.ONESHOT, "one-shot takes 64 MiB"),
+    ],
+)
+def test_what_supports_refuses_the_kernel_refuses_too(tokens: int, hidden: int, strategy: Strategy, told: str) -> None:
+    backend = EmulatedBackend()
+    support = backend.supports(Problem(world_size=8, tokens=tokens, hidden=hidden, strategy=strategy))
+    assert not support.ok
+    assert told in support.reason
+    if strategy is Strategy.AUTO:
+        with pytest.raises(ValueError, match=told):
+            backend.open(LoneRank(), Limits(tokens, hidden, torch.bfloat16))
+    else:
+        assert backend.supports(Problem(world_size=8, tokens=tokens, hidden=hidden, strategy=Strategy.AUTO)).ok
+
+
+def test_what_supports_takes_runs() -> None:
+    for hidden in (8, 8184, 8192, 8208, 65536):
+        problem = Problem(world_size=1, tokens=2, hidden=hidden, strategy=Strategy.ONESHOT)
+        assert EmulatedBackend().supports(problem).ok
+        outputs = kernel(tokens=2, hidden=hidden).run(Call(2, hidden).inputs(0, 1), op=BOTH, strategy=problem.strategy)
+        assert outputs.residual.shape == (2, hidden)
+
+
+class HalvedMeanSquare(Arithmetic):
+    def mean_square(self, read: torch.Tensor, native: torch.dtype) -> torch.Tensor:
+        return super().mean_square(read, native) / 2
+
+
+def test_one_overridden_step_changes_what_comes_after_it_and_nothing_before() -> None:
+    faulty = EmulatedBackend(arithmetic=HalvedMeanSquare).open(LoneRank(), Limits(4, 64, torch.bfloat16))
+    right, wrong = (k.run(GOOD, op=BOTH, strategy=Strategy.ONESHOT) for k in (kernel(), faulty))
+    assert torch.equal(right.residual, wrong.residual)
+    assert right.norm is not None
+    assert wrong.norm is not None
+    assert float((wrong.norm.float() / right.norm.float()).median()) == pytest.approx(2**0.5, rel=0.01)
