@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from eval.endpoints import Endpoint, Pairs, choose_endpoints, join
+from eval.endpoints import Endpoint, Pairs, choose_endpoints, join, name_endpoints
 from eval.flips import ForcedSummary, list_flips, summarise_forced
 from eval.gate import Flips, GateSettings, Verdict, count_flips, judge, worst
 from eval.intervals import clustered_difference
@@ -38,7 +39,10 @@ def compare(
     Raises:
         UsageError: `options` names a task, metric or filter that the runs do not have.
     """
-    checks = check_pair(baseline, candidate)
+    baseline, candidate = _only(baseline, options.tasks), _only(candidate, options.tasks)
+    oracle = None if oracle is None else _only(oracle, options.tasks)
+    noise = None if noise is None else _only(noise, options.tasks)
+    checks = check_pair(baseline, candidate, same_kernel=options.same_kernel)
     for run, role in ((oracle, "oracle"), (noise, "noise")):
         if run is not None:
             checks += check_pair(baseline, run, role=role, same_kernel=True)
@@ -51,7 +55,6 @@ def compare(
             Verdict.INVALID, reason, checks, (), None, (0, 0, 0), None, (), (), (), facts, options.settings
         )
     endpoints, warnings = choose_endpoints(baseline, options.metrics)
-    endpoints = _restrict(endpoints, options.tasks)
     joined = [join(e, baseline, candidate) for e in endpoints]
     tasks = [_judge_task(p, baseline, candidate, oracle, noise, len(endpoints), options) for p in joined]
     judgement, farthest, missing = _judge_oracle(joined, baseline, candidate, oracle, options.settings)
@@ -72,20 +75,22 @@ def compare(
         oracle=judgement,
         worst_questions=farthest,
         flipped=[f for p in joined for f in list_flips(p, options.flips)][: options.flips],
-        warnings=[*warnings, *_warnings(checks, tasks)],
+        warnings=[*warnings, *_warnings(checks, tasks, same_kernel=options.same_kernel)],
         facts=facts,
         settings=options.settings,
     )
 
 
-def _restrict(endpoints: list[Endpoint], wanted: Sequence[str]) -> list[Endpoint]:
-    names = [e.name for e in endpoints]
+def _only(run: Run, wanted: Sequence[str]) -> Run:
+    """The run with the leaf tasks of the wanted endpoints; all of it where nothing is asked for."""
+    if not wanted:
+        return run
+    named = name_endpoints(run)
     for name in wanted:
-        if name not in names:
-            raise UsageError(
-                f"--tasks {name}: the runs have no such task with a 0/1 metric; they have {', '.join(names)}"
-            )
-    return [e for e in endpoints if not wanted or e.name in wanted]
+        if name not in named:
+            raise UsageError(f"--tasks {name}: {run.path} has no such task; it has {', '.join(named)}")
+    kept = {leaf for name in wanted for leaf in named[name]}
+    return replace(run, tasks={name: task for name, task in run.tasks.items() if name in kept})
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -205,7 +210,7 @@ def _reason(tasks: Sequence[TaskResult], oracle: OracleJudgement | None, missing
     return "; ".join(text for text, v in outcomes if v is final)
 
 
-def _warnings(checks: Sequence[Check], tasks: Sequence[TaskResult]) -> list[str]:
+def _warnings(checks: Sequence[Check], tasks: Sequence[TaskResult], *, same_kernel: bool) -> list[str]:
     found = [f"{c.name}: {c.detail}" for c in checks if c.state == "warning"]
     for task in tasks:
         name, margin = task.endpoint.name, task.judgement.margin
@@ -213,9 +218,10 @@ def _warnings(checks: Sequence[Check], tasks: Sequence[TaskResult]) -> list[str]
         if task.judgement.verdict is Verdict.PASS and not low > -margin:
             found.append(f"{name}: with subjects as clusters the bound is {low:+.2%}, beyond the margin")
         if task.distances is not None and task.distances.equal == 1.0:
-            found.append(
-                f"{name}: every log-probability is bitwise equal in both arms; were the fused kernels really on?"
+            hint = (
+                "the noise floor is 0: try another batch size" if same_kernel else "were the fused kernels really on?"
             )
+            found.append(f"{name}: every log-probability is bitwise equal in both arms; {hint}")
         if task.noise is not None and task.judgement.flips.rate > 2 * task.noise.rate > 0:
             found.append(
                 f"{name}: {task.judgement.flips.rate:.2%} flips against {task.noise.rate:.2%} in the noise run"

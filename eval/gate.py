@@ -19,7 +19,7 @@ from eval.mcnemar import McNemar, mcnemar
 from eval.power import questions_to_decide, smallest_change
 
 DEFAULT_MARGIN = 0.01
-DEFAULT_MARGINS: Mapping[str, float] = {"mmlu": 0.005, "gsm8k": 0.02}
+DEFAULT_MARGINS: Mapping[str, float] = {"mmlu": 0.005, "gsm8k": 0.02, "golden_mmlu": 0.01, "golden_gsm8k": 0.04}
 
 
 class Verdict(str, Enum):

@@ -25,12 +25,14 @@ class Options:
         tasks: endpoints to judge; empty means all.
         metrics: (metric, filter) by endpoint, where not the default.
         flips: most flipped questions to list, over all tasks.
+        same_kernel: the candidate is the baseline again, so that the fused kernel must not have run in either.
     """
 
     settings: GateSettings = field(default_factory=GateSettings)
     tasks: Sequence[str] = ()
     metrics: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     flips: int = 0
+    same_kernel: bool = False
 
 
 @dataclass(frozen=True)

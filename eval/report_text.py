@@ -31,12 +31,13 @@ def print_comparison(outcome: Comparison, console: Console, *, full: bool = Fals
         if line is not None and outcome.oracle is not None:
             console.print(Text(f"  {line}", style=_STYLE[outcome.oracle.verdict]), soft_wrap=True)
     for block in blocks(outcome):
-        _print_block(block, console, full=full)
+        print_block(block, console, full=full)
     for flip in outcome.flipped:
         _print_flip(flip, console)
 
 
-def _print_block(block: Block, console: Console, *, full: bool) -> None:
+def print_block(block: Block, console: Console, *, full: bool) -> None:
+    """Print one block; a long one only in part unless `full`."""
     rows = block.rows if full or not block.keep else block.rows[: block.keep]
     if rows:
         table = Table(title=block.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

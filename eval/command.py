@@ -1,0 +1,153 @@
+"""`fusecheck accuracy`: run the arms and judge them, or judge runs that another engine made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from eval.compare import compare
+from eval.options import (
+    FlipCount,
+    Full,
+    JsonFile,
+    JunitFile,
+    Margins,
+    MarkdownFile,
+    Metrics,
+    RunDir,
+    read_metrics,
+    read_settings,
+    read_tasks,
+)
+from eval.outcome import Options
+from eval.report_text import print_block
+from eval.samples import read_run
+from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms
+from verify.errors import UsageError
+from verify.report import make_run_dir
+
+GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
+QUICK_TASKS = ("golden_mmlu",)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group `accuracy` to `app`."""
+    group = typer.Typer(invoke_without_command=True)
+    group.callback()(accuracy)
+    group.command("compare")(compare_runs)
+    app.add_typer(group, name="accuracy")
+
+
+def accuracy(
+    context: typer.Context,
+    *,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="FP8 checkpoint folder; the small golden model if not given.")
+    ] = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Ranks, each a process.")] = 2,
+    backend: Annotated[str, typer.Option("--backend", help="The fused kernel under test.")] = "emulated",
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help=f"lm-eval tasks; {','.join(GOLDEN_TASKS)} if not given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with your MMLU and GSM8K; embedded samples if not given.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples before each question.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how many questions it takes.")] = False,
+    aa: Annotated[bool, typer.Option("--aa", help="Unfused against itself at another batch size: the noise.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Three arms, multiple choice, margin 1.5 points.")] = False,
+    operating: Annotated[
+        bool, typer.Option("--operating-characteristics", help="Simulate the gate and print how it does.")
+    ] = False,
+    simulations: Annotated[int, typer.Option("--simulations", min=100, help="Simulated runs a cell.")] = 20000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulations.")] = 0,
+    expected_flips: Annotated[
+        float | None, typer.Option("--expect-flips", min=0.01, max=100, help="Flips in percent, for --plan.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Seconds a question, for --plan.")] = None,
+    margins: Margins = None,
+    metrics: Metrics = None,
+    flips: FlipCount = 0,
+    full: Full = False,
+    json_file: JsonFile = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Does the model answer as before?
+
+    Runs the model unfused and fused on the same questions, with an FP8-free oracle and a repetition of the unfused
+    arm, and judges the change by a paired interval against a margin. With no options it takes the golden model.
+
+    `fusecheck accuracy compare BASELINE CANDIDATE` judges lm-eval runs of any other engine.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if sum((plan, aa, operating)) > 1:
+        raise UsageError("--plan, --aa, --operating-characteristics: give one of them")
+    settings = read_settings(margins, quick=quick)
+    names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
+    if plan:
+        from eval.plan import plan_block
+
+        share = None if expected_flips is None else expected_flips / 100
+        print_block(plan_block(names, settings, limit=limit, seconds=seconds, flips=share), Console(), full=True)
+        return
+    if operating:
+        from eval.operating import operating_blocks
+
+        for block in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
+            print_block(block, Console(), full=True)
+        return
+    options = Options(settings=settings, metrics=read_metrics(metrics), flips=flips, same_kernel=aa)
+    arguments = RunArguments(model, tp, backend, names, data, limit, shots, device)
+    copies = Copies(json_file, junit, markdown)
+    raise typer.Exit(_run(arguments, options, make_run_dir("accuracy", run_dir), copies, quick=quick, full=full))
+
+
+def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
+    from eval.engine import ArmError
+
+    console = Console()
+    progress = Console(stderr=True)
+    try:
+        with progress.status("starting") as status:
+            outcome = judge_arms(arguments, options, folder, quick=quick, tell=status.update)
+    except ArmError as error:
+        return deliver_failure(error, folder, console, copies)
+    return deliver(outcome, folder, console, full=full, copies=copies)
+
+
+def compare_runs(
+    baseline: Annotated[Path, typer.Argument(help="lm-eval output folder, or results file, of the unfused run.")],
+    candidate: Annotated[Path, typer.Argument(help="The same of the fused run.")],
+    oracle: Annotated[Path | None, typer.Argument(help="The same weights in high precision.")] = None,
+    *,
+    noise: Annotated[Path | None, typer.Option("--noise", help="The unfused run again, at another batch size.")] = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Judge only these tasks.")] = None,
+    margins: Margins = None,
+    metrics: Metrics = None,
+    flips: FlipCount = 0,
+    full: Full = False,
+    json_file: JsonFile = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Judge two lm-eval runs of any engine, question by question.
+
+    Each run is what `lm_eval … --log_samples --output_path FOLDER` wrote. Exit code: 0 pass, 1 fail, 3 inconclusive,
+    2 where the runs are not a pair: other questions, prompts, settings, or the same run twice.
+    """
+    options = Options(
+        settings=read_settings(margins), tasks=read_tasks(tasks), metrics=read_metrics(metrics), flips=flips
+    )
+    arms = [None if path is None else read_run(path) for path in (oracle, noise)]
+    outcome = compare(read_run(baseline), read_run(candidate), *arms, options=options)
+    folder = make_run_dir("accuracy", run_dir)
+    raise typer.Exit(deliver(outcome, folder, Console(), full=full, copies=Copies(json_file, junit, markdown)))

@@ -1,0 +1,91 @@
+"""Options that several accuracy commands share, and what their text means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval.gate import DEFAULT_MARGINS, GateSettings
+from verify.errors import UsageError
+
+QUICK_MARGIN = 0.015
+
+Margins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--margin",
+        metavar="TASK=POINTS",
+        help="Largest accepted drop, in points; repeatable. "
+        + ", ".join(f"{task} {100 * margin:g}" for task, margin in DEFAULT_MARGINS.items())
+        + ", any other task 1.",
+    ),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="TASK=METRIC,FILTER",
+        help="What is judged, where not acc or exact_match under flexible-extract; repeatable.",
+    ),
+]
+FlipCount = Annotated[
+    int, typer.Option("--flips", min=0, help="Show so many questions whose answer changed, with both answers.")
+]
+Full = Annotated[bool, typer.Option("--full", help="Print every row of the long tables.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json to this file too.")]
+JunitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file too.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write Markdown to this file too.")]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Folder for all files; runs/<utc>-accuracy if not given.")
+]
+
+
+def read_settings(margins: Sequence[str] | None, *, quick: bool = False) -> GateSettings:
+    """The gate's settings with the user's margins.
+
+    Raises:
+        UsageError: a margin that is not TASK=POINTS with points in (0, 100].
+    """
+    chosen = dict.fromkeys(DEFAULT_MARGINS, QUICK_MARGIN) if quick else dict(DEFAULT_MARGINS)
+    for text in margins or ():
+        task, equals, value = text.partition("=")
+        try:
+            points = float(value)
+        except ValueError:
+            points = math.nan
+        if not (task and equals and 0 < points <= 100):
+            raise UsageError(f"--margin {text}: expected TASK=POINTS with points above 0, such as mmlu=0.5")
+        chosen[task] = points / 100
+    return GateSettings(margins=chosen)
+
+
+def read_metrics(metrics: Sequence[str] | None) -> dict[str, tuple[str, str]]:
+    """(metric, filter) by task.
+
+    Raises:
+        UsageError: one that is not TASK=METRIC,FILTER.
+    """
+    chosen = {}
+    for text in metrics or ():
+        task, _, rest = text.partition("=")
+        metric, comma, name = rest.partition(",")
+        if not (task and metric and comma and name):
+            raise UsageError(f"--metric {text}: expected TASK=METRIC,FILTER, such as gsm8k=exact_match,strict-match")
+        chosen[task] = (metric, name)
+    return chosen
+
+
+def read_tasks(tasks: str | None) -> list[str]:
+    """The names in a comma-separated list.
+
+    Raises:
+        UsageError: a list without a name.
+    """
+    names = [t.strip() for t in (tasks or "").split(",") if t.strip()]
+    if tasks is not None and not names:
+        raise UsageError("--tasks: expected names separated by commas, such as mmlu,gsm8k")
+    return names

@@ -1,0 +1,116 @@
+"""One accuracy run from arms to files: what the command does between its options and its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from eval.arm import FUSED, NOISE, ORACLE, UNFUSED
+from eval.compare import compare
+from eval.gate import Verdict
+from eval.outcome import Comparison, Options
+from eval.report_files import findings, summary, to_json, to_junit
+from eval.report_html import to_html
+from eval.report_text import print_comparison, to_markdown
+from eval.samples import read_run
+from verify.report import write_result
+from verify.report.result import write_aside
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What to run; the fields are the options of `fusecheck accuracy`."""
+
+    model: Path | None
+    tp: int
+    backend: str
+    tasks: Sequence[str]
+    data: Path | None
+    limit: int | None
+    shots: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Further places for the files of a run."""
+
+    json: Path | None = None
+    junit: Path | None = None
+    markdown: Path | None = None
+
+
+def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick: bool, tell: Tell) -> Comparison:
+    """Run the arms into `folder` and judge them: oracle, unfused, fused and, unless `quick`, unfused again.
+
+    With `options.same_kernel` only the unfused arm and its repetition are run, and the second is judged as candidate.
+
+    Raises:
+        UsageError: a broken checkpoint, task, data folder or argument.
+        ArmError: the ranks failed in the middle of an arm.
+    """
+    from eval.run import run_arms
+
+    if options.same_kernel:
+        arms: tuple[str, ...] = (UNFUSED, NOISE)
+    else:
+        arms = (ORACLE, UNFUSED, FUSED) if quick else (ORACLE, UNFUSED, FUSED, NOISE)
+    done = run_arms(
+        arguments.model,
+        tp=arguments.tp,
+        backend=arguments.backend,
+        tasks=arguments.tasks,
+        data_dir=arguments.data,
+        limit=arguments.limit,
+        arms=arms,
+        run_dir=folder,
+        shots=arguments.shots,
+        device=arguments.device,
+        progress=tell,
+    )
+    tell("judging")
+    runs = {arm.name: read_run(arm.folder) for arm in done}
+    if options.same_kernel:
+        return compare(runs[UNFUSED], runs[NOISE], options=options)
+    return compare(runs[UNFUSED], runs[FUSED], runs[ORACLE], runs.get(NOISE), options=options)
+
+
+def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, copies: Copies) -> int:
+    """Print the comparison and write its files; returns the exit code.
+
+    `folder` gets result.json, accuracy.json (everything, the same bytes for the same inputs), junit.xml, accuracy.md
+    and accuracy.html (the section for the report).
+    """
+    print_comparison(outcome, console, full=full)
+    junit, markdown = to_junit(outcome), to_markdown(outcome)
+    write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
+    write_aside(folder / "accuracy.html", to_html(outcome) + "\n")
+    for text, path in (
+        (junit, folder / "junit.xml"),
+        (junit, copies.junit),
+        (markdown, folder / "accuracy.md"),
+        (markdown, copies.markdown),
+    ):
+        if path is not None:
+            write_aside(path, text)
+    # A pair that is not one could not be judged; the exit code says that the input is at fault.
+    verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
+    write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
+    console.print(Text(f"written to {folder}"), soft_wrap=True)
+    return outcome.verdict.exit_code
+
+
+def deliver_failure(error: Exception, folder: Path, console: Console, copies: Copies) -> int:
+    """Report an arm that died: a kernel that crashes or hangs has failed, whatever it would have answered."""
+    line = f"FAIL  an arm died before its last answer: {error}"
+    console.print(Text(line, style="bold red"), soft_wrap=True)
+    found = [{"stage": "alive", "title": "arm", "detail": str(error)}]
+    write_result(folder, "accuracy", Verdict.FAIL.value, {"headline": line}, found, copies.json)
+    return Verdict.FAIL.exit_code
