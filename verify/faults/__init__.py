@@ -1,0 +1,1 @@
+"""Published bugs as injectable faults, the pass criteria of the field beside ours, and who notices what."""

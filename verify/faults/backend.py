@@ -1,0 +1,45 @@
+"""Faulty kernels as backends: `verify.faults.backend:KA-01`, so that rank processes load them as any other plug-in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verify.backends.emulated import EmulatedBackend, EmulatedKernel
+from verify.backends.emulated_arithmetic import Arithmetic
+from verify.backends.emulated_protocol import Lamport, TwoShot
+from verify.faults.catalogue import KERNEL_GROUPS, Fault, catalogue, resolve
+from verify.interface import Kernel, Limits, Rank
+
+
+class FaultyBackend(EmulatedBackend):
+    """The emulated kernel with one hook overridden; it declares the dataflow of the right one.
+
+    Args:
+        fault: an entry of the groups `KERNEL_GROUPS`.
+    """
+
+    def __init__(self, fault: Fault) -> None:
+        patch = resolve(fault.patch)
+        replaced: dict[str, Any] = {}
+        if issubclass(patch, Arithmetic):
+            replaced["arithmetic"] = patch
+        elif issubclass(patch, Lamport) or fault.exchange == "oneshot":
+            replaced["oneshot"] = patch
+        elif issubclass(patch, TwoShot):
+            replaced["twoshot"] = patch
+        super().__init__(fault.dataflow, **replaced)
+        self.name = f"fault:{fault.id}"
+        self.kernel: type[EmulatedKernel] = patch if issubclass(patch, EmulatedKernel) else EmulatedKernel
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """As the right kernel opens, with its refusals."""
+        super().open(rank, limits)
+        return self.kernel(self, rank, limits)
+
+
+def __getattr__(name: str) -> FaultyBackend:
+    """The faulty kernel of this id."""
+    known = {fault.id: fault for fault in catalogue().faults if fault.group in KERNEL_GROUPS}
+    if name not in known:
+        raise AttributeError(name)
+    return FaultyBackend(known[name])

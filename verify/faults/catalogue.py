@@ -1,0 +1,211 @@
+"""The catalogue of faults: read from TOML, and refused at load where an entry lacks its source or its hook."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from verify import toml
+from verify.dataflow import DATAFLOWS
+from verify.errors import UsageError
+
+PATH = Path(__file__).parent
+GROUPS = ("arithmetic", "protocol", "launcher", "graph", "accuracy", "suite")
+KERNEL_GROUPS = GROUPS[:3]
+"""Faults of a kernel: they run as backends under the kernel question's normal plan."""
+
+HOOKS = {
+    "Arithmetic": "verify.backends.emulated_arithmetic",
+    "Lamport": "verify.backends.emulated_protocol",
+    "TwoShot": "verify.backends.emulated_protocol",
+    "EmulatedKernel": "verify.backends.emulated",
+}
+"""The classes of the emulator whose methods are hooks, and where they live."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One published bug, re-created.
+
+    Attributes:
+        id: of the catalogue; a letter at its end tells variants of one report apart.
+        title: what is wrong, in a few words.
+        project: where it was reported.
+        links: the reports or changes.
+        group: the layer, one of `GROUPS`.
+        does: what the re-creation does, in one sentence.
+        hook: the method that is overridden, as `Class.method`.
+        patch: the overriding class or function, as `package.module:attribute`.
+        visible: the property of the input that makes it visible.
+        stage: the stage expected to notice it first.
+        rank: its place among the thirty of `--quick`, or 0.
+        dataflow: what the faulty kernel declares.
+        exchange: for a protocol fault, the strategy whose exchange it replaces, where the class does not say.
+        note: how the re-creation differs from the original, such as a limit that was scaled down.
+    """
+
+    id: str
+    title: str
+    project: str
+    links: tuple[str, ...]
+    group: str
+    does: str
+    hook: str
+    patch: str
+    visible: str
+    stage: str
+    rank: int = 0
+    dataflow: str = "trtllm"
+    exchange: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A published bug that is not re-created, and why."""
+
+    id: str
+    title: str
+    links: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All entries, in the order of the file."""
+
+    faults: tuple[Fault, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def fault(self, name: str) -> Fault:
+        """The fault of this id, in any case of letters.
+
+        Raises:
+            UsageError: there is none; the nearest ids are suggested.
+        """
+        known = {fault.id.upper(): fault for fault in self.faults}
+        if name.upper() in known:
+            return known[name.upper()]
+        near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.4)
+        near = [known[key].id for key in near] or list(known)[:3]
+        raise UsageError(f"unknown fault {name!r}, did you mean {', '.join(near)}? (`fusecheck faults --list` has all)")
+
+    def select(self, groups: Sequence[str] = (), ids: Sequence[str] = (), *, quick: bool = False) -> list[Fault]:
+        """The faults of some groups or ids; all when nothing is asked for; `quick` keeps the ranked thirty.
+
+        Raises:
+            UsageError: an unknown group or id.
+        """
+        for group in groups:
+            if group not in GROUPS:
+                raise UsageError(f"unknown group {group!r}, expected one of: {', '.join(GROUPS)}")
+        if ids:
+            return [self.fault(name) for name in ids]
+        return [f for f in self.faults if (not groups or f.group in groups) and (f.rank or not quick)]
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The catalogue that comes with Fusecheck."""
+    parts = [load(path) for path in sorted(PATH.glob("catalogue_*.toml"))]
+    faults = tuple(fault for part in parts for fault in part.faults)
+    _unique([fault.id for fault in faults], "the catalogue")
+    return Catalogue(faults, tuple(entry for part in parts for entry in part.left_out))
+
+
+def load(path: Path) -> Catalogue:
+    """Read one file of the catalogue.
+
+    Raises:
+        UsageError: an entry that lacks a field, a source or its hook; file and line are named.
+    """
+    document = toml.read(path)
+    faults = _entries(path, document, "fault", Fault)
+    left_out = _entries(path, document, "left_out", LeftOut)
+    for fault, line in zip(faults, _lines(path, "fault"), strict=True):
+        wrong = defect(fault)
+        if wrong:
+            raise UsageError(f"{path.name}:{line}: fault {fault.id}: {wrong}")
+    _unique([fault.id for fault in faults], path.name)
+    return Catalogue(tuple(faults), tuple(left_out))
+
+
+def defect(fault: Fault) -> str:
+    """What is wrong with an entry, in one clause; empty where nothing is."""
+    if not fault.links or not all(link.startswith("https://") for link in fault.links):
+        return f"links={list(fault.links)}, expected at least one https:// source"
+    if fault.group not in GROUPS:
+        return f"group={fault.group!r}, expected one of: {', '.join(GROUPS)}"
+    if fault.dataflow not in DATAFLOWS:
+        return f"dataflow={fault.dataflow!r}, expected one of: {', '.join(DATAFLOWS)}"
+    return _patch_defect(fault) if fault.group in KERNEL_GROUPS else _function_defect(fault)
+
+
+def resolve(target: str) -> Any:
+    """Import `package.module:attribute`.
+
+    Raises:
+        ImportError: there is no such module or attribute.
+    """
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (AttributeError, ValueError) as error:
+        raise ImportError(f"{target!r} cannot be loaded ({error})") from None
+
+
+def _patch_defect(fault: Fault) -> str:
+    owner, _, method = fault.hook.partition(".")
+    if owner not in HOOKS or not callable(getattr(resolve(f"{HOOKS[owner]}:{owner}"), method, None)):
+        return f"hook={fault.hook!r}, expected a method of {', '.join(HOOKS)}"
+    try:
+        patch = resolve(fault.patch)
+    except ImportError as error:
+        return f"patch: {error}"
+    base = resolve(f"{HOOKS[owner]}:{owner}")
+    if not (isinstance(patch, type) and issubclass(patch, base)):
+        return f"patch={fault.patch!r}, expected a subclass of {owner}"
+    if method not in vars(patch):
+        return f"patch={fault.patch!r} does not override its hook {fault.hook}"
+    return ""
+
+
+def _function_defect(fault: Fault) -> str:
+    try:
+        hook, patch = resolve(fault.hook), resolve(fault.patch)
+    except ImportError as error:
+        return f"hook or patch: {error}"
+    return "" if callable(hook) and callable(patch) else f"hook={fault.hook!r}, patch={fault.patch!r}: expected callables"
+
+
+def _entries(path: Path, document: dict[str, Any], key: str, kind: type[T]) -> list[T]:
+    made = []
+    for record, line in zip(document.get(key, []), _lines(path, key), strict=True):
+        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+        missing = [n for n, f in known.items() if f.default is MISSING and not record.get(n)]
+        unknown = [n for n in record if n not in known]
+        if missing or unknown:
+            what = f"lacks {', '.join(missing)}" if missing else f"has an unknown field {unknown[0]!r}"
+            raise UsageError(f"{path.name}:{line}: {key} {record.get('id', '?')} {what}")
+        record = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items()}
+        made.append(kind(**record))
+    return made
+
+
+def _lines(path: Path, key: str) -> list[int]:
+    """The line on which each entry begins."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, start=1) if line.split("#")[0].strip() == f"[[{key}]]"]
+
+
+def _unique(ids: Sequence[str], where: str) -> None:
+    twice = {name for name in ids if ids.count(name) > 1}
+    if twice:
+        raise UsageError(f"{where}: fault {min(twice)} is there twice")

@@ -1,0 +1,169 @@
+"""Run the kernel question's normal plan against a faulty kernel until it is caught, then shrink the case."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from verify import backends
+from verify.cases import Finding, Outcome, request, run_case
+from verify.faults.shrink import Shrinker
+from verify.plan import Case, Plan
+from verify.problem import Problem
+from verify.ranks import Pool
+from verify.verdict import Stage
+
+WORLD_SIZES = (2, 4, 2)
+"""Of successive cases: mostly the smallest group, with enough of four ranks for what two cannot show."""
+
+MOST_ELEMENTS = 2**17
+"""Of the largest case: a fault that needs more is no fault of shapes that are run every day."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a fault may survive.
+
+    Attributes:
+        cases: of the plan.
+        seconds: of the plan; the case in flight is finished.
+        timeout: seconds for one case; one that takes longer hangs.
+        shrink_runs: cases that shrinking may run.
+        shrink_seconds: and how long it may take.
+    """
+
+    cases: int = 400
+    seconds: float = 90.0
+    timeout: float = 5.0
+    shrink_runs: int = 60
+    shrink_seconds: float = 5.0
+
+
+@dataclass
+class Catch:
+    """What became of one faulty kernel.
+
+    Attributes:
+        backend: how the kernel is loaded.
+        cases: run until it was caught, or in all.
+        stages: every stage that noticed in the catching case, the first one first; empty when it survived.
+        case: the catching case.
+        shrunk: the smallest case found that is still caught.
+        message: the finding in one line.
+        seconds: until it was caught.
+        families: how often each family was run.
+    """
+
+    backend: str
+    cases: int = 0
+    stages: list[str] = field(default_factory=list)
+    case: Case | None = None
+    shrunk: Problem | None = None
+    message: str = ""
+    seconds: float = 0.0
+    families: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def killed(self) -> bool:
+        """Whether some stage noticed."""
+        return bool(self.stages)
+
+
+class Hunter:
+    """Runs cases on pools that it is lent, one for each world size.
+
+    Args:
+        pools: by world size, with workers of `verify.cases.WORKER`'s interface.
+        budget: for each fault.
+        most_elements: of one case.
+    """
+
+    def __init__(self, pools: Mapping[int, Pool], budget: Budget, most_elements: int = MOST_ELEMENTS) -> None:
+        self.pools, self.budget = pools, budget
+        self.most_elements = most_elements
+
+    def stream(self, seed: int, backend: str) -> Iterator[Case]:
+        """The normal plan's cases for this backend, world sizes in turn; what it refuses is left out."""
+        plan = Plan(seed=seed, most_elements=self.most_elements)
+        known = backends.backend(backend)
+        sizes = [size for size in WORLD_SIZES if size in self.pools]
+        streams = {size: plan.cases(size) for size in sizes}
+        while True:
+            for size in sizes:
+                case = next(streams[size])
+                if all(known.supports(step).ok for _, step in case.problem.calls()):
+                    yield case
+
+    def hunt(self, backend: str, seed: int, *, shrink: bool = True, fresh: bool = True) -> Catch:
+        """Run the plan until a case fails, or the budget is spent.
+
+        Args:
+            backend: the faulty kernel.
+            seed: of the plan.
+            shrink: whether to look for a smaller case.
+            fresh: whether to begin with new rank processes, whose memory no other kernel has touched.
+        """
+        if fresh:
+            for pool in self.pools.values():
+                pool.cancel()
+        caught, began = Catch(backend), time.monotonic()
+        for case in self.stream(seed, backend):
+            outcome = self.judge(case, backend)
+            caught.cases += 1
+            family = case.problem.family
+            caught.families[family] = caught.families.get(family, 0) + 1
+            if not outcome.passed:
+                self._note(caught, case, outcome.findings)
+                break
+            if caught.cases >= self.budget.cases or time.monotonic() - began > self.budget.seconds:
+                break
+        caught.seconds = time.monotonic() - began
+        if caught.case is not None and shrink:
+            caught.shrunk = self._shrink(caught.case, backend, Stage(caught.stages[0]))
+        return caught
+
+    def judge(self, case: Case, backend: str) -> Outcome:
+        """One case to its verdict."""
+        pool = self.pools[case.problem.world_size]
+        return run_case(pool, request(case.problem, backend, checks=case.checks), timeout=self.budget.timeout)
+
+    def _note(self, caught: Catch, case: Case, findings: Sequence[Finding]) -> None:
+        caught.case = case
+        caught.stages = list(dict.fromkeys(finding.stage.value for finding in findings))
+        caught.message = findings[0].message
+
+    def _shrink(self, case: Case, backend: str, stage: Stage) -> Problem:
+        """A smaller case that the same stage notices; a hang is tried a few times only, since each try waits it out."""
+        hangs = stage is Stage.ALIVE
+
+        def fails(problem: Problem) -> bool:
+            outcome = self.judge(replace(case, problem=problem), backend)
+            return any(finding.stage is stage for finding in outcome.findings)
+
+        known = backends.backend(backend)
+
+        def taken(problem: Problem) -> bool:
+            steps = [step for _, step in problem.calls()]
+            return problem.world_size in self.pools and all(known.supports(step).ok for step in steps)
+
+        runs = min(self.budget.shrink_runs, 4) if hangs else self.budget.shrink_runs
+        return Shrinker(fails, taken, runs, self.budget.shrink_seconds).shrink(case.problem)
+
+
+def to_record(caught: Catch) -> dict[str, Any]:
+    """As JSON-ready values."""
+    return {
+        "cases": caught.cases,
+        "stages": caught.stages,
+        "seconds": round(caught.seconds, 2),
+        "message": caught.message,
+        "case": caught.case.problem.to_json() if caught.case else None,
+        "checks": list(caught.case.checks) if caught.case else [],
+        "shrunk": caught.shrunk.to_json() if caught.shrunk else None,
+    }
+
+
+Progress = Callable[[str, Catch], None]
+"""Called with a fault's id when its hunt is over."""

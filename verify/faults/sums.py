@@ -1,0 +1,102 @@
+"""Faults of the additions: over the ranks (A1, A2) and of the residual (A3). Each overrides one hook of `Arithmetic`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from verify.backends.emulated_arithmetic import E4M3_MAX, Arithmetic
+
+
+class KeepsSumWide(Arithmetic):
+    """KA-01: the sum goes to the residual addition in float32, without the rounding to native (A2)."""
+
+    def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
+        """Return the float32 sum as it is."""
+        del native
+        return accumulator
+
+
+class AccumulatesNative(Arithmetic):
+    """KA-02: every addition over the ranks is rounded to native, where float32 is declared."""
+
+    def accumulate(self, partials: Sequence[Tensor]) -> Tensor:
+        """Add in the partial sums' own dtype."""
+        first, *others = (partials[rank] for rank in self.rank_order())
+        accumulator = first.clone()
+        for partial in others:
+            accumulator = self.add_partial(accumulator, partial)
+        return accumulator
+
+
+class AccumulatesCodes(Arithmetic):
+    """KA-25: the collective accumulates in E4M3."""
+
+    def add_partial(self, accumulator: Tensor, partial: Tensor) -> Tensor:
+        """Round every partial result to E4M3."""
+        added = accumulator.float() + partial.float()
+        return accumulator.copy_(added.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float())
+
+
+class StartsAtOwnRank(Arithmetic):
+    """KP-12: each rank adds the peers starting from itself, so that ranks round differently."""
+
+    def rank_order(self) -> list[int]:
+        """Begin at the own index."""
+        return [(self.index + step) % self.world_size for step in range(self.world_size)]
+
+
+class OrderByHistory(Arithmetic):
+    """KP-13: the order of the additions depends on what the process has done before."""
+
+    made = 0
+
+    def rank_order(self) -> list[int]:
+        """Rotate by the number of sums so far, which is equal on all ranks."""
+        type(self).made += 1
+        return [(type(self).made + step) % self.world_size for step in range(self.world_size)]
+
+
+class TacticByCoin(Arithmetic):
+    """AC-01: a tuner picks, call by call, between tactics whose accumulation differs in precision."""
+
+    picked = 0
+
+    def accumulate(self, partials: Sequence[Tensor]) -> Tensor:
+        """Take the other precision in one call of two; a seeded coin, equal on all ranks."""
+        type(self).picked += 1
+        if (type(self).picked * 0x9E3779B1 >> 16) & 1:
+            return super().accumulate(partials)
+        total = partials[0].clone()
+        for partial in partials[1:]:
+            total = self.add_partial(total, partial)
+        return total
+
+
+class SumsTwice(Arithmetic):
+    """GT-05: a redundant second all-reduce multiplies the sum by the number of ranks."""
+
+    def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
+        """Reduce what is reduced already."""
+        return super().round_sum(accumulator * self.world_size, native)
+
+
+class AddsResidualOnEveryRank(Arithmetic):
+    """GT-06: the residual is added before the all-reduce on every rank, so that it arrives world_size times."""
+
+    def add_residual(self, total: Tensor, residual: Tensor) -> Tensor:
+        """Add it once for every rank."""
+        for _ in range(self.world_size - 1):
+            total = super().add_residual(total, residual)
+        return super().add_residual(total, residual)
+
+
+class OneRanksSum(Arithmetic):
+    """GT-06, the wrong mend: a guard for rank 0 drops the true partial sums of the others."""
+
+    def total(self, partials: Sequence[Tensor]) -> Tensor:
+        """Keep rank 0's partial sum only."""
+        return super().total([x if rank == 0 else torch.zeros_like(x) for rank, x in enumerate(partials)])
+
