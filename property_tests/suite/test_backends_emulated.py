@@ -207,7 +207,7 @@ def test_oneshot_leaves_every_third_but_the_last_one_clean() -> None:
         assert isinstance(lamport, Lamport)
         used = [int((third != SENTINEL).sum()) for third in lamport.bits[0][: 3 * lamport.capacity].view(3, -1)]
         assert used == [tokens * 64 if third == number % 3 else 0 for third in range(3)]
-        assert lamport.clear_size() == tokens * 64
+        assert lamport.clear_size(8) == tokens * 64
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])

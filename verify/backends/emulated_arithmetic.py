@@ -135,15 +135,19 @@ class Arithmetic:
     def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
         """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`."""
         summed = self.add_residual(total, residual)
-        outputs.residual.copy_(summed)
+        self.store(outputs.residual, summed)
         read = summed.copy_(outputs.residual) if self.dataflow.norm_reads_rounded else summed
         inverse = self.inverse_root(self.mean_square(read, residual.dtype), row.eps)
         normed = self.normalise(read, inverse, row.weight, residual.dtype)
         if outputs.norm is not None:
-            outputs.norm.copy_(normed)
+            self.store(outputs.norm, normed)
         if outputs.quant is not None:
             scaled = self.scale(self.quantiser_input(normed, outputs.norm, residual.dtype), row)
-            outputs.quant.copy_(self.cast(scaled))
+            self.store(outputs.quant, self.cast(scaled))
+
+    def store(self, output: Tensor, block: Tensor) -> None:
+        """Write one block of an output; float32 values are rounded to native here, once."""
+        output.copy_(block)
 
     def add_residual(self, total: Tensor, residual: Tensor) -> Tensor:
         """A3: sum + residual in float32; `epilogue` rounds it once to residual_out.

@@ -127,13 +127,21 @@ class SharedBuffers:
     def barrier(self, phase: str) -> None:
         """Wait until every rank has come here; `phase` (open, copied, reduced) names the place."""
         del phase
-        epoch = int(self.words[EPOCH]) + 1
-        self.words[EPOCH] = epoch
+        epoch = self.next_epoch()
         fence()
-        for header in self.headers:
-            header[ARRIVED + self.index] = epoch
+        self.arrive(epoch)
         wait_until(lambda: self.arrived(epoch))
         fence()
+
+    def next_epoch(self) -> int:
+        """Count this rank's barriers, from 1; the count outlives the workspace, as the memory does."""
+        self.words[EPOCH] += 1
+        return int(self.words[EPOCH])
+
+    def arrive(self, epoch: int) -> None:
+        """Tell every peer that this rank has reached the epoch."""
+        for header in self.headers:
+            header[ARRIVED + self.index] = epoch
 
     def arrived(self, epoch: int) -> bool:
         """Whether every peer has reached this epoch or a later one."""
@@ -168,8 +176,9 @@ class Lamport(SharedBuffers):
         self.publish(partial)
         for rows in row_blocks(0, *partial.shape):
             yield rows, total(self.receive(partial, rows))
-        self.clear_previous()
-        self.rotate(partial.numel() * self.world_size)
+        elements = partial.numel() * self.world_size
+        self.clear_previous(elements)
+        self.rotate(elements)
         self.signal()
 
     def third(self) -> int:
@@ -214,13 +223,14 @@ class Lamport(SharedBuffers):
         """Whether any element still has the sentinel's bits (the least int16)."""
         return int(bits.min()) == SENTINEL
 
-    def clear_previous(self) -> None:
-        """P3: refill the previous call's third with the sentinel, by the stored size of that call."""
+    def clear_previous(self, elements: int) -> None:
+        """P3: refill the previous call's third with the sentinel; `elements` is the size of this call."""
         start = (int(self.words[FLAG]) + THIRDS - 1) % THIRDS * self.capacity
-        self.bits[self.index][start : start + self.clear_size()].fill_(SENTINEL)
+        self.bits[self.index][start : start + self.clear_size(elements)].fill_(SENTINEL)
 
-    def clear_size(self) -> int:
-        """Elements that the previous call wrote, all senders together."""
+    def clear_size(self, elements: int) -> int:
+        """How much the previous call wrote, all senders together: the stored size, whatever this call's is."""
+        del elements
         return int(self.words[CLEAR_SIZE])
 
     def rotate(self, elements: int) -> None:
