@@ -6,9 +6,8 @@ import importlib
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -257,23 +256,22 @@ def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     try:
         _plug_in_commands()
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except (UsageError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        _complain(message)
-        sys.exit(2)
+        sys.exit(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        _complain(str(error), 2)
     except Inconclusive as error:
-        _complain(str(error))
-        sys.exit(3)
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        sys.exit(3)
+        _complain(str(error), 3)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted", 3)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for wrong options, whichever click it carries
+            raise
+        _complain(f"{error.format_message()} Try --help.", 2)
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, exit_code: int) -> NoReturn:
     print(f"fusecheck: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     error = error + torch.where(error > 0, SLACK * magnitude, 0.0)
     if flow.flush_subnormals:
         error = error + torch.where(magnitude < 2.0**-100, len(partials) * 2 * 2.0**-126, 0.0)
+    error = torch.where(total.isfinite(), error, 0.0)  # an infinity or NaN among the addends stands for itself
     lo, hi = round_to(total - error, FP32), round_to(total + error, FP32)
     if flow.round_sum or flow.accumulate == "native":
         lo, hi = round_to(lo, fmt), round_to(hi, fmt)
@@ -122,7 +123,7 @@ def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Int
     return (1 - RSQRT) * high.rsqrt(), (1 + RSQRT) * low.rsqrt()
 
 
-def _widen(lo: Tensor, hi: Tensor, relative: float) -> Interval:
+def _widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
     """Outward by a relative error and an underflow; an end of exactly zero stays."""
     lo = torch.where(lo == 0, lo, lo - relative * lo.abs() - TINY)
     hi = torch.where(hi == 0, hi, hi + relative * hi.abs() + TINY)
@@ -138,13 +139,12 @@ def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) ->
 def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     """T * r * gamma before the last rounding (L6). `factor` is the float32 weight, float64 here."""
     lo, hi = _corners(*stream, *root)
-    roundings = 2.01
-    if flow.round_normed:
-        lo, hi = _widen(lo, hi, 1.01 * U)
-        lo, hi = round_to(lo, fmt), round_to(hi, fmt)
-        roundings = 1.01
-    lo, hi = _corners(lo, hi, factor, factor)
-    return _widen(lo, hi, roundings * U)
+    if not flow.round_normed:
+        return _widen(*_corners(lo, hi, factor, factor), 2.01 * U)
+    lo, hi = _widen(lo, hi, 1.01 * U)
+    lo, hi = _corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
+    exact = round_to(factor, fmt) == factor  # two native numbers have an exact product in float32
+    return _widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
 
 
 def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
