@@ -1,0 +1,209 @@
+"""From a plan to the graph of one rank, with the names by which checks find each site again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from verify.graph.canvas import Canvas
+from verify.graph.dialect import FUSECHECK, Dialect
+from verify.graph.plan import GraphPlan, SitePlan
+from verify.graph.readers import Readers
+
+aten = torch.ops.aten
+own = torch.ops.fusecheck
+MAX_TOKENS = 4096
+"""The largest token count that graphs are said to take, unless they say otherwise."""
+HEAD = 8
+"""Width of a head, for norms over part of the hidden dimension."""
+
+
+@dataclass
+class BuiltGraph:
+    """One rank's graph.
+
+    Attributes:
+        module: the graph.
+        inputs: the example inputs for a token count.
+        replicated: the indices of outputs that are equal on all ranks.
+        token_dimension: of every input, or None where the token count is fixed.
+        longest: the largest token count that the graph takes.
+    """
+
+    module: GraphModule
+    inputs: Callable[[int], tuple[Tensor, ...]]
+    replicated: tuple[int, ...]
+    token_dimension: int | None
+    longest: int = MAX_TOKENS
+
+
+def site_of(gamma: str) -> int | None:
+    """The site to which a norm's weight belongs, by the attribute's name."""
+    head, _, rest = gamma.partition(".")
+    return int(head[4:]) if rest.startswith("gamma") and head.startswith("site") else None
+
+
+def build(plan: GraphPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK) -> BuiltGraph:
+    """Build a rank's graph; deterministic, so that every rank makes its own."""
+    canvas = Canvas(plan, rank, world_size, dialect)
+    partial, stream = canvas.input("partial", per_rank=True), canvas.input("residual")
+    for index, site in enumerate(canvas.plan.sites):
+        partial, stream = _SiteComposer(canvas, index, site).compose(partial, stream)
+    canvas.output(stream, replicated=True)
+    canvas.output(partial)
+    for node in canvas.without_meta:
+        del node.meta["val"]
+    module = canvas.builder.finish(canvas.outputs)
+    module.__dict__["is_draft"] = canvas.plan.draft
+    return BuiltGraph(module, canvas.example, tuple(canvas.replicated), canvas.builder.token_dimension)
+
+
+class _SiteComposer:
+    """Writes one site."""
+
+    def __init__(self, canvas: Canvas, index: int, site: SitePlan) -> None:
+        self.canvas, self.builder, self.site = canvas, canvas.builder, site
+        self.plan, self.dialect = canvas.plan, canvas.dialect
+        self.prefix = f"site{index}"
+        self.hidden = self.plan.hidden
+        self.call = self.builder.call
+        self.readers = Readers(canvas, self.prefix)
+
+    def compose(self, partial: Node, residual: Node) -> tuple[Node, Node]:
+        """Write the site; returns the next partial sum and the next residual."""
+        reduced = self.collective(partial)
+        total = self.add(reduced, residual)
+        if self.site.early_reader:
+            self.canvas.output(self.call(aten.mul.Tensor, total, 2.0))
+        norm = self.norm(total)
+        if self.site.write != "nothing":
+            self.call(aten.add_.Tensor, total if self.site.write == "sum" else norm, 1.0)
+        results = [self.readers.write(number, reader, norm) for number, reader in enumerate(self.site.readers)]
+        if self.site.second_norm:
+            gamma = self.gamma("gamma2")
+            second = self.call(self.dialect.norms["triton"], total, gamma, self.site.eps)
+            results.append(self.readers.plain_linear("second", second))
+        if self.site.reduced_read:
+            results.append(self.call(aten.mul.Tensor, reduced, 0.5))
+        return self.next_partial([found for found in results if found is not None], total), self.next_residual(total)
+
+    def collective(self, partial: Node) -> Node:
+        """The collective, seen through a reshape where the plan says so."""
+        flat = [-1, self.hidden] if self.plan.batched else [1, -1, self.hidden]
+        if self.site.reshape:
+            partial = self.call(aten.view.default, partial, flat)
+        strategy = self.site.strategy
+        reduced = {
+            "all_reduce": lambda: self.call(self.dialect.all_reduce, partial, strategy),
+            "max": lambda: self.call(own.all_reduce_max.default, partial, strategy),
+            "grouped": lambda: self.call(
+                own.all_reduce_grouped.default, partial, max(1, self.canvas.world_size // 2), strategy
+            ),
+        }[self.site.collective]()
+        return self.call(aten.reshape.default, reduced, self.canvas.open_shape) if self.site.reshape else reduced
+
+    def add(self, reduced: Node, residual: Node) -> Node:
+        """The add, or what stands in its place."""
+        call, kind = self.call, self.site.add
+        if kind == "residual_first":
+            return call(aten.add.Tensor, residual, reduced)
+        if kind == "alpha":
+            return call(aten.add.Tensor, residual, reduced, alpha=2)
+        if kind == "sub":
+            return call(aten.sub.Tensor, reduced, residual)
+        if kind == "float32":
+            wide = [call(aten._to_copy.default, each, dtype=torch.float32) for each in (reduced, residual)]
+            return call(aten.add.Tensor, *wide)
+        others: dict[str, Callable[[], Node | float]] = {
+            "reduced_first": lambda: residual,
+            "self": lambda: reduced,
+            "scalar": lambda: 1.5,
+            "broadcast": lambda: self.builder.attribute(f"{self.prefix}.row", self.gamma_values("row")),
+            "two_reduced": lambda: call(self.dialect.all_reduce, residual, self.site.strategy),
+        }
+        return reduced if kind == "none" else call(aten.add.Tensor, reduced, others[kind]())
+
+    def gamma_values(self, name: str) -> Tensor:
+        """A norm's weight, replicated, [hidden]."""
+        values = 1 + 0.25 * self.builder.normal(f"{self.prefix}.{name}", self.hidden)
+        return values.to(self.canvas.dtype)
+
+    def gamma(self, name: str) -> Node:
+        """A plain weight of a norm."""
+        return self.builder.attribute(f"{self.prefix}.{name}", self.gamma_values(name))
+
+    def weight(self, total: Node) -> Node:
+        """The weight that the plan says."""
+        values, name = self.gamma_values("gamma"), f"{self.prefix}.gamma"
+        shapes = {
+            "native": lambda: values,
+            "float32": lambda: values.float(),
+            "single": lambda: values[:1].clone(),
+            "column": lambda: values[:1].repeat(self.plan.tokens).unsqueeze(-1),
+            "from_sum": lambda: values,
+        }
+        gamma = self.builder.attribute(name, shapes[self.site.weight]())
+        if self.site.weight != "from_sum":
+            return gamma
+        mean = self.call(aten.mean.dim, total, list(range(int(self.plan.batched) + 1)))
+        return self.call(aten.add.Tensor, gamma, mean)
+
+    def norm(self, total: Node) -> Node:
+        """The norm, in the activations' dtype and shape."""
+        node = self.norm_of(total, self.weight(total))
+        if not self.site.norm_meta:
+            self.canvas.without_meta.append(node)
+        if self.site.add == "float32":
+            return self.call(aten._to_copy.default, node, dtype=self.canvas.dtype)
+        return node
+
+    def norm_of(self, total: Node, gamma: Node) -> Node:
+        """The norm of the flavour that the plan says."""
+        call, eps, flavour = self.call, self.site.eps, self.site.norm
+        if flavour in self.dialect.norms:
+            target = self.dialect.norms[flavour]
+            return (
+                call(target, total, weight=gamma, eps=eps)
+                if self.site.norm_keywords
+                else call(target, total, gamma, eps)
+            )
+        if flavour == "gemma":
+            return call(own.gemma_rms_norm.default, total, gamma, eps)
+        if flavour == "partial":
+            head = self.builder.attribute(f"{self.prefix}.gamma_head", self.gamma_values("gamma")[:HEAD].clone())
+            heads = call(aten.view.default, total, [*self.canvas.open_shape[:-1], self.hidden // HEAD, HEAD])
+            normed = call(self.dialect.norms["triton"], heads, head, eps)
+            return call(aten.view.default, normed, self.canvas.open_shape)
+        bias = self.gamma("bias")
+        if flavour == "biased":
+            return call(own.biased_rms_norm.default, total, gamma, bias, eps)
+        return call(aten.layer_norm.default, total, [self.hidden], gamma, bias, eps)
+
+    def next_partial(self, results: list[Node], total: Node) -> Node:
+        """A row-parallel layer over what the readers made; this rank's addend of the next sum."""
+        mixed = results[0] if results else self.narrow(total)
+        for found in results[1:]:
+            mixed = self.call(aten.add.Tensor, mixed, found)
+        gated = self.call(aten.silu.default, mixed)
+        weight, weight_scale = self.canvas.weight_fp8(f"{self.prefix}.down.weight", self.hidden, self.hidden)
+        scale = self.canvas.scalar(f"{self.prefix}.down.input_scale", 0.02)
+        return self.call(self.dialect.linear, gated, weight, None, scale, weight_scale)
+
+    def narrow(self, total: Node) -> Node:
+        """The sum in the activations' dtype."""
+        if self.site.add != "float32":
+            return total
+        return self.call(aten._to_copy.default, total, dtype=self.canvas.dtype)
+
+    def next_residual(self, total: Node) -> Node:
+        """What the next site adds; a fresh input where the sum is dead or would hinder the next site too."""
+        if self.site.residual == "output":
+            self.canvas.output(self.narrow(total), replicated=self.site.collective != "grouped")
+        unusual = self.site.collective == "grouped" or self.site.add == "none" or self.site.write == "sum"
+        if self.site.residual == "dead" or unusual:
+            return self.canvas.input(f"residual_after_{self.prefix}")
+        return self.narrow(total)

@@ -1,0 +1,73 @@
+"""What the writers of a plan's graph share: inputs, outputs, weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from verify.graph.builder import GraphBuilder
+from verify.graph.dialect import Dialect
+from verify.graph.plan import GraphPlan
+
+FP8 = torch.float8_e4m3fn
+
+
+class Canvas:
+    """A plan's graph being written: its inputs, outputs and weights, named so that every rank draws the same.
+
+    Args:
+        plan: the graph.
+        rank: this rank.
+        world_size: of the group.
+        dialect: of the operators.
+    """
+
+    def __init__(self, plan: GraphPlan, rank: int, world_size: int, dialect: Dialect) -> None:
+        self.plan, self.rank, self.world_size, self.dialect = plan, rank, world_size, dialect
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        dimension = int(plan.batched)
+        self.builder = GraphBuilder(plan.seed, rank, dimension if plan.dynamic else None)
+        self.outputs: list[Node] = []
+        self.without_meta: list[Node] = []
+        self.replicated: list[int] = []
+        self.open_shape = [1, -1, plan.hidden] if plan.batched else [-1, plan.hidden]
+
+    def shape(self, tokens: int) -> tuple[int, ...]:
+        """Of an input."""
+        return (1, tokens, self.plan.hidden) if self.plan.batched else (tokens, self.plan.hidden)
+
+    def example(self, tokens: int) -> tuple[Tensor, ...]:
+        """Inputs of this rank for a token count."""
+        drawn = [
+            self.builder.normal(f"{name}@{tokens}", *self.shape(tokens), per_rank=per_rank)
+            for name, per_rank in self.builder.inputs
+        ]
+        return tuple((tensor * self.plan.magnitude).to(self.dtype) for tensor in drawn)
+
+    def input(self, name: str, *, per_rank: bool = False) -> Node:
+        """A graph input like the activations."""
+        example = torch.zeros(self.shape(self.plan.tokens), dtype=self.dtype)
+        return self.builder.placeholder(name, example, per_rank=per_rank)
+
+    def output(self, node: Node, *, replicated: bool = False) -> None:
+        """Return a node."""
+        if replicated:
+            self.replicated.append(len(self.outputs))
+        self.outputs.append(node)
+
+    def weight(self, name: str, rows: int, columns: int) -> Node:
+        """A plain weight [rows, columns], this rank's own."""
+        values = self.builder.normal(name, rows, columns, per_rank=True) / columns**0.5
+        return self.builder.attribute(name, values.to(self.dtype))
+
+    def weight_fp8(self, name: str, rows: int, columns: int) -> tuple[Node, Node]:
+        """A quantised weight [rows, columns], this rank's own, and its scale, which all ranks share."""
+        values = self.builder.normal(name, rows, columns, per_rank=True)
+        scale = 1 / 112 / columns**0.5
+        codes = (values * 112).clamp(-448, 448).to(FP8)
+        return self.builder.attribute(name, codes), self.scalar(f"{name}_scale", scale)
+
+    def scalar(self, name: str, value: float) -> Node:
+        """A float32 scalar attribute."""
+        return self.builder.attribute(name, torch.tensor(value))

@@ -1,0 +1,203 @@
+"""The checks that run: the rewritten graph beside the one it was made from and the unfused one, on the same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from verify.graph.build import BuiltGraph
+from verify.graph.context import RankContext
+from verify.graph.dialect import Dialect
+from verify.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing
+from verify.graph.findings import Check, GraphFinding, GraphReport
+from verify.graph.fused_ops import resolve
+from verify.graph.inspection import count_roles, fused_nodes
+from verify.interface import FusionOp
+
+
+@dataclass
+class Graphs:
+    """The graph before any pass, before the last one, and after it."""
+
+    before: GraphModule
+    predecessor: GraphModule
+    after: GraphModule
+
+
+class Comparison:
+    """Runs the three graphs of one job on one rank, and writes what differs into the report.
+
+    Args:
+        context: the rank, and the kernel that fused operators call.
+        dialect: of the graphs.
+        built: where inputs come from.
+        graphs: the graphs.
+        report: receives findings and counts.
+        own_tokens: the token count of the example.
+    """
+
+    def __init__(
+        self,
+        context: RankContext,
+        dialect: Dialect,
+        built: BuiltGraph,
+        graphs: Graphs,
+        report: GraphReport,
+        own_tokens: int,
+    ) -> None:
+        self.context, self.dialect, self.built, self.graphs = context, dialect, built, graphs
+        self.report, self.own_tokens = report, own_tokens
+
+    def execute(self, tokens: int, *, moves_quantise_only: bool) -> None:
+        """Run all three graphs on the same inputs; a run that raises is a finding, and its comparisons are left out."""
+        inputs = self.built.inputs(tokens)
+        label = "" if tokens == self.own_tokens else f"at {tokens} tokens, not the exported {self.own_tokens}: "
+        recording = RecordingRun(self.graphs.before, self.dialect)
+        unfused = recording.run(*_copies(inputs))
+        with self._judged(Check.PREDECESSOR, label):
+            predecessor = self.graphs.predecessor(*_copies(inputs))
+            fused = self._run_fused(inputs, label)
+            self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=moves_quantise_only and self._exact)
+            self._replicated(fused, label)
+            _, differing = count_differing(fused, unfused)
+            self.report.differing += differing
+        with self._judged(Check.UNFUSED, label):
+            forced = ForcedRun(self.graphs.after, self.dialect, self.context, recording.values)
+            outputs = forced.run(*_copies(inputs))
+            self.report.kernel_elements += forced.elements
+            self.report.off_nominal += forced.off_nominal
+            for finding in forced.findings:
+                self._add(replace(finding, message=label + finding.message))
+            self._compare(Check.UNFUSED, label, outputs, unfused, exact=True)
+
+    @property
+    def _exact(self) -> bool:
+        """Whether the kernel's quantise is bit for bit a separate one: of the returned norm, by declared steps."""
+        flow = self.context.dataflow
+        declared = flow.scaling == "divide" or (flow.scaling == "multiply" and flow.exact_reciprocal)
+        return flow.round_norm and declared
+
+    def _run_fused(self, inputs: tuple[Tensor, ...], label: str) -> tuple[Tensor, ...]:
+        """The rewritten graph, with meta values, calls of the backend and memory checked on the way."""
+        given = _copies(inputs)
+        attributes = {name: bits(each).clone() for name, each in _tensors(self.graphs.after)}
+        calls = Counter(self.context.calls)
+        run = MetaCheckedRun(self.graphs.after, {node.name for node in self.graphs.before.graph.nodes})
+        outputs: tuple[Tensor, ...] = run.run(*given)
+        for finding in run.findings:
+            self._add(replace(finding, message=label + finding.message))
+        self._active(self.graphs.after, self.context.calls - calls, given[0], label)
+        changed = [name for name, each in _tensors(self.graphs.after) if not torch.equal(bits(each), attributes[name])]
+        changed += [f"input {at}" for at, (a, b) in enumerate(zip(given, inputs, strict=True)) if not _equal(a, b)]
+        for name in changed:
+            self._add(GraphFinding(Check.MEMORY, f"{label}running the graph changed {name}"))
+        return outputs
+
+    def _active(self, gm: GraphModule, calls: Counter[FusionOp], example: Tensor, label: str) -> None:
+        tokens = example.numel() // max(1, example.shape[-1]) if example.is_floating_point() else example.numel()
+        wanted: Counter[FusionOp] = Counter()
+        for fused in fused_nodes(gm, self.dialect):
+            if resolve(str(fused.argument("strategy")), tokens) is not None:
+                wanted[fused.op] += 1
+        if wanted != calls:
+            told = [{op.value: count for op, count in each.items()} for each in (calls, wanted)]
+            self._add(GraphFinding(Check.ACTIVE, f"{label}the backend was called {told[0]}, the graph has {told[1]}"))
+
+    def _compare(
+        self, check: Check, label: str, got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], *, exact: bool
+    ) -> None:
+        if not exact:
+            self.report.skipped[check.value] = "the kernel may round otherwise than the separate steps; see `unfused`"
+            return
+        if len(got) != len(wanted):
+            self._add(GraphFinding(check, f"{label}{len(got)} outputs, expected {len(wanted)}"))
+            return
+        for index, (mine, other) in enumerate(zip(got, wanted, strict=True)):
+            elements, differing = count_differing((mine,), (other,))
+            self.report.elements += elements
+            if differing:
+                what = f"{label}output {index}: {differing} of {elements} elements differ in bits"
+                if mine.dtype != other.dtype:
+                    what = f"{label}output {index} is {mine.dtype}, expected {other.dtype}"
+                self._add(GraphFinding(check, what))
+
+    def _replicated(self, outputs: tuple[Tensor, ...], label: str) -> None:
+        digests = {index: zlib.crc32(bits(outputs[index]).numpy().tobytes()) for index in self.built.replicated}
+        everyone = [json.loads(text) for text in self.context.gather_text(json.dumps(digests))]
+        for index in digests:
+            if len({each[str(index)] for each in everyone}) > 1:
+                self._add(GraphFinding(Check.REPLICATED, f"{label}output {index} is not the same on all ranks"))
+
+    @contextlib.contextmanager
+    def _judged(self, check: Check, label: str) -> Iterator[None]:
+        """Turn what a run raises into a finding; ranks run alike, so they raise alike."""
+        try:
+            yield
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            self._add(GraphFinding(check, f"{label}running the rewritten graph raised {told[:400]}"))
+
+    def export(self) -> None:
+        """Export the rewritten graph, and count its operators."""
+        wanted = count_roles(self.graphs.after, self.dialect)
+        try:
+            exported = _export(self.graphs.after, self.built, self.own_tokens)
+        except Exception as error:
+            try:
+                _export(self.graphs.before, self.built, self.own_tokens)
+            except Exception:
+                self.report.skipped[Check.EXPORT.value] = "the unfused graph cannot be exported either"
+                return
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            self._add(GraphFinding(Check.EXPORT, f"torch.export raised {told[:300]}"))
+            return
+        if (got := count_roles(exported, self.dialect)) != wanted:
+            self._add(GraphFinding(Check.EXPORT, f"the exported graph has {got}, expected {wanted}"))
+
+    def _add(self, finding: GraphFinding) -> None:
+        self.report.findings.append(replace(finding, rank=self.context.rank.index))
+
+
+def _export(gm: GraphModule, built: BuiltGraph, tokens: int) -> GraphModule:
+    inputs = built.inputs(tokens)
+    shapes = None
+    if built.token_dimension is not None:
+        # Exporting wants an example size that is not special.
+        inputs = built.inputs(max(tokens, 3))
+        dimension = torch.export.Dim("tokens", min=2, max=built.longest)
+        shapes = {"args": tuple({built.token_dimension: dimension} for _ in inputs)}
+    exported = torch.export.export(_Wrapped(gm), inputs, dynamic_shapes=shapes, strict=False)
+    return cast("GraphModule", exported.graph_module)
+
+
+class _Wrapped(torch.nn.Module):
+    """A graph as a plain module, which is what exporting takes."""
+
+    def __init__(self, rewritten: GraphModule) -> None:
+        super().__init__()
+        self.rewritten = rewritten
+
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
+        return self.rewritten(*args)  # type: ignore[no-any-return]
+
+
+def _tensors(gm: GraphModule) -> Iterator[tuple[str, Tensor]]:
+    yield from gm.named_buffers()
+    yield from gm.named_parameters()
+
+
+def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in inputs)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(bits(left), bits(right))

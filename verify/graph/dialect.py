@@ -1,0 +1,94 @@
+"""Which operator plays which role in a graph: Fusecheck's own, or TensorRT-LLM AutoDeploy's.
+
+The roles' arguments have the same order in every dialect, so that passes and checks address them by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from verify.graph.fused_ops import NAMESPACE
+from verify.interface import FusionOp
+
+Operator = Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The operators of the roles.
+
+    Attributes:
+        name: how reports call it.
+        all_reduce: (x, strategy).
+        norms: (x, weight, eps), by flavour: `torch` rounds twice, the others once.
+        quantize: (x, scale) -> (codes, scale).
+        linear: (input, weight, bias, input_scale, weight_scale, out_dtype); quantises its input.
+        prequant_linear: the same arguments; its input is codes.
+        norm: (x, residual, weight, eps, strategy) -> (norm, residual).
+        quant: (x, residual, weight, scale, eps, strategy) -> (codes, residual).
+        out_quant: the same -> (norm, codes, residual); None where the dialect has none.
+    """
+
+    name: str
+    all_reduce: Operator
+    norms: dict[str, Operator]
+    quantize: Operator
+    linear: Operator
+    prequant_linear: Operator
+    norm: Operator
+    quant: Operator
+    out_quant: Operator | None
+
+    def is_all_reduce(self, node: object) -> bool:
+        """Whether a node is the all-reduce over the tensor-parallel group."""
+        return calls(node, self.all_reduce)
+
+    def is_norm(self, node: object) -> bool:
+        """Whether a node is a plain RMSNorm of any flavour."""
+        return any(calls(node, norm) for norm in self.norms.values())
+
+    def is_linear(self, node: object) -> bool:
+        """Whether a node is a linear layer that quantises its input itself."""
+        return calls(node, self.linear)
+
+    def fused_op(self, node: object) -> FusionOp | None:
+        """Which fused operation a node is, if any."""
+        return next((op for op, target in self.fused.items() if calls(node, target)), None)
+
+    @property
+    def fused(self) -> dict[FusionOp, Operator]:
+        """The fused operators of this dialect."""
+        found = {FusionOp.RESIDUAL_RMS_NORM: self.norm, FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8: self.quant}
+        return found | ({FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8: self.out_quant} if self.out_quant else {})
+
+
+def calls(node: object, operator: Operator | None) -> bool:
+    """Whether a node calls this operator, given as an overload; the graph may hold its packet instead."""
+    if not isinstance(node, Node) or node.op != "call_function" or operator is None:
+        return False
+    packet = getattr(operator, "overloadpacket", operator)
+    return node.target is operator or node.target is packet
+
+
+_own = torch.ops.fusecheck
+
+FUSECHECK = Dialect(
+    name=NAMESPACE,
+    all_reduce=_own.all_reduce.default,
+    norms={
+        "torch": _own.torch_rmsnorm.default,
+        "triton": _own.triton_rms_norm.default,
+        "flashinfer": _own.flashinfer_rms_norm.default,
+    },
+    quantize=_own.static_quantize_e4m3_per_tensor.default,
+    linear=_own.fp8_linear.default,
+    prequant_linear=_own.fp8_prequant_linear.default,
+    norm=_own.ar_residual_norm.default,
+    quant=_own.ar_residual_norm_quant_fp8.default,
+    out_quant=_own.ar_residual_norm_out_quant_fp8.default,
+)
+"""Fusecheck's own operators."""

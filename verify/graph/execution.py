@@ -1,0 +1,168 @@
+"""Running graphs on a rank: recording the unfused values, putting them in place of a kernel's, checking meta values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from verify.graph import nodes
+from verify.graph.arithmetic import quantize
+from verify.graph.context import RankContext
+from verify.graph.dialect import Dialect
+from verify.graph.findings import Check, GraphFinding
+from verify.graph.fused_ops import resolve
+from verify.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS
+from verify.interface import FusionOp, RankOutputs
+from verify.oracle import Operands, Oracle
+from verify.verdict import judge_rows
+
+Values = tuple[Any, ...]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A tensor's bytes, so that NaN equals itself and zeros differ by sign."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def count_differing(left: Values, right: Values) -> tuple[int, int]:
+    """Elements in both tuples of outputs, and how many of them differ in bits, dtype or shape."""
+    elements = differing = abs(len(left) - len(right))
+    for mine, other in zip(left, right, strict=False):
+        elements += mine.numel()
+        if mine.dtype != other.dtype or mine.shape != other.shape:
+            differing += max(mine.numel(), 1)
+        elif not torch.equal(bits(mine), bits(other)):
+            size = mine.element_size()
+            unequal = (bits(mine) != bits(other)).reshape(-1, size)
+            differing += int(unequal.any(-1).sum())
+    return elements, differing
+
+
+class MetaCheckedRun(Interpreter):
+    """Runs a graph and compares each node's meta value with what the node returned."""
+
+    def __init__(self, gm: GraphModule, known: set[str]) -> None:
+        """Nodes named in `known` may lack a meta value, as they did before the pass."""
+        super().__init__(gm)
+        self.known, self.findings = known, list[GraphFinding]()
+
+    def run_node(self, n: Node) -> Any:
+        """Run, then compare."""
+        result = super().run_node(n)
+        if n.op == "call_function":
+            self._compare(n, n.meta.get("val"), result)
+        return result
+
+    def _compare(self, node: Node, said: Any, got: Any) -> None:
+        if said is None and node.name not in self.known:
+            self.findings.append(GraphFinding(Check.META, f"{node.name} ({node.target}) has no meta value"))
+        if isinstance(said, tuple | list) and isinstance(got, tuple | list):
+            for mine, other in zip(said, got, strict=False):
+                self._compare(node, mine, other)
+        if isinstance(said, Tensor) and isinstance(got, Tensor) and not _agrees(said, got):
+            message = f"{node.name}: meta says {_form(said)}, the node returned {_form(got)}"
+            self.findings.append(GraphFinding(Check.META, message))
+
+
+def _agrees(said: Tensor, got: Tensor) -> bool:
+    sizes = zip(said.shape, got.shape, strict=False)
+    same = all(not isinstance(mine, int) or mine == other for mine, other in sizes)
+    return said.dtype == got.dtype and said.dim() == got.dim() and same
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{[str(size) for size in tensor.shape]}"
+
+
+class RecordingRun(Interpreter):
+    """Runs the unfused graph and keeps, by the norm's weight, what each norm read and returned."""
+
+    def __init__(self, gm: GraphModule, dialect: Dialect) -> None:
+        super().__init__(gm)
+        self.dialect = dialect
+        self.values: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run, then keep the norm's values; copies, since a graph may write in place."""
+        result = super().run_node(n)
+        weight = nodes.argument(n, 1) if self.dialect.is_norm(n) else None
+        if isinstance(weight, Node) and weight.op == "get_attr":
+            read: Tensor = self.env[nodes.argument(n, 0)]
+            self.values[str(weight.target)] = (read.clone(), result.clone())
+        return result
+
+
+class ForcedRun(Interpreter):
+    """Runs a fused graph with the unfused graph's values in place of each kernel's results.
+
+    Every site then sees the unfused graph's operands. Its kernel is run on them and judged by the oracle on its own,
+    and whatever differs at the outputs is the wiring's fault, not rounding's.
+    """
+
+    def __init__(
+        self, gm: GraphModule, dialect: Dialect, context: RankContext, recorded: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__(gm)
+        self.dialect, self.context, self.recorded = dialect, context, recorded
+        self.findings: list[GraphFinding] = []
+        self.elements = self.off_nominal = 0
+
+    def run_node(self, n: Node) -> Any:
+        """Run; at a fused node judge the kernel, and return the recorded values."""
+        op = self.dialect.fused_op(n)
+        if op is None:
+            return super().run_node(n)
+        own = super().run_node(n)
+        where = QUANT_ARGUMENTS if op.returns_quant else NORM_ARGUMENTS
+        weight = nodes.argument(n, where["weight"])
+        known = self.recorded.get(str(weight.target)) if isinstance(weight, Node) else None
+        if known is None:
+            return own
+        self._judge(n, op, own, where)
+        stream, norm = known
+        shape = own[-1].shape
+        forced = [stream.reshape(shape)]
+        if op.returns_quant:
+            scale = self._operand(n, where["scale"])
+            forced.insert(0, quantize(norm.reshape(shape), scale, divide=self.context.dataflow.scaling == "divide"))
+        if op.returns_norm:
+            forced.insert(0, norm.reshape(shape))
+        return tuple(forced)
+
+    def _operand(self, node: Node, position: int) -> Any:
+        given = nodes.argument(node, position)
+        return self.env[given] if isinstance(given, Node) else given
+
+    def _judge(self, node: Node, op: FusionOp, own: Values, where: dict[str, int]) -> None:
+        """The oracle on this site's operands; where the steps run separately there is no kernel to judge."""
+        partial: Tensor = self._operand(node, 0)
+        flat = (-1, partial.shape[-1])
+        tokens = partial.numel() // max(1, partial.shape[-1])
+        if tokens == 0 or resolve(self._operand(node, where["strategy"]), tokens) is None:
+            return
+        operands = Operands(
+            partials=[part.reshape(flat) for part in self.context.gather(partial)],
+            residual=self._operand(node, 1).reshape(flat),
+            gamma=self._operand(node, where["weight"]),
+            scale=float(self._operand(node, where["scale"])) if op.returns_quant else 1.0,
+            eps=self._operand(node, where["eps"]),
+        )
+        results = [each.reshape(flat) for each in own]
+        outputs = RankOutputs(
+            residual=results[-1],
+            norm=results[0] if op.returns_norm else None,
+            quant=results[-2] if op.returns_quant else None,
+        )
+        for tally in judge_rows(Oracle(self.context.dataflow, operands), outputs, 0):
+            self.elements += tally.elements
+            self.off_nominal += tally.off_nominal
+            if tally.outside:
+                first = tally.shown[0]
+                message = (
+                    f"{node.name}: {tally.outside} of {tally.elements} elements of {tally.stage.value} not admissible, "
+                    f"[{first.row},{first.column}] got {first.got}, admissible {first.admissible}"
+                )
+                self.findings.append(GraphFinding(Check.KERNEL, message))

@@ -1,0 +1,90 @@
+"""Which model's graph to check, as small JSON, and the counts that follow from its layers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from verify.errors import UsageError
+from verify.interface import FusionOp
+
+DECODER = "decoder"
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+"""Hugging Face families whose tiny models are exported."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model of tiny width and real structure.
+
+    Attributes:
+        model: `decoder` for Fusecheck's own, or a Hugging Face family.
+        layers: decoder layers.
+        hidden: columns.
+        dtype: of the activations.
+        tokens: of the example.
+        dynamic: the token count is open.
+        merged: q/k/v and gate/up are one layer each (`decoder` only).
+        k_differs: k's input scale differs from q's and v's (`decoder`, not merged).
+        strategy: of the collectives.
+        magnitude: of the inputs (`decoder` only).
+        seed: of weights and inputs.
+    """
+
+    model: str = DECODER
+    layers: int = 2
+    hidden: int = 64
+    dtype: str = "bfloat16"
+    tokens: int = 4
+    dynamic: bool = True
+    merged: bool = True
+    k_differs: bool = False
+    strategy: str = "AUTO"
+    magnitude: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model != DECODER and self.model not in FAMILIES:
+            raise UsageError(f"unknown model {self.model!r}, expected one of: {DECODER}, {', '.join(FAMILIES)}")
+        if self.layers < 1:
+            raise UsageError(f"layers {self.layers}: expected at least 1")
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelPlan:
+        """Read a plan.
+
+        Raises:
+            UsageError: the text is not one.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"not a model plan: {error}; expected the line that a finding prints") from None
+
+    def counts(self, *, quant: bool) -> dict[str, int]:
+        """Operators of the graph after the passes; `quant` says whether the quantising one ran.
+
+        L layers have 2L sums over ranks. All fuse; all but the last, which feeds the bf16 head, quantise. The first
+        layer's norm has no sum before it. Layers whose k has another scale keep their norm.
+        """
+        left = (self.layers - 1) * (self.k_differs and not self.merged)
+        quantising = (2 * self.layers - 1 - left) * quant
+        heads = 2 * self.layers * (self.model == "qwen3")  # its norms of q and k
+        found = {
+            "all_reduce": 0,
+            "norm": 1 + heads,
+            FusionOp.RESIDUAL_RMS_NORM.value: 2 * self.layers - quantising,
+            FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8.value: quantising,
+        }
+        return {role: count for role, count in found.items() if count}
+
+
+def is_model(source: str) -> bool:
+    """Whether a job's source is a model plan, not a graph plan."""
+    return source.startswith('{"model":')

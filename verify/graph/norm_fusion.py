@@ -1,0 +1,192 @@
+"""All-reduce, residual add and RMSNorm become one operator with two results."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import Node
+
+from verify.graph import nodes
+from verify.graph.config import NORM_PASS
+from verify.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
+
+_add = torch.ops.aten.add.Tensor
+
+
+@dataclass(frozen=True)
+class NormSite:
+    """Where an all-reduced tensor is added to the residual and normalised.
+
+    Attributes:
+        norm: the RMSNorm.
+        add: the residual add, which becomes the second result.
+        all_reduce: the collective.
+        views: between the collective and the add, innermost first.
+        residual: the other operand of the add.
+        weight: of the norm.
+        eps: of the norm.
+        strategy: of the collective.
+    """
+
+    norm: Node
+    add: Node
+    all_reduce: Node
+    views: tuple[Node, ...]
+    residual: Node
+    weight: Node
+    eps: float
+    strategy: str
+
+
+class FuseNorm(Transform[NormSite]):
+    """`fuse_allreduce_residual_rmsnorm`: the pass that makes the nodes which the quantising pass rewrites."""
+
+    name = NORM_PASS
+
+    def candidates(self) -> list[Node]:
+        """The norms that read a sum of which a summand is an all-reduce; of two on one sum, the first that fits."""
+        return [node for node in self.graph.nodes if self.dialect.is_norm(node) and self._near_all_reduce(node)]
+
+    def _near_all_reduce(self, norm: Node) -> bool:
+        add = nodes.argument(norm, 0)
+        operands = add.all_input_nodes if isinstance(add, Node) else []
+        return any(self.dialect.is_all_reduce(nodes.through_views(each)[0]) for each in operands)
+
+    def find(self, info: TransformInfo) -> dict[str, NormSite]:
+        """See `Transform.find`; a sum belongs to one site only."""
+        found = super().find(info)
+        taken: dict[Node, str] = {}
+        for name, site in found.items():
+            taken.setdefault(site.add, name)
+        return {name: site for name, site in found.items() if taken[site.add] == name}
+
+    def match(self, node: Node) -> NormSite:
+        """See `Transform.match`."""
+        add = self.residual_add(node)
+        reduced, views, residual = self.operands(add)
+        weight, eps = nodes.argument(node, 1), nodes.argument(node, 2)
+        strategy = self.check_strategy(nodes.argument(reduced, 1))
+        if not isinstance(weight, Node) or not isinstance(eps, float):
+            raise RefusedError("the norm's weight or eps is computed in a way that an argument cannot carry")
+        site = NormSite(node, add, reduced, views, residual, weight, eps, strategy)
+        self.check_sole_reader(site)
+        self.check_layout(site)
+        self.check_weight(site)
+        self.check_order(site)
+        self.check_unwritten("tensors of the site", nodes.argument(reduced, 0), reduced, residual, add, node)
+        return site
+
+    def residual_add(self, norm: Node) -> Node:
+        """The plain sum that the norm reads.
+
+        Raises:
+            RefusedError: it reads something else.
+        """
+        add = nodes.argument(norm, 0)
+        if not isinstance(add, Node) or add.op != "call_function" or add.target != _add:
+            raise RefusedError("the norm does not read a residual add")
+        if add.kwargs.get("alpha", 1) != 1:
+            raise RefusedError(f"the add scales an operand by alpha={add.kwargs['alpha']}")
+        return add
+
+    def operands(self, add: Node) -> tuple[Node, tuple[Node, ...], Node]:
+        """The collective, the views after it, and the residual; the summands may stand in either order.
+
+        Raises:
+            RefusedError: not exactly one summand is an all-reduce, or the other is not a tensor.
+        """
+        left, right = nodes.argument(add, 0), nodes.argument(add, 1)
+        if left is right:
+            raise RefusedError("both summands are the same tensor")
+        found = [(*nodes.through_views(each), other) for each, other in ((left, right), (right, left))]
+        matches = [entry for entry in found if self.dialect.is_all_reduce(entry[0])]
+        if len(matches) != 1:
+            raise RefusedError(f"{len(matches)} of the summands are all-reduces")
+        reduced, views, residual = matches[0]
+        if not isinstance(residual, Node) or not isinstance(reduced, Node):
+            raise RefusedError("the other summand is not a tensor")
+        return reduced, tuple(reversed(views)), residual
+
+    def check_sole_reader(self, site: NormSite) -> None:
+        """The plain sum over ranks exists nowhere after fusion, so nobody else may read it.
+
+        Raises:
+            RefusedError: somebody does.
+        """
+        for node in (site.all_reduce, *site.views):
+            if len(node.users) != 1:
+                raise RefusedError(f"{node.name} has {len(node.users)} readers")
+
+    def check_layout(self, site: NormSite) -> None:
+        """Shapes and dtypes that the kernel assumes without looking.
+
+        Raises:
+            RefusedError: they are different or unknown.
+        """
+        reduced = self.meta_of(site.views[-1] if site.views else site.all_reduce, "all-reduce")
+        residual, norm = self.meta_of(site.residual, "residual"), self.meta_of(site.norm, "norm")
+        added = self.meta_of(site.add, "add")
+        self.meta_of(nodes.argument(site.all_reduce, 0), "partial sum")
+        check_activations(norm)
+        for name, other in (("residual", residual), ("all-reduce", reduced), ("sum", added)):
+            if other.dtype != norm.dtype:
+                raise RefusedError(f"the {name} is {other.dtype}, the norm {norm.dtype}")
+            if not same_shape(other, norm):
+                raise RefusedError(f"the {name} has shape {tuple(other.shape)}, the norm {tuple(norm.shape)}")
+        self.check_policy(norm)
+
+    def check_weight(self, site: NormSite) -> None:
+        """The kernel reads `hidden` elements of the activations' dtype.
+
+        Raises:
+            RefusedError: the weight is something else.
+        """
+        weight, norm = self.meta_of(site.weight, "norm weight"), self.meta_of(site.norm, "norm")
+        if weight.dtype != norm.dtype:
+            raise RefusedError(f"the norm weight is {weight.dtype}, the activations {norm.dtype}")
+        if tuple(weight.shape) != (norm.shape[-1],):
+            raise RefusedError(f"the norm weight has shape {tuple(weight.shape)}, hidden is {norm.shape[-1]}")
+
+    def check_order(self, site: NormSite) -> None:
+        """The weight must exist where the fused operator stands, right after the add.
+
+        Raises:
+            RefusedError: it is computed later, perhaps from the sum itself.
+        """
+        if site.weight.op != "get_attr" and self.order[site.weight] > self.order[site.add]:
+            raise RefusedError("the norm weight is computed after the add")
+
+    def decision(self, site: NormSite) -> str:
+        """See `Transform.decision`."""
+        return f"{site.all_reduce.name} {site.add.name} {site.weight} {site.eps.hex()} {site.strategy}"
+
+    def rewrite(self, site: NormSite) -> None:
+        """See `Transform.rewrite`."""
+        # An earlier site's rewrite may have replaced the residual since this one was matched.
+        site = replace(site, residual=self.operands(site.add)[2])
+        with self.graph.inserting_before(site.add.next):
+            x = nodes.argument(site.all_reduce, 0)
+            for view in site.views:
+                x = nodes.call(self.graph, view.target, (x, *view.args[1:]), view)  # type: ignore[arg-type]
+            fused = self.emit(site, x)
+            norm = nodes.call(self.graph, operator.getitem, (fused, 0), site.norm)
+            residual = nodes.call(self.graph, operator.getitem, (fused, 1), site.add)
+        self.redirect(site, norm, residual)
+        for node in (site.norm, site.add, *reversed(site.views), site.all_reduce):
+            self.graph.erase_node(node)
+        for node in (norm, residual):
+            if not node.users:
+                self.graph.erase_node(node)
+
+    def emit(self, site: NormSite, x: Node) -> Node:
+        """Insert the fused operator."""
+        weight = nodes.clone_attribute(self.graph, site.weight) if site.weight.op == "get_attr" else site.weight
+        strategy = self.config.policy.strategy(site.strategy)
+        return nodes.call(self.graph, self.dialect.norm, (x, site.residual, weight, site.eps, strategy), site.norm)
+
+    def redirect(self, site: NormSite, norm: Node, residual: Node) -> None:
+        """Give the readers of the old norm and sum the fused operator's results."""
+        site.norm.replace_all_uses_with(norm)
+        site.add.replace_all_uses_with(residual)

@@ -1,0 +1,101 @@
+"""Random graph plans from a seed: every feature on any site, so that features meet.
+
+Most sites fuse, so that a pass which matches nothing is noticed; the rest carry one or two obstacles.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from verify.graph.plan import SCALES, GraphPlan, ReaderPlan, SitePlan
+
+OBSTACLES: tuple[dict[str, Any], ...] = (
+    {"collective": "grouped"},
+    {"collective": "max"},
+    {"reduced_read": True},
+    {"add": "alpha"},
+    {"add": "self"},
+    {"add": "scalar"},
+    {"add": "sub"},
+    {"add": "two_reduced"},
+    {"add": "broadcast"},
+    {"add": "float32"},
+    {"add": "none"},
+    {"norm": "gemma"},
+    {"norm": "biased"},
+    {"norm": "layer"},
+    {"norm": "partial"},
+    {"weight": "float32"},
+    {"weight": "single"},
+    {"weight": "from_sum"},
+    {"write": "sum"},
+    {"write": "norm"},
+    {"norm_meta": False},
+)
+"""What forbids the first fusion, as features of a site."""
+BAD_SCALES = ("vector", "bf16", "dynamic", "zero", "negative", "nan", "infinite", "per_rank")
+OTHERS = ("bf16", "router", "nvfp4", "capture", "weight", "e5m2")
+STRATEGIES = ("AUTO", "ONESHOT", "TWOSHOT", "NCCL")
+MAX_SITES, MAX_READERS = 3, 3
+
+
+def random_plan(seed: int) -> GraphPlan:
+    """The graph plan of a seed."""
+    draw = random.Random(seed)
+    batched = draw.random() < 0.3
+    return GraphPlan(
+        sites=tuple(_site(draw) for _ in range(draw.randint(1, MAX_SITES))),
+        dtype=draw.choice(("bfloat16", "bfloat16", "float16")),
+        hidden=draw.choice((32, 64, 64, 80)),
+        tokens=draw.randint(2, 9),
+        dynamic=draw.random() < 0.7,
+        batched=batched,
+        magnitude=draw.choice((1.0, 1.0, 1e-3)),
+        seed=seed,
+    )
+
+
+def _site(draw: random.Random) -> SitePlan:
+    features: dict[str, Any] = {
+        "strategy": draw.choice(STRATEGIES),
+        "reshape": draw.random() < 0.2,
+        "add": draw.choice(("residual_first", "reduced_first")),
+        "norm": draw.choice(("torch", "triton", "flashinfer")),
+        "eps": draw.choice((1e-5, 1e-6)),
+        "norm_keywords": draw.random() < 0.3,
+        "second_norm": draw.random() < 0.2,
+        "early_reader": draw.random() < 0.3,
+        "residual": draw.choice(("next", "next", "next", "dead", "output")),
+    }
+    for obstacle in draw.choices(OBSTACLES, k=draw.choice((0, 0, 0, 1, 1, 2))):
+        features |= obstacle
+    return SitePlan(**features, readers=_readers(draw))
+
+
+def _readers(draw: random.Random) -> tuple[ReaderPlan, ...]:
+    common = draw.randrange(len(SCALES))
+    bad = draw.choice(BAD_SCALES) if draw.random() < 0.12 else "static"
+    found = []
+    for number in range(draw.randint(1, MAX_READERS)):
+        if draw.random() < 0.3:
+            found.append(ReaderPlan(kind=draw.choice(OTHERS), view=_view(draw)))  # type: ignore[arg-type]
+            continue
+        kind = draw.choice(("fp8", "fp8", "fp8", "quantize", "dead"))
+        other = draw.random() < 0.12
+        found.append(
+            ReaderPlan(
+                kind=kind,  # type: ignore[arg-type]
+                scale=draw.randrange(len(SCALES)) if other else common,
+                scale_kind=bad if number == 0 else "static",  # type: ignore[arg-type]
+                bias=draw.random() < 0.3,
+                keywords=kind == "fp8" and draw.random() < 0.4,
+                packet=kind == "fp8" and draw.random() < 0.2,
+                view=_view(draw),
+            )
+        )
+    return tuple(found)
+
+
+def _view(draw: random.Random) -> Any:
+    return draw.choice(("none", "none", "flat", "unsqueeze", "chain"))

@@ -1,0 +1,124 @@
+"""What reads a norm: layers with and without codes, routers, outputs, and the ways to see it through views."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from verify.graph import fused_ops  # noqa: F401 - registers the operators
+from verify.graph.canvas import FP8, Canvas
+from verify.graph.plan import SCALES, ReaderPlan
+
+aten = torch.ops.aten
+own = torch.ops.fusecheck
+ROUTES = 8
+"""Outputs of a router."""
+
+
+class Readers:
+    """Writes the readers of one site's norm.
+
+    Args:
+        canvas: the graph.
+        prefix: of the names of the site's weights.
+    """
+
+    def __init__(self, canvas: Canvas, prefix: str) -> None:
+        self.canvas, self.builder, self.prefix = canvas, canvas.builder, prefix
+        self.plan, self.dialect, self.hidden = canvas.plan, canvas.dialect, canvas.plan.hidden
+        self.call = canvas.builder.call
+
+    def write(self, number: int, reader: ReaderPlan, norm: Node) -> Node | None:
+        """One reader; returns what the next site's partial sum is made of, if anything."""
+        name = f"{self.prefix}.reader{number}"
+        if reader.kind == "capture":
+            self.canvas.output(norm)
+            return None
+        if reader.kind == "e5m2":
+            self.canvas.output(self.call(aten._to_copy.default, norm, dtype=torch.float8_e5m2))
+            return None
+        if reader.kind == "weight":
+            self.read_as_weight(name, norm)
+            return None
+        seen = self.view(reader, norm)
+        if reader.kind == "router":
+            logits = self.call(aten.linear.default, seen, self.canvas.weight(f"{name}.router", ROUTES, self.hidden))
+            self.canvas.output(self.call(aten.softmax.int, logits, -1))
+            return None
+        if reader.kind in ("fp8", "quantize", "dead"):
+            found = self.quantized(name, reader, seen)
+        elif reader.kind == "nvfp4":
+            weight = self.canvas.weight(f"{name}.weight", self.hidden, self.hidden)
+            found = self.call(own.nvfp4_linear.default, seen, weight, self.canvas.scalar(f"{name}.scale4", 0.01))
+        else:
+            found = self.plain_linear(name, seen)
+        if reader.kind == "dead":
+            return None
+        return found if reader.view == "none" else self.call(aten.view.default, found, self.canvas.open_shape)
+
+    def view(self, reader: ReaderPlan, norm: Node) -> Node:
+        """The norm as the reader sees it."""
+        flat = [-1, self.hidden]
+        if reader.view == "flat":
+            return self.call(aten.view.default, norm, flat)
+        if reader.view == "unsqueeze":
+            return self.call(aten.unsqueeze.default, norm, 0)
+        if reader.view == "chain":
+            dense = self.call(aten.contiguous.default, self.call(aten.reshape.default, norm, flat))
+            return self.call(aten.view.default, dense, [1, -1, self.hidden])
+        return norm
+
+    def read_as_weight(self, name: str, norm: Node) -> None:
+        """A layer whose weight is the norm; its input has codes of its own."""
+        codes = (self.builder.normal(name, 2, self.hidden) * 50).clamp(-448, 448).to(FP8)
+        scales = [self.canvas.scalar(f"{name}.{part}", 0.01) for part in ("input_scale", "weight_scale")]
+        source = self.builder.attribute(f"{name}.codes", codes)
+        weight = self.call(aten.view.default, norm, [-1, self.hidden])
+        self.canvas.output(self.call(self.dialect.linear, source, weight, None, *scales, self.plan.dtype))
+
+    def plain_linear(self, name: str, seen: Node) -> Node:
+        """A linear layer without quantisation."""
+        return self.call(aten.linear.default, seen, self.canvas.weight(f"{name}.weight", self.hidden, self.hidden))
+
+    def quantized(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
+        """A linear layer on codes, with its own quantise or a separate one."""
+        weight, weight_scale = self.canvas.weight_fp8(f"{name}.weight", self.hidden, self.hidden)
+        bias = None
+        if reader.bias:
+            values = self.builder.normal(f"{name}.bias", self.hidden).to(self.canvas.dtype)
+            bias = self.builder.attribute(f"{name}.bias", values)
+        scale = self.scale(name, reader, seen)
+        if reader.kind == "quantize":
+            pair = self.call(self.dialect.quantize, seen, scale)
+            codes, step = (self.call(operator.getitem, pair, index) for index in (0, 1))
+            args = (codes, weight, bias, step, weight_scale, self.plan.dtype)
+            return self.call(self.dialect.prequant_linear, *args)
+        linear = getattr(self.dialect.linear, "overloadpacket") if reader.packet else self.dialect.linear  # noqa: B009
+        if reader.keywords:
+            return self.call(linear, seen, weight, bias=bias, input_scale=scale, weight_scale=weight_scale)
+        return self.call(linear, seen, weight, bias, scale, weight_scale)
+
+    def scale(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
+        """The reader's input scale."""
+        value = SCALES[reader.scale]
+        kinds: dict[str, Callable[[], Tensor]] = {
+            "static": lambda: torch.tensor(value),
+            "vector": lambda: torch.full((self.hidden,), value),
+            "bf16": lambda: torch.tensor(value, dtype=torch.bfloat16),
+            "zero": lambda: torch.tensor(0.0),
+            "negative": lambda: torch.tensor(-value),
+            "nan": lambda: torch.tensor(float("nan")),
+            "infinite": lambda: torch.tensor(float("inf")),
+            "per_rank": lambda: torch.tensor(value * (1 + self.canvas.rank)),
+        }
+        if reader.scale_kind == "dynamic":
+            largest = self.call(aten.amax.default, self.call(aten.abs.default, seen))
+            wide = self.call(aten._to_copy.default, largest, dtype=torch.float32)
+            return self.call(aten.clamp.default, self.call(aten.div.Tensor, wide, 448.0), 1e-12)
+        if reader.shared_scale:
+            name = f"{self.prefix}.reader0"
+        return self.builder.attribute(f"{name}.input_scale", kinds[reader.scale_kind]())

@@ -1,0 +1,206 @@
+"""The parent's side: which graphs to check, one pool of ranks, and what the ranks' reports come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify.graph.config import NORM_PASS, QUANT_PASS
+from verify.graph.findings import Check, GraphFinding
+from verify.graph.model_plan import ModelPlan
+from verify.graph.plan import Expectation, GraphPlan, expectation
+from verify.graph.random_graphs import random_plan
+from verify.graph.rows import ROWS
+from verify.graph.worker import GraphJob
+from verify.interface import FusionOp
+from verify.ranks.pool import Pool
+from verify.ranks.replies import culprits
+
+WORKER = "verify.graph.worker:GraphWorker"
+NORM_OP = FusionOp.RESIDUAL_RMS_NORM
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pass under test and where it stands.
+
+    Attributes:
+        name: `package.module:function`, or the short name of one of Fusecheck's own.
+        after_norm: it gets the graph that the norm pass made, else the graph as exported.
+        quantises: it makes quantising operators, else only norms.
+    """
+
+    name: str = QUANT_PASS
+    after_norm: bool = True
+    quantises: bool = True
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """All passes to run, the subject last."""
+        return (NORM_PASS, self.name) if self.after_norm else (self.name,)
+
+
+@dataclass(frozen=True)
+class GraphCase:
+    """A graph with a name.
+
+    Attributes:
+        name: of the row, the seed or the model.
+        plan: what to build.
+        title: in words.
+    """
+
+    name: str
+    plan: GraphPlan | ModelPlan
+    title: str = ""
+
+
+@dataclass
+class GraphResult:
+    """What came of one case.
+
+    Attributes:
+        case: the graph.
+        findings: of all ranks and of the comparison with what was expected; equal ones once.
+        outcomes: per site (expected, got), as operation names; empty for models.
+        left: sites where the pass did less than it could, which is allowed, with what was expected.
+        report: rank 0's report, empty where no rank answered.
+    """
+
+    case: GraphCase
+    findings: list[GraphFinding] = field(default_factory=list)
+    outcomes: dict[int, tuple[str | None, str | None]] = field(default_factory=dict)
+    left: dict[int, str] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def row_cases(world_size: int) -> list[GraphCase]:
+    """The named edge cases that this world size can show."""
+    wanted = [row for row in ROWS if (row.world_size or max(world_size, 2)) == world_size]
+    return [GraphCase(row.name, row.plan, row.title) for row in wanted]
+
+
+def random_cases(count: int, seed: int) -> Iterator[GraphCase]:
+    """Random graphs; the same for the same seed."""
+    for number in range(count):
+        yield GraphCase(f"random-{seed + number}", random_plan(seed + number))
+
+
+def expected(subject: Subject, plan: GraphPlan, index: int, world_size: int) -> Expectation:
+    """What must become of a site, given which passes run."""
+    full = expectation(plan, index, world_size)
+    if subject.quantises or full.fused is None:
+        return full
+    also = (None,) if None in full.also else ()
+    return Expectation(NORM_OP, also, full.rows, full.why)
+
+
+class GraphChecker:
+    """Checks graphs on a pool of ranks.
+
+    Args:
+        subject: the pass.
+        world_size: ranks.
+        backend: the kernel that fused operators call.
+        dialect: of the graphs.
+        tokens: sizes to run at besides each graph's own.
+        timeout: seconds for one graph.
+        export: whether to export rewritten graphs again.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        world_size: int,
+        *,
+        backend: str = "emulated",
+        dialect: str = "fusecheck",
+        tokens: Sequence[int] = (1, 5),
+        timeout: float = 60.0,
+        export: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.subject, self.world_size, self.timeout = subject, world_size, timeout
+        self.backend, self.dialect, self.tokens, self.export = backend, dialect, tuple(tokens), export
+        self._pool = Pool(WORKER, world_size, device=device)
+
+    def __enter__(self) -> GraphChecker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the ranks."""
+        self._pool.close()
+
+    def check(self, case: GraphCase) -> GraphResult:
+        """Check one graph on all ranks."""
+        source = case.plan.to_json()
+        job = GraphJob(source, self.subject.passes, self.backend, self.dialect, self.tokens, export=self.export)
+        replies = self._pool.call("check", job, timeout=self.timeout)
+        result = GraphResult(case)
+        for failure in culprits(replies):
+            result.findings.append(GraphFinding(Check.RUNS, str(failure), rank=failure.rank))
+        reports = [reply.value for reply in replies if reply.ok]
+        for record in (record for report in reports for record in report["findings"]):
+            finding = GraphFinding(Check(record["check"]), record["message"], record["site"], record["rank"])
+            if all((finding.check, finding.message) != (known.check, known.message) for known in result.findings):
+                result.findings.append(finding)
+        if reports and not self._unsound(result):
+            result.report = reports[0]
+            self._judge(result)
+        return result
+
+    def check_all(
+        self, cases: Iterable[GraphCase], seen: Callable[[GraphResult], None] = lambda result: None
+    ) -> list[GraphResult]:
+        """Check graphs in turn; `seen` is told of each result as it comes."""
+        results = []
+        for case in cases:
+            results.append(self.check(case))
+            seen(results[-1])
+        return results
+
+    @staticmethod
+    def _unsound(result: GraphResult) -> bool:
+        return any(each.check in (Check.RUNS, Check.LINT, Check.RANKS) for each in result.findings)
+
+    def _judge(self, result: GraphResult) -> None:
+        plan = result.case.plan
+        if isinstance(plan, ModelPlan):
+            self._judge_counts(result, plan)
+            return
+        outcomes = {int(site): name for site, name in result.report["outcomes"].items()}
+        for index in range(len(plan.sites)):
+            wanted = expected(self.subject, plan, index, self.world_size)
+            got = outcomes.get(index)
+            result.outcomes[index] = (_name(wanted.fused), got)
+            if got == _name(wanted.fused):
+                continue
+            if got in [_name(each) for each in wanted.also]:
+                result.left[index] = f"{_name(wanted.fused)} expected, {got} is allowed"
+                continue
+            rule = f"{','.join(wanted.rows)}: {wanted.why}"
+            message = (
+                f"site {index} became {got or 'nothing fused'}, expected {_name(wanted.fused) or 'nothing'} ({rule})"
+            )
+            result.findings.append(GraphFinding(Check.SITES, message, index))
+
+    def _judge_counts(self, result: GraphResult, plan: ModelPlan) -> None:
+        wanted = plan.counts(quant=self.subject.quantises)
+        if self.world_size == 1:
+            wanted = {"all_reduce": 2 * plan.layers, "norm": wanted.get("norm", 0) + 2 * plan.layers}
+        got = {role: count for role, count in result.report["counts"].items() if count}
+        if got != wanted:
+            result.findings.append(GraphFinding(Check.COUNTS, f"the graph has {got}, expected {wanted}"))
+
+
+def _name(op: FusionOp | None) -> str | None:
+    return None if op is None else op.value

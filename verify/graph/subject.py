@@ -1,0 +1,77 @@
+"""The pass under test: found by name, called in the way it wants, held to returning a graph."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import GraphModule
+
+from verify.errors import UsageError
+from verify.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+
+NAMED = {
+    NORM_PASS: f"verify.graph.passes:{NORM_PASS}",
+    QUANT_PASS: f"verify.graph.passes:{QUANT_PASS}",
+}
+"""Fusecheck's own transforms by their short names."""
+
+
+class PassError(Exception):
+    """A pass raised, or returned something that is not a graph; the message says which."""
+
+
+def load_pass(name: str) -> Callable[..., Any]:
+    """Find a pass by `package.module:function` or by the short name of one of Fusecheck's own.
+
+    Raises:
+        UsageError: it cannot be imported or is not callable.
+    """
+    module, _, path = NAMED.get(name, name).partition(":")
+    if not path:
+        raise UsageError(f"pass {name!r}: expected package.module:function, or one of {', '.join(NAMED)}")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"pass {name!r}: importing {module} raised {told}; mend or install it") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"pass {name!r}: {module} has no attribute {path!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"pass {name!r} is a {type(found).__name__}, expected a function of a GraphModule")
+    return found  # type: ignore[no-any-return]
+
+
+def apply_pass(function: Callable[..., Any], gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Call a pass with the graph, and with what the ranks share if it takes a second argument.
+
+    It may rewrite in place and return None or a count, or return a graph, alone or first in a tuple.
+
+    Raises:
+        PassError: it raised, or what it returned is none of these.
+    """
+    try:
+        result = function(gm, shared) if _takes_shared(function) else function(gm)
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PassError(f"the pass raised {told[:400]}") from error
+    if isinstance(result, tuple) and result:
+        result = result[0]
+    if result is None or isinstance(result, int):
+        return gm
+    if not isinstance(result, GraphModule):
+        raise PassError(f"the pass returned a {type(result).__name__}, expected a GraphModule or None")
+    return result
+
+
+def _takes_shared(function: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return False
+    return sum(parameter.kind in kinds for parameter in parameters) > 1
