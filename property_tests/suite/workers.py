@@ -56,6 +56,10 @@ class Echo:
         assert isinstance(self.rank, LocalRank)
         return str(self.rank.directory)
 
+    def uneven(self, name: str) -> int:
+        """Ask for a size that differs by rank."""
+        return len(self.rank.symmetric(name, 64 + self.rank.index))
+
     def symmetric_sum(self, name: str, nbytes: int) -> int:
         return sum(int(buffer.sum()) for buffer in self.rank.symmetric(name, nbytes))
 
@@ -133,9 +137,11 @@ class Doomed(Echo):
             process.stdout.readline()
         self.sigkill()
 
-    def slow(self, seconds: float) -> float:
+    def slow(self, seconds: float) -> tuple[float, float]:
+        """Sleep; returns when it began and ended, on the clock that all processes share."""
+        begun = time.monotonic()
         time.sleep(seconds)
-        return seconds
+        return begun, time.monotonic()
 
     def zeros(self, size: int) -> bytes:
         return bytes(size)

@@ -178,7 +178,7 @@ class _Waiting:
 
 
 def _lock(directory: Path, name: str) -> BaseFileLock:
-    return FileLock(directory / f"{quote(name, safe='')}.lock", mode=0o666)
+    return FileLock(directory / f"{quote(name, safe='')}.lock", mode=0o666, thread_local=False)
 
 
 def _try(lock: BaseFileLock) -> bool:

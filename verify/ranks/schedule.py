@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Request:
 
 def map_cases(
     pools: Sequence[Pool], requests: Iterable[Request], *, timeout: float
-) -> Iterator[tuple[Request, list[Reply]]]:
+) -> Generator[tuple[Request, list[Reply]], None, None]:
     """Make the calls, one at a time on each pool, and yield each with its replies as it ends.
 
     A request is taken from the iterable only when a pool is free for it, so an iterator that writes each
