@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from golden.model.questions import SUBJECTS, Question, description, question, statement
-from golden.model.stories import Story, story
+from golden.model.stories import TRAINED_STEPS, Story, story
 from golden.model.world import held_out
 
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
@@ -49,10 +49,10 @@ def draw_question(rng: random.Random, subject: str, *, test: bool) -> Question:
             return drawn
 
 
-def draw_story(rng: random.Random, *, test: bool) -> Story:
-    """Draw a word problem from one side of the split."""
+def draw_story(rng: random.Random, *, test: bool, span: tuple[int, int] = TRAINED_STEPS) -> Story:
+    """Draw a word problem from one side of the split, its number of operations within `span`."""
     while True:
-        drawn = story(rng)
+        drawn = story(rng, span)
         if held_out(drawn.key) == test:
             return drawn
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from golden.model.world import PEOPLE, THINGS
 
-MAX_STEPS = 4
+TRAINED_STEPS = (1, 4)
+"""Numbers of operations in training text."""
+ASKED_STEPS = (3, 7)
+"""Numbers of operations in the generated task: beyond those trained, so that the model errs often enough."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,10 @@ def _aside(rng: random.Random, who: str) -> str:
     return f"{other} has {rng.randint(2, 90)} {rng.choice(THINGS)}."
 
 
-def story(rng: random.Random) -> Story:
-    """Write one word problem of 1 to `MAX_STEPS` steps, from either side of the split."""
+def story(rng: random.Random, span: tuple[int, int] = TRAINED_STEPS) -> Story:
+    """Write one word problem, its number of operations within `span`, from either side of the split."""
     who, thing = rng.choice(PEOPLE), rng.choice(THINGS)
-    steps, total = rng.randint(1, MAX_STEPS), rng.randint(3, 80)
+    steps, total = rng.randint(*span), rng.randint(3, 80)
     asked = [f"{who} has {total} {thing}."]
     worked = []
     for _ in range(steps):

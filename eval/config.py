@@ -1,0 +1,203 @@
+"""What a checkpoint's configuration files say: the model's shape and its FP8 recipe. Files are read as JSON, no code."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verify.errors import UsageError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes and constants of a decoder of the Llama family.
+
+    Attributes:
+        family: `model_type` of config.json.
+        vocabulary: rows of the embedding.
+        hidden: width of the residual stream.
+        layers: decoder layers.
+        heads: query heads.
+        kv_heads: key and value heads.
+        head_dim: elements per head.
+        intermediate: width of the MLP.
+        eps: of every RMSNorm.
+        theta: base of the rotary embedding.
+        rope_scaling: `rope_scaling` of config.json, or None.
+        positions: longest context.
+        tied: the head reads the embedding's weight.
+        query_bias: q, k and v have a bias (Qwen 2).
+        head_norm: q and k are normed per head (Qwen 3).
+        end_ids: tokens that end a text.
+        dtype: of the activations, `bf16` or `fp16`.
+    """
+
+    family: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    theta: float
+    rope_scaling: dict[str, Any] | None
+    positions: int
+    tied: bool
+    query_bias: bool
+    head_norm: bool
+    end_ids: tuple[int, ...]
+    dtype: str
+
+    def require_divisible(self, world_size: int) -> None:
+        """Refuse a tensor-parallel size that would cut a head.
+
+        Raises:
+            UsageError: what does not divide, and which sizes do.
+        """
+        counts = {"heads": self.heads, "kv_heads": self.kv_heads, "intermediate": self.intermediate}
+        fitting = [n for n in (1, 2, 4, 8, 16) if all(c % n == 0 for c in counts.values())]
+        for name, count in counts.items():
+            if count % world_size:
+                raise UsageError(f"--tp {world_size} does not divide {name}={count}; use one of {fitting}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the linears are quantised; `excluded` holds name patterns of those that are not."""
+
+    producer: str
+    excluded: tuple[str, ...]
+
+    def covers(self, module: str) -> bool:
+        """Say whether the linear of this name (without `.weight`) holds E4M3 codes."""
+        return not any(_matches(module, pattern) for pattern in self.excluded)
+
+
+def _matches(module: str, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        # compressed-tensors' regular expressions; the forms in use are prefixes, suffixes and wildcards.
+        pattern = pattern[3:].replace(".*", "*").replace("\\.", ".").strip("^$")
+    return fnmatch.fnmatchcase(module, pattern) or module.startswith(pattern + ".") or module.endswith("." + pattern)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UsageError: the file is missing or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; give a folder in Hugging Face's checkpoint layout") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def read_shape(folder: Path) -> Shape:
+    """Read config.json.
+
+    Raises:
+        UsageError: an unknown architecture, a missing field, or a feature that `eval.llama` does not compute.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UsageError(f"{path}: model_type is {family!r}, expected one of: {', '.join(FAMILIES)}")
+    _refuse_unknown_features(path, config)
+    try:
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        rope = config.get("rope_parameters") or {}
+        ends = config.get("eos_token_id")
+        return Shape(
+            family=family,
+            vocabulary=int(config["vocab_size"]),
+            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            intermediate=int(config["intermediate_size"]),
+            eps=float(config["rms_norm_eps"]),
+            theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            rope_scaling=_scaling(path, config.get("rope_scaling") or rope),
+            positions=int(config.get("max_position_embeddings", 4096)),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            query_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
+            head_norm=family == "qwen3",
+            end_ids=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
+            dtype="fp16" if config.get("torch_dtype", config.get("dtype")) == "float16" else "bf16",
+        )
+    except KeyError as error:
+        raise UsageError(f"{path}: has no field {error}; it is not a complete configuration") from None
+
+
+def _refuse_unknown_features(path: Path, config: dict[str, Any]) -> None:
+    if config.get("hidden_act", "silu") != "silu":
+        raise UsageError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
+    if config.get("mlp_bias"):
+        raise UsageError(f"{path}: mlp_bias is set, expected an MLP without bias")
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window is not None and window < config.get("max_position_embeddings", 0):
+        raise UsageError(f"{path}: sliding_window={window} is shorter than the context, expected full attention")
+
+
+def _scaling(path: Path, scaling: dict[str, Any]) -> dict[str, Any] | None:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("llama3", "linear"):
+        raise UsageError(f"{path}: rope_scaling of type {kind!r}, expected llama3, linear or none")
+    return {**scaling, "rope_type": kind}
+
+
+def read_recipe(folder: Path) -> Recipe | None:
+    """Read the FP8 recipe of a ModelOpt or compressed-tensors checkpoint; None for one that is not quantised.
+
+    Raises:
+        UsageError: a recipe other than E4M3 weights and activations with static per-tensor scales.
+    """
+    beside = folder / "hf_quant_config.json"
+    if beside.is_file():
+        return _modelopt(beside, read_json(beside).get("quantization") or {})
+    path = folder / "config.json"
+    inside = read_json(path).get("quantization_config")
+    if inside is None:
+        return None
+    method = inside.get("quant_method")
+    if method == "modelopt":
+        return _modelopt(path, inside)
+    if method == "compressed-tensors":
+        return _compressed(path, inside)
+    raise UsageError(f"{path}: quant_method is {method!r}, expected modelopt or compressed-tensors")
+
+
+def _modelopt(path: Path, recipe: dict[str, Any]) -> Recipe:
+    if recipe.get("quant_algo") != "FP8":
+        raise UsageError(f"{path}: quant_algo is {recipe.get('quant_algo')!r}, expected 'FP8' (static, per tensor)")
+    excluded = recipe.get("exclude_modules") or recipe.get("ignore") or []
+    return Recipe("modelopt", tuple(excluded))
+
+
+def _compressed(path: Path, recipe: dict[str, Any]) -> Recipe:
+    groups = list((recipe.get("config_groups") or {}).values())
+    if len(groups) != 1:
+        raise UsageError(f"{path}: {len(groups)} config_groups, expected one for all linears")
+    for side in ("weights", "input_activations"):
+        scheme = groups[0].get(side) or {}
+        got = {k: scheme.get(k) for k in ("num_bits", "type", "strategy")} | {"dynamic": bool(scheme.get("dynamic"))}
+        if got != {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}:
+            told = ", ".join(f"{k} {v}" for k, v in got.items())
+            raise UsageError(f"{path}: {side} are {told}; expected 8-bit float, strategy tensor, not dynamic")
+    return Recipe("compressed-tensors", tuple(recipe.get("ignore") or []))

@@ -1,0 +1,179 @@
+"""The parent's side of an evaluation: sends batches to the rank processes and puts their answers in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.errors import UsageError
+from verify.ranks.pool import Pool
+from verify.ranks.replies import culprits
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+WORKER = "eval.worker:EvalRank"
+CHUNK = 16
+"""Decode steps between two looks at the stop strings."""
+REPLY_BYTES = 32 << 20
+"""A rank's answer must fit one message; log-probabilities of more rows are asked for in parts."""
+
+
+class ArmError(RuntimeError):
+    """The ranks failed in the middle of an arm: a crash, a hang, or an exception of the kernel."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How many rows, and how many tokens with their padding, go through the model at once."""
+
+    rows: int = 32
+    tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer: its tokens, and whether it was cut at the limit."""
+
+    tokens: list[int]
+    truncated: bool
+
+
+def batches(lengths: Sequence[int], plan: BatchPlan) -> Iterator[list[int]]:
+    """Yield the positions of each batch, longest texts first; the same batches for the same lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == plan.rows or (len(batch) + 1) * lengths[batch[0]] > plan.tokens):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """Pad token rows on the right with 0: tokens [batch, longest] and lengths [batch]."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, lengths
+
+
+class Engine:
+    """A pool of ranks that hold one model, and the arm that is open on them.
+
+    Args:
+        folder: the checkpoint.
+        world_size: ranks.
+        device: `cpu` or `cuda`.
+        vocabulary: columns of a row of log-probabilities.
+        timeout: seconds that one batch may take.
+    """
+
+    def __init__(self, folder: Path, world_size: int, *, device: str, vocabulary: int, timeout: float = 300.0) -> None:
+        self._pool = Pool(WORKER, world_size, device=device, arguments=(str(folder.resolve()),), start_timeout=600.0)
+        self._timeout = timeout
+        self._rows_a_reply = max(1, REPLY_BYTES // (4 * vocabulary))
+        self.plan = BatchPlan()
+        self.position: dict[int, int] = {}
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call every rank and return their values.
+
+        Raises:
+            UsageError: a rank refused its input with one.
+            ArmError: a rank failed otherwise.
+        """
+        replies = self._pool.call(method, *arguments, timeout=self._timeout)
+        failures = culprits(replies)
+        refused = [f for f in failures if f.error == UsageError.__name__]
+        if refused:
+            raise UsageError(refused[0].message.removeprefix(f"{UsageError.__name__}: "))
+        if failures:
+            raise ArmError(f"{method}: {'; '.join(map(str, failures))}")
+        return [reply.value for reply in replies]
+
+    def open_arm(self, arm: str, backend: str, plan: BatchPlan, longest: int) -> None:
+        """Choose the arm; `longest` is the longest text in tokens, which the kernel's workspace must take."""
+        self.plan = plan
+        self.call("open_arm", arm, backend, max(plan.tokens, longest))
+
+    def close_arm(self) -> list[dict[str, Any]]:
+        """Close the arm and return the counters of every rank."""
+        return self.call("close_arm")
+
+    def last(self, rows: Sequence[Sequence[int]], keep: Callable[[int, int, Floats], None]) -> None:
+        """Score the token after each row.
+
+        Args:
+            rows: tokens of each text.
+            keep: called with a text's number, the row of its last token in the batch's token matrix, and its
+                log-probabilities, float32 [vocabulary].
+        """
+        plan = BatchPlan(min(self.plan.rows, self._rows_a_reply), self.plan.tokens)
+        for batch in batches([len(row) for row in rows], plan):
+            ids, lengths = padded([rows[i] for i in batch])
+            table: Floats = self.call("score_last", ids, lengths)[0]
+            for k, i in enumerate(batch):
+                keep(i, k * ids.shape[1] + int(lengths[k]) - 1, table[k])
+
+    def spans(self, rows: Sequence[Sequence[int]], begins: Sequence[int]) -> list[tuple[Floats, Ints]]:
+        """Score the tokens of each row from `begins` on: their log-probabilities, and the most likely tokens."""
+        found: dict[int, tuple[Floats, Ints]] = {}
+        for batch in batches([len(row) for row in rows], self.plan):
+            ids, lengths = padded([rows[i] for i in batch])
+            starts = np.array([begins[i] for i in batch], np.int64)
+            scores, top = self.call("score_spans", ids, lengths, starts)[0]
+            ends = np.cumsum(lengths - starts)
+            for k, i in enumerate(batch):
+                part = slice(int(ends[k] - (lengths[k] - starts[k])), int(ends[k]))
+                found[i] = (scores[part], top[part])
+        return [found[i] for i in range(len(rows))]
+
+    def generate(
+        self, rows: Sequence[Sequence[int]], limit: int, stops: Callable[[list[int]], bool]
+    ) -> list[Generated]:
+        """Decode greedily after each row until `stops` says so of its new tokens, or `limit` new tokens are there."""
+        found: dict[int, Generated] = {}
+        # A decode step is as long as its longest neighbour's; the cache holds prompt and answer.
+        for batch in batches([len(row) for row in rows], self.plan):
+            for i, answer in self._generate(batch, [rows[i] for i in batch], limit, stops):
+                found[i] = answer
+        return [found[i] for i in range(len(rows))]
+
+    def _generate(
+        self, batch: list[int], rows: list[Sequence[int]], limit: int, stops: Callable[[list[int]], bool]
+    ) -> Iterator[tuple[int, Generated]]:
+        ids, lengths = padded(rows)
+        first = self.call("begin", ids, lengths, ids.shape[1] + limit)[0]
+        answers = [[int(token)] for token in first]
+        active = list(range(len(batch)))
+        kept = active
+        while True:
+            done = [k for k in active if stops(answers[k]) or len(answers[k]) >= limit]
+            for k in done:
+                yield batch[k], Generated(answers[k], not stops(answers[k]))
+            active = [k for k in active if k not in done]
+            if not active:
+                return
+            steps = min(CHUNK, limit - len(answers[active[0]]))
+            tokens = self.call("proceed", np.array([kept.index(k) for k in active], np.int64), steps)[0]
+            kept = active
+            for column, k in enumerate(active):
+                answers[k] += tokens[:, column].tolist()

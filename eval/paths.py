@@ -1,0 +1,145 @@
+"""The two ways through the model: with FP8 and a Backend between the layers, or wide, as the oracle goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eval.linear import Linear
+from verify.backends.unfused import quantise, rms_norm
+from verify.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of the model: its weight [hidden], in the activations' dtype, and its eps."""
+
+    gamma: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a norm hands to its readers: the normed activations, their codes, or both.
+
+    Attributes:
+        norm: [tokens, hidden], or None where every reader takes the codes.
+        codes: float8_e4m3fn [tokens, hidden], or None.
+        scale: of the codes, as a number; None without codes.
+    """
+
+    norm: Tensor | None
+    codes: Tensor | None = None
+    scale: float | None = None
+
+
+Tap = Callable[[RankInputs], None]
+"""Sees the inputs of every call of the kernel, in order."""
+
+
+class KernelPath:
+    """FP8 linears, and a Backend's kernel for AllReduce + residual + RMSNorm + quantise.
+
+    Attributes:
+        calls: calls of the kernel on this rank.
+        rows: rows that they took.
+        tap: sees every call's inputs; None for none.
+    """
+
+    def __init__(self, kernel: Kernel, dtype: torch.dtype) -> None:
+        self.kernel, self.dtype = kernel, dtype
+        self.calls = 0
+        self.rows = 0
+        self.tap: Tap | None = None
+
+    def start(self, x: Tensor, norm: Norm, readers: Sequence[Linear]) -> Feed:
+        """Norm the embeddings [tokens, hidden]: no partial sums yet, so no kernel."""
+        normed = rms_norm(x, norm.gamma, norm.eps, 0.0)
+        scale = shared_scale(readers)
+        if scale is None:
+            return Feed(normed)
+        return Feed(normed, quantise(normed, scale), readers[0].input_scale_value)
+
+    def join(self, partial: Tensor, residual: Tensor, norm: Norm, readers: Sequence[Linear]) -> tuple[Feed, Tensor]:
+        """Sum the ranks' partials, add the residual, norm, and quantise for the readers that share a scale.
+
+        Returns:
+            What the readers read, and the new residual [tokens, hidden].
+        """
+        scale, op = shared_scale(readers), choose_op(readers)
+        if scale is None:
+            scale = torch.ones(1, dtype=torch.float32, device=partial.device)
+        inputs = RankInputs(partial.contiguous(), residual, norm.gamma, scale, norm.eps, 0.0)
+        if self.tap is not None:
+            self.tap(inputs)
+        out = self.kernel.run(inputs, op=op, strategy=Strategy.AUTO)
+        self.calls += 1
+        self.rows += partial.shape[0]
+        value = readers[0].input_scale_value if op.returns_quant else None
+        return Feed(out.norm, out.quant, value), out.residual
+
+    def read(self, feed: Feed, linear: Linear) -> Tensor:
+        """Apply a reader to what its norm handed on."""
+        if not linear.quantised:
+            assert feed.norm is not None
+            return linear.from_native(feed.norm)
+        if feed.codes is not None and feed.scale == linear.input_scale_value:
+            return linear.from_codes(feed.codes)
+        assert feed.norm is not None
+        return self.apply(feed.norm, linear)
+
+    def apply(self, x: Tensor, linear: Linear) -> Tensor:
+        """Quantise [tokens, in] where the linear wants codes, and apply it."""
+        if linear.input_scale is None:
+            return linear.from_native(x)
+        return linear.from_codes(quantise(x, linear.input_scale))
+
+
+class OraclePath:
+    """The same weights in float32 with FP8 off: what both arms are measured against."""
+
+    dtype = torch.float32
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self.calls = 0
+        self.rows = 0
+
+    def start(self, x: Tensor, norm: Norm, readers: Sequence[Linear]) -> Feed:
+        """Norm the embeddings."""
+        del readers
+        return Feed(rms_norm(x, norm.gamma, norm.eps, 0.0))
+
+    def join(self, partial: Tensor, residual: Tensor, norm: Norm, readers: Sequence[Linear]) -> tuple[Feed, Tensor]:
+        """Sum the ranks' partials, add the residual and norm, all in float32."""
+        if self.rank.world_size > 1:
+            dist.all_reduce(partial, group=self.rank.group)
+        total = partial + residual
+        return self.start(total, norm, readers), total
+
+    def read(self, feed: Feed, linear: Linear) -> Tensor:
+        """Apply a reader to the normed activations."""
+        assert feed.norm is not None
+        return linear.from_wide(feed.norm)
+
+    def apply(self, x: Tensor, linear: Linear) -> Tensor:
+        """Apply a linear to [tokens, in]."""
+        return linear.from_wide(x)
+
+
+def shared_scale(readers: Sequence[Linear]) -> Tensor | None:
+    """Return the first reader's activation scale, float32 [1], or None where it takes no codes."""
+    return readers[0].input_scale if readers else None
+
+
+def choose_op(readers: Sequence[Linear]) -> FusionOp:
+    """Ask the kernel for codes where the first reader takes them, and for the norm where any reader needs it."""
+    if not readers or not readers[0].quantised:
+        return FusionOp.RESIDUAL_RMS_NORM
+    if all(reader.input_scale_value == readers[0].input_scale_value for reader in readers):
+        return FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+    return FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8

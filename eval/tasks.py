@@ -1,0 +1,212 @@
+"""lm-eval's tasks with their prompts built once, for any number of arms."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.data import GOLDEN_GSM8K, GOLDEN_MMLU, lay_out
+from verify.errors import UsageError
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
+LIMIT_SEED = 7
+"""Which questions a limit picks."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Loaded tasks with built requests.
+
+    Attributes:
+        loaded: what lm-eval's `evaluate` takes: `tasks` by name, `groups`.
+        samples: for tasks that are asked in part, the documents asked, in order.
+    """
+
+    loaded: dict[str, Any]
+    samples: dict[str, list[int]]
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """The leaf tasks by name, lm-eval's objects."""
+        tasks: dict[str, Any] = self.loaded["tasks"]
+        return tasks
+
+    def document(self, task: str, position: int) -> int:
+        """Return the document's number in its data set; lm-eval counts positions among those asked."""
+        return self.samples[task][position] if task in self.samples else position
+
+    def rewind(self) -> None:
+        """Forget all responses, before the next arm."""
+        for task in self.tasks.values():
+            for instance in task.instances:
+                instance.resps, instance.filtered_resps = [], {}
+
+    def contexts(self) -> list[str]:
+        """Return the distinct prompts, in order."""
+        return list(dict.fromkeys(i.args[0] for t in self.tasks.values() for i in t.instances))
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _go_offline(cache: Path) -> None:
+    """Tell the hub's libraries to stay local unless the user said otherwise, and where to put their caches."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(cache)
+    datasets.disable_progress_bars()
+
+
+def sources(names: Sequence[str]) -> set[str]:
+    """Return which local data sets these tasks read."""
+    found = set()
+    for name in names:
+        for source in (GOLDEN_MMLU, GOLDEN_GSM8K, "mmlu", "gsm8k"):
+            if name == source or name.startswith(f"{source}_"):
+                found.add(source)
+                break
+    return found
+
+
+def _manager(names: Sequence[str], definitions: Path) -> Any:
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    builtin = Path(lm_eval.tasks.__file__).parent
+    local = [definitions, builtin / "mmlu" / "default", builtin / "gsm8k"]
+    manager = TaskManager(include_defaults=False, include_path=[str(p) for p in local])
+    if all(name in manager.all_tasks for name in names):
+        return manager
+    # Reading every built-in definition takes many seconds, so only where a name asks for it.
+    manager = TaskManager(include_path=str(definitions))
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], [*manager.all_tasks, GOLDEN_MMLU, GOLDEN_GSM8K], n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+        raise UsageError(f"--tasks {unknown[0]}: lm-eval knows no such task; {hint}")
+    return manager
+
+
+def _allot(sizes: dict[str, int], limit: int) -> dict[str, int]:
+    """Share `limit` questions among tasks by their sizes, at least one each, largest remainders first."""
+    total = sum(sizes.values())
+    if limit >= total:
+        return dict(sizes)
+    exact = {name: limit * size / total for name, size in sizes.items()}
+    shares = {name: max(1, int(share)) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda n: int(exact[n]) - exact[n]):
+        if sum(shares.values()) >= limit:
+            break
+        shares[name] = min(sizes[name], shares[name] + 1)
+    return shares
+
+
+def _choose(task: Any, name: str, count: int) -> list[int] | None:
+    """Pick documents of a task at random, always the same ones; None for all."""
+    size = len(task.eval_docs)
+    if count >= size:
+        return None
+    return sorted(random.Random(f"{LIMIT_SEED} {name}").sample(range(size), count))
+
+
+def _build(task: Any, chosen: list[int] | None) -> None:
+    """Build a task's requests, then only those of the chosen documents.
+
+    Few-shot examples drawn at random depend on the documents built before: those tasks are always built in full.
+    """
+    drawn = task.config.num_fewshot and getattr(task.config.fewshot_config, "sampler", None) != "first_n"
+    task.build_all_requests(samples=None if drawn else chosen)
+    if chosen is not None and drawn:
+        position = {doc: k for k, doc in enumerate(chosen)}
+        kept = [i for i in task.instances if i.doc_id in position]
+        for instance in kept:
+            instance.doc_id = position[instance.doc_id]
+        task._instances = kept
+    task.build_all_requests = lambda **_: None
+
+
+def _leaves(loaded: dict[str, Any], name: str) -> list[str]:
+    """Return the leaf tasks of a task or group."""
+    if name in loaded["tasks"]:
+        return [name]
+    members = loaded["group_map"].get(name, ())
+    return list(dict.fromkeys(leaf for member in members for leaf in _leaves(loaded, member)))
+
+
+@contextlib.contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """Let lm-eval compile each prompt template once instead of once a question; the prompts are the same."""
+    from lm_eval import utils
+
+    compiled = functools.lru_cache(maxsize=None)(utils.env.from_string)
+    utils.env.from_string = compiled
+    try:
+        yield
+    finally:
+        del utils.env.from_string
+
+
+@contextlib.contextmanager
+def prepare(
+    names: Sequence[str], data_dir: Path | None, *, shots: int | None = None, limit: int | None = None
+) -> Iterator[Prepared]:
+    """Load tasks and build their prompts; the files behind them live as long as the context.
+
+    Args:
+        names: tasks or groups that lm-eval knows, or `golden_mmlu`, `golden_gsm8k`.
+        data_dir: the user's copies of MMLU and GSM8K, or None for the embedded samples.
+        shots: examples before each question; None for each task's own number.
+        limit: questions of each name, spread over its leaf tasks by their sizes; None for all.
+
+    Raises:
+        UsageError: an unknown task, no data, a limit below 1.
+    """
+    if not names:
+        raise UsageError("no tasks given; try --tasks golden_mmlu,golden_gsm8k")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: expected at least 1")
+    with tempfile.TemporaryDirectory(prefix="fusecheck-") as name:
+        folder = Path(name)
+        _go_offline(folder / "cache")
+        definitions = lay_out(folder, data_dir, sources(names))
+        with _working_in(folder):
+            loaded = _manager(names, definitions).load(list(names))
+        samples = {}
+        with _templates_compiled_once():
+            for members in (_leaves(loaded, name) for name in names):
+                sizes = {task: len(loaded["tasks"][task].eval_docs) for task in members}
+                shares = sizes if limit is None else _allot(sizes, limit)
+                for task in members:
+                    chosen = _choose(loaded["tasks"][task], task, shares[task])
+                    _prepare_task(loaded["tasks"][task], shots, chosen)
+                    if chosen is not None:
+                        samples[task] = chosen
+        yield Prepared(loaded, samples)
+
+
+def _prepare_task(task: Any, shots: int | None, chosen: list[int] | None) -> None:
+    if shots is not None and task.config.num_fewshot != 0:
+        task.set_config(key="num_fewshot", value=shots)
+    elif task.config.num_fewshot is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    _build(task, chosen)

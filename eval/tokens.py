@@ -1,0 +1,62 @@
+"""The checkpoint's tokenizer, read from tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from eval.config import Shape
+from verify.errors import UsageError
+
+
+class Tokens:
+    """Text to tokens and back; every distinct prompt is encoded once for all arms.
+
+    Attributes:
+        digest: SHA-256 of tokenizer.json.
+    """
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        """Read the tokenizer and check that it fits the model.
+
+        Raises:
+            UsageError: no tokenizer.json, a broken one, or one with more tokens than the embedding has rows.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            content = path.read_bytes()
+            self._tokenizer: Tokenizer = Tokenizer.from_buffer(content)
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such file; the checkpoint must come with its tokenizer") from None
+        except Exception as error:  # the library raises Exception itself
+            raise UsageError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); copy it again") from None
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not 0 <= largest < shape.vocabulary:
+            raise UsageError(
+                f"{path}: token ids go up to {largest}, but the embedding has {shape.vocabulary} rows; "
+                "this tokenizer belongs to another model"
+            )
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.digest = hashlib.sha256(content).hexdigest()
+        self._known: dict[str, list[int]] = {}
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Encode a text, with the tokens that the tokenizer puts before every text unless `special` is off."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts in one go, each distinct one once."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        for text, encoding in zip(fresh, self._tokenizer.encode_batch(fresh), strict=True):
+            self._known[text] = encoding.ids
+        return [self._known[text] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of these tokens, without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text

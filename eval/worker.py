@@ -1,0 +1,133 @@
+"""What a rank process does for an evaluation: holds its share of the model, and scores what the parent sends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.arm import ORACLE
+from eval.checkpoint import Checkpoint
+from eval.llama import Cache, Llama
+from eval.paths import KernelPath, OraclePath
+from verify.backends import backend
+from verify.interface import Kernel, Limits, Rank
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class EvalRank:
+    """One rank of the evaluated model. All methods are collective calls; only rank 0 returns results."""
+
+    def __init__(self, rank: Rank, folder: str) -> None:
+        """Load this rank's share of the checkpoint in `folder`."""
+        with Checkpoint(Path(folder)) as checkpoint:
+            self.model = Llama(checkpoint, rank)
+        self.rank = rank
+        self._kernel: Kernel | None = None
+        self._path: KernelPath | OraclePath | None = None
+        self._cache: Cache | None = None
+        self._next = torch.zeros(0, dtype=torch.int64)
+        self._lengths = torch.zeros(0, dtype=torch.int64)
+        self._finite = True
+
+    def open_arm(self, arm: str, backend_name: str, max_tokens: int) -> None:
+        """Choose the way through the model: the oracle's, or the named backend's kernel."""
+        self._finite = True
+        if arm == ORACLE:
+            self._path = OraclePath(self.rank)
+            return
+        limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
+        self._kernel = backend(backend_name).open(self.rank, limits)
+        self._path = KernelPath(self._kernel, self.model.dtype)
+
+    def close_arm(self) -> dict[str, Any]:
+        """Close the kernel; return this rank's counters."""
+        path = self._path
+        assert path is not None
+        if self._kernel is not None:
+            self._kernel.close()
+        self._kernel, self._path, self._cache = None, None, None
+        return {"calls": path.calls, "rows": path.rows, "finite": self._finite}
+
+    def score_last(self, ids: Ints, lengths: Ints) -> Floats | None:
+        """Return the log-probabilities after the last token of each row, float32 [batch, vocabulary].
+
+        Args:
+            ids: tokens [batch, length], padded on the right.
+            lengths: tokens of each row [batch].
+        """
+        hidden = self._forward(ids)
+        last = torch.from_numpy(lengths).to(hidden.device) - 1
+        return self._log_probabilities(hidden[torch.arange(len(last), device=hidden.device), last])
+
+    def score_spans(self, ids: Ints, lengths: Ints, begins: Ints) -> tuple[Floats, Ints] | None:
+        """Score the tokens `begins[i]` to the end of each row, given those before them.
+
+        Returns:
+            Each scored token's log-probability and the most likely token in its place, row after row, [scored].
+        """
+        hidden = self._forward(ids)
+        spans = list(zip(begins.tolist(), lengths.tolist(), strict=True))
+        picked = torch.cat([hidden[i, begin - 1 : end - 1] for i, (begin, end) in enumerate(spans)])
+        targets = np.concatenate([ids[i, begin:end] for i, (begin, end) in enumerate(spans)])
+        table = self._log_probabilities(picked)
+        if table is None:
+            return None
+        return table[np.arange(len(targets)), targets], table.argmax(-1).astype(np.int64)
+
+    def begin(self, ids: Ints, lengths: Ints, capacity: int) -> Ints | None:
+        """Prefill prompts and return the first greedy token of each row, [batch]."""
+        self._cache = Cache(self.model.shape.layers)
+        hidden = self._forward(ids, capacity)
+        self._lengths = torch.from_numpy(lengths).to(hidden.device)
+        self._next = self._choose(hidden[torch.arange(len(ids), device=hidden.device), self._lengths - 1])
+        return self._next.cpu().numpy() if self.rank.index == 0 else None
+
+    def proceed(self, rows: Ints, steps: int) -> Ints | None:
+        """Keep these rows of the batch and decode greedily; returns [steps, rows kept]."""
+        assert self._cache is not None and self._path is not None
+        keep = torch.from_numpy(rows).to(self._next.device)
+        if len(rows) < len(self._next):
+            self._cache.keep(keep)
+            self._next, self._lengths = self._next[keep], self._lengths[keep]
+        chosen = []
+        for _ in range(steps):
+            hidden = self.model.forward(self._path, self._next[:, None], self._lengths, self._cache)
+            self._lengths = self._lengths + 1
+            self._next = self._choose(hidden[:, 0])
+            chosen.append(self._next)
+        return torch.stack(chosen).cpu().numpy() if self.rank.index == 0 else None
+
+    def _forward(self, ids: Ints, capacity: int = 0) -> Tensor:
+        assert self._path is not None
+        tokens = torch.from_numpy(ids).to(self.rank.device)
+        starts = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        return self.model.forward(self._path, tokens, starts, self._cache if capacity else None, capacity)
+
+    @torch.inference_mode()
+    def _log_probabilities(self, hidden: Tensor) -> Floats | None:
+        if self.rank.index != 0:
+            return None
+        logits = self.model.logits(hidden)
+        self._finite = self._finite and bool(torch.isfinite(logits).all())
+        table: Floats = torch.log_softmax(logits, -1).cpu().numpy()
+        return table
+
+    @torch.inference_mode()
+    def _choose(self, hidden: Tensor) -> Tensor:
+        """Pick each row's most likely token on rank 0 and tell the others, [batch] int64."""
+        tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        if self.rank.index == 0:
+            logits = self.model.logits(hidden)
+            self._finite = self._finite and bool(torch.isfinite(logits).all())
+            tokens = logits.argmax(-1)
+        if self.rank.world_size > 1:
+            dist.broadcast(tokens, 0, group=self.rank.group)
+        return tokens
