@@ -94,7 +94,7 @@ class Arithmetic:
         if not self.dataflow.flush_subnormals:
             return accumulator.add_(partial)
         added = self.flush(self.flush(accumulator.float()).add_(self.flush(partial.float())))
-        return accumulator.copy_(added)
+        return added.to(accumulator.dtype)
 
     def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
         """A2: round the sum to native before the residual is added, where that is declared."""
