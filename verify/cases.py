@@ -93,6 +93,7 @@ def request(
     flow: str | None = None,
     checks: Sequence[str] = (),
     limits: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """What a pool's ranks are asked to run.
 
@@ -102,12 +103,15 @@ def request(
         flow: a dataflow to judge by, instead of the backend's own.
         checks: of `CHECKS`.
         limits: (max_tokens, hidden) of the workspace to keep open.
+        fresh: on a workspace of its own, as a Problem with a schedule always is.
     """
     case: dict[str, Any] = {"problem": problem.to_json(), "backend": backend, "checks": list(checks)}
     if flow is not None:
         case["dataflow"] = flow
     if limits is not None:
         case["limits"] = list(limits)
+    if fresh:
+        case["fresh"] = True
     return case
 
 

@@ -26,6 +26,7 @@ class Call:
         hidden: columns, or None for the Problem's.
         op: None for the Problem's.
         strategy: None for the Problem's.
+        dtype: None for the Problem's, for which the workspace is opened.
         delayed: the rank that is delayed, or None.
         delay_ms: how long; before the call, or after it when `late`.
         late: the delay comes after the call.
@@ -38,6 +39,7 @@ class Call:
     hidden: int | None = None
     op: FusionOp | None = None
     strategy: Strategy | None = None
+    dtype: str | None = None
     delayed: int | None = None
     delay_ms: int = 0
     late: bool = False
@@ -84,7 +86,8 @@ class Problem:
     schedule: tuple[Call, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        _known("dtype", self.dtype, NATIVE)
+        for dtype in (self.dtype, *(call.dtype for call in self.schedule if call.dtype is not None)):
+            _known("dtype", dtype, NATIVE)
         _known("gamma", self.gamma, GAMMAS)
         _known("family", self.family, FAMILIES)
         _require(self.world_size in WORLD_SIZES, "world_size", self.world_size, f"one of {WORLD_SIZES}")
@@ -116,6 +119,7 @@ class Problem:
                 hidden=call.hidden or self.hidden,
                 op=call.op or self.op,
                 strategy=call.strategy or self.strategy,
+                dtype=call.dtype or self.dtype,
                 seed=(self.seed + 7919 * (index + 1)) % 2**63,
                 schedule=(),
             )
@@ -165,7 +169,7 @@ def _fields(cls: type, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    if value is None and name in ("hidden", "op", "strategy", "delayed"):
+    if value is None and name in ("hidden", "op", "strategy", "dtype", "delayed"):
         return None
     if name == "schedule":
         _require(isinstance(value, list), name, value, "a list of calls")
