@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from eval.intervals import Interval, score_statistic, tango_interval, wilson_interval
@@ -133,13 +133,7 @@ def count_flips(
 
 
 def decide(
-    lost: NDArray[np.float64],
-    gained: NDArray[np.float64],
-    n: int,
-    *,
-    margin: float,
-    alpha_low: float,
-    alpha_high: float,
+    lost: ArrayLike, gained: ArrayLike, n: int, *, margin: float, alpha_low: float, alpha_high: float
 ) -> NDArray[np.str_]:
     """Verdicts ("pass", "fail", "inconclusive") of many paired results at once, without computing the bounds.
 

@@ -77,21 +77,26 @@ def tango_interval(lost: float, gained: float, n: float, *, alpha_low: float, al
     Raises:
         ValueError: counts that are negative or exceed n.
     """
-    if not (lost >= 0 and gained >= 0 and n > 0 and lost + gained <= n):
+    # Scaled counts may exceed a scaled n by their rounding.
+    if not (lost >= 0 and gained >= 0 and n > 0 and lost + gained <= n * (1 + 1e-12)):
         raise ValueError(f"lost {lost}, gained {gained} of {n} questions is not a paired result")
     low = _lower_bound(lost, gained, n, alpha_low)
     return Interval(low, -_lower_bound(gained, lost, n, alpha_high))
 
 
 def _lower_bound(lost: float, gained: float, n: float, alpha: float) -> float:
-    estimate = (gained - lost) / n
+    estimate = min((gained - lost) / n, 1.0)
     if estimate <= -1:
         return -1.0
     z = float(norm.isf(alpha))
 
     def excess(delta: float) -> float:
-        return min(float(score_statistic(lost, gained, n, delta)), _CAP) - z
+        # 0 at the estimate by definition; computed, rounding over a variance of 0 could make it anything.
+        statistic = 0.0 if delta >= estimate else float(score_statistic(lost, gained, n, delta))
+        return min(statistic, _CAP) - z
 
+    if excess(-1.0) <= 0:
+        return -1.0
     return float(brentq(excess, -1.0, estimate, xtol=1e-13, rtol=1e-12))
 
 
