@@ -113,6 +113,14 @@ def test_a_rank_that_raises_alone_is_not_killed_when_its_peers_answer(pool: Pool
     assert processes(pool) == before
 
 
+def test_ranks_that_lost_their_device_are_replaced_though_they_answered(pool: Pool) -> None:
+    before = processes(pool)
+    failures = culprits(pool.call("die", "lose_device", -1, timeout=TIMEOUT))
+    assert [(f.kind, f.error) for f in failures] == [(FailureKind.CRASH, "RuntimeError")] * 2
+    assert "lost its CUDA device" in failures[0].message
+    assert set(processes(pool)).isdisjoint(before)
+
+
 def test_ranks_that_die_of_one_cause_are_all_reported(pool: Pool) -> None:
     failures = culprits(pool.call("die", "sigsegv", -1, timeout=TIMEOUT))
     assert [(f.kind, f.rank, f.signal) for f in failures] == [(FailureKind.CRASH, r, "SIGSEGV") for r in (0, 1)]

@@ -122,6 +122,16 @@ class Doomed(Echo):
                 continue
         self.spin()
 
+    def lose_device(self) -> None:
+        """Raise as a kernel does that has read out of bounds: CUDA refuses all that follows."""
+
+        def refuse() -> None:
+            raise RuntimeError("an illegal memory access was encountered")
+
+        torch.cuda.is_initialized = lambda: True  # type: ignore[assignment]
+        torch.cuda.synchronize = refuse  # type: ignore[assignment]
+        refuse()
+
     def stop(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -75,6 +75,9 @@ class Flight:
             return None
         name, message, traceback = rest
         text = f"raised {name} in {self.method}: {message}"
+        if status == "lost":
+            text = f"lost its CUDA device: {text}"
+            return Failure(FailureKind.CRASH, rank, text, error=name, traceback=traceback)
         return Failure(FailureKind.ERROR, rank, text, error=name, traceback=traceback)
 
     def fail(self, failure: Failure) -> None:

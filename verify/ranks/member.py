@@ -96,5 +96,17 @@ def _answer(request: int, function: Any, *arguments: Any) -> tuple[bytes, Any]:
         return frame(pickle.dumps((request, "ok", None if request == START_ID else value))), value
     except BaseException as error:
         text = traceback.format_exc()
-        reply = (request, "error", type(error).__name__, str(error)[:10_000], text[-20_000:])
+        status = "lost" if _device_lost() else "error"
+        reply = (request, status, type(error).__name__, str(error)[:10_000], text[-20_000:])
         return frame(pickle.dumps(reply)), value
+
+
+def _device_lost() -> bool:
+    """Whether CUDA refuses everything from now on, as it does after an illegal access or a device-side assertion."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

@@ -25,6 +25,8 @@ from typing import Any
 import psutil
 
 from verify.errors import UsageError
+from verify.ranks import dialling
+from verify.ranks.dialling import Welcome, dial, free_port, own_addresses, read_line
 from verify.ranks.hosts import Host, LocalHost
 from verify.ranks.pool import Pool
 from verify.ranks.zygote import ZYGOTE
@@ -53,19 +55,6 @@ def detect(environment: dict[str, str] | None = None) -> tuple[int, int] | None:
     return None
 
 
-def host_name() -> str:
-    """The name under which other hosts reach this one."""
-    return socket.gethostname()
-
-
-@dataclass(frozen=True)
-class _Welcome:
-    """What rank 0 tells all others."""
-
-    address: tuple[str, int]
-    token: str
-
-
 class MpiWorld:
     """Rank 0's view of the MPI world.
 
@@ -80,9 +69,14 @@ class MpiWorld:
         self._controls: dict[int, socket.socket] = {}
         self._ports: dict[int, int] = {}
         self._guard = threading.Lock()
-        for _ in range(self.size - 1):
-            rank, stream = self._accept(time.monotonic() + _CONNECT_SECONDS)
-            self._controls[rank] = stream
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        try:
+            while len(self._controls) < self.size - 1:
+                rank, stream = self._accept(deadline)
+                self._controls[rank] = stream
+        except TimeoutError as error:
+            missing = sorted(set(range(1, self.size)) - set(self._controls))
+            raise RuntimeError(f"MPI ranks {missing} did not connect to {self.names[0]}: a firewall, maybe") from error
 
     def pools(self, worker: str, world_size: int, **options: Any) -> list[Pool]:
         """Make one pool for each group of `world_size` consecutive MPI ranks; options as for `Pool`.
@@ -119,7 +113,7 @@ class MpiWorld:
         """
         with self._guard:
             if rank == 0:
-                self._ports[0] = _free_port()
+                self._ports[0] = free_port()
                 return LocalHost(()).connect()
             deadline = time.monotonic() + _CONNECT_SECONDS
             try:
@@ -151,7 +145,7 @@ class MpiWorld:
             stream, _ = self._listener.accept()
             stream.settimeout(5.0)
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                hello = json.loads(_read_line(stream))
+                hello = json.loads(read_line(stream))
                 if hmac.compare_digest(str(hello["token"]), self._token):
                     stream.settimeout(None)
                     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -238,51 +232,31 @@ def enter() -> MpiWorld | None:
     # Programs that this process starts inherit mpirun's variables; this one tells them that they are not meant.
     os.environ[_ENTERED] = str(os.getpid())
     comm = MPI.COMM_WORLD
-    names = comm.allgather(host_name())
+    if comm.size != place[1]:
+        raise UsageError(
+            f"mpirun started {place[1]} processes, but mpi4py sees {comm.size}: they are of different MPIs"
+        )
+    names = comm.allgather(dialling.host_name())
     if comm.rank != 0:
         _relay(comm.bcast(None, root=0), comm.rank)
         raise SystemExit(0)
-    one_host = len(set(names)) == 1
-    listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=len(names))
+    addresses = own_addresses() if len(set(names)) > 1 else ("127.0.0.1",)
+    listener = socket.create_server(("127.0.0.1" if len(set(names)) == 1 else "", 0), backlog=len(names))
     token = secrets.token_hex(16)
-    comm.bcast(_Welcome(("127.0.0.1" if one_host else names[0], listener.getsockname()[1]), token), root=0)
+    comm.bcast(Welcome(addresses, listener.getsockname()[1], token), root=0)
     _world = MpiWorld(names, listener, token)
     atexit.register(_world.close)
     return _world
 
 
-def _relay(welcome: _Welcome, rank: int) -> None:
+def _relay(welcome: Welcome, rank: int) -> None:
     """Serve rank 0: start a keeper for each that it asks for, until it hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with _dial(welcome, rank) as control:
+    with dial(welcome, rank) as control:
         while order := control.recv(1):
             if order == _RESET:
                 ZYGOTE.close()
                 continue
-            with _dial(welcome, rank) as up:
+            with dial(welcome, rank) as up:
                 ZYGOTE.fork_keeper(up)
     ZYGOTE.close()
-
-
-def _dial(welcome: _Welcome, rank: int) -> socket.socket:
-    stream = socket.create_connection(welcome.address, timeout=_CONNECT_SECONDS)
-    stream.settimeout(None)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.sendall(json.dumps({"token": welcome.token, "rank": rank, "port": _free_port()}).encode() + b"\n")
-    return stream
-
-
-def _read_line(stream: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 512:
-        byte = stream.recv(1)
-        if not byte:
-            break
-        line += byte
-    return line
-
-
-def _free_port() -> int:
-    with socket.create_server(("", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

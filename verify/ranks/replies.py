@@ -31,8 +31,8 @@ class Failure:
         kind: the kind of failure.
         rank: the rank's index in its group.
         message: one line that says what happened.
-        error: the exception's type by name, for `ERROR`.
-        traceback: the exception's traceback, for `ERROR`.
+        error: the exception's type by name, for `ERROR`, and for a `CRASH` of the CUDA device alone.
+        traceback: the exception's traceback, where there is one.
         signal: the name of the signal that ended the rank, for `CRASH`.
         exit_code: the rank's exit status, for a `CRASH` without a signal.
         unanswered: the ranks that had not answered when the pool was killed.
