@@ -51,7 +51,7 @@ class Call:
         generator = torch.Generator().manual_seed(self.seed)
         return [torch.randn(shape, generator=generator).to(dtype) for _ in range(world_size)]
 
-    def inputs(self, index: int, world_size: int) -> RankInputs:
+    def inputs(self, index: int, world_size: int, device: str | torch.device = "cpu") -> RankInputs:
         """One rank's operands."""
         dtype = DTYPES[self.dtype]
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -60,7 +60,9 @@ class Call:
         if self.bits is not None:
             residual.zero_()
         scale = torch.tensor([self.scale])
-        return RankInputs(self.partials(world_size)[index], residual, gamma, scale, 1e-5, self.weight_bias)
+        partial = self.partials(world_size)[index].to(device)
+        residual, gamma, scale = residual.to(device), gamma.to(device), scale.to(device)
+        return RankInputs(partial, residual, gamma, scale, 1e-5, self.weight_bias)
 
 
 class BackendCalls:
@@ -79,7 +81,7 @@ class BackendCalls:
             if reopen_every and number and number % reopen_every == 0:
                 kernel.close()
                 kernel = chosen.open(self.rank, limits)
-            inputs = call.inputs(self.rank.index, self.rank.world_size)
+            inputs = call.inputs(self.rank.index, self.rank.world_size, self.rank.device)
             returned.append(as_bytes(kernel.run(inputs, op=call.op, strategy=call.strategy)))
         kernel.close()
         return returned
@@ -90,7 +92,7 @@ class BackendCalls:
         kernels = [backend(name).open(self.rank, limits) for _ in range(2)]
         returned = []
         for number, call in enumerate(calls):
-            inputs = call.inputs(self.rank.index, self.rank.world_size)
+            inputs = call.inputs(self.rank.index, self.rank.world_size, self.rank.device)
             returned.append(as_bytes(kernels[number % 2].run(inputs, op=call.op, strategy=call.strategy)))
         for kernel in kernels:
             kernel.close()
@@ -125,7 +127,7 @@ def raw_publisher() -> EmulatedBackend:
 def as_bytes(outputs: RankOutputs) -> Outputs:
     """Every output that is there, as the bytes of its rows."""
     named = {"residual": outputs.residual, "norm": outputs.norm, "quant": outputs.quant}
-    return {name: t.contiguous().view(torch.uint8).numpy().copy() for name, t in named.items() if t is not None}
+    return {name: t.contiguous().view(torch.uint8).cpu().numpy().copy() for name, t in named.items() if t is not None}
 
 
 def floats(outputs: Outputs, name: str, dtype: str) -> Floats:

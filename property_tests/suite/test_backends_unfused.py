@@ -31,9 +31,14 @@ BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 LIMITS = Limits(64, 512, torch.bfloat16)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+GROUPS = [("cpu", 2), ("cpu", 4), *(("cuda", n) for n in (1, 2, 4, 8) if n <= torch.cuda.device_count())]
+"""gloo everywhere, and NCCL on as many GPUs as there are."""
+
+
+@pytest.fixture(scope="module", params=GROUPS, ids="{0[0]}-{0[1]}".format)
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    with Pool("property_tests.suite.backend_calls:BackendCalls", request.param) as ranks:
+    device, world_size = request.param
+    with Pool("property_tests.suite.backend_calls:BackendCalls", world_size, device=device) as ranks:
         yield ranks
 
 
@@ -55,8 +60,8 @@ def test_every_stage_conforms_on_every_rank(pool: Pool, dtype: str) -> None:
         for rank in ranks[1:]:
             assert all(np.array_equal(rank[number][name], ranks[0][number][name]) for name in rank[number])
         assert_stages_conform(call, ranks[0][number])
-        if pool.world_size == 2:
-            expected = residual_in_rank_order(call, 2, accumulate="native")
+        if pool.world_size <= 2:
+            expected = residual_in_rank_order(call, pool.world_size, accumulate="native")
             assert np.array_equal(floats(ranks[0][number], "residual", dtype), expected)
 
 
