@@ -164,6 +164,7 @@ def _define_gsm8k(folder: Path) -> None:
         "include": str(_builtin("gsm8k/gsm8k.yaml")),
         "dataset_path": f"fusecheck/{GOLDEN_GSM8K}",
         "task": GOLDEN_GSM8K,
+        "num_fewshot": None,
         "metadata": {"version": 1.0},
     }
     (folder / f"{GOLDEN_GSM8K}.yaml").write_text(json.dumps(definition), encoding="utf-8")

@@ -25,7 +25,7 @@ from verify.problem import Problem
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
-BATCHES = {False: BatchPlan(32, 2048), True: BatchPlan(7, 900)}
+BATCHES = {False: BatchPlan(96, 8192), True: BatchPlan(40, 3500)}
 """Batch plans; True for the arm that repeats the unfused one, so that its difference is the noise of batching."""
 
 Progress = Callable[[str], None]

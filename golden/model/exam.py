@@ -14,12 +14,12 @@ from typing import Any
 
 from golden.model.corpus import draw_question, draw_story
 from golden.model.questions import SUBJECTS, Question
-from golden.model.stories import Story
+from golden.model.stories import ASKED_STEPS, Story
 
 FOLDER = Path(__file__).parent / "tasks"
 PER_SUBJECT = 150
 SHOTS = 5
-STORIES = 500
+STORIES = 400
 STORY_SHOTS = 40
 
 
@@ -33,10 +33,10 @@ def distinct_questions(rng: random.Random, subject: str, count: int, *, test: bo
 
 
 def distinct_stories(rng: random.Random, count: int, *, test: bool) -> list[Story]:
-    """Draw word problems from one side of the split, no two with the same text."""
+    """Draw word problems of the asked lengths from one side of the split, no two with the same text."""
     found: dict[str, Story] = {}
     while len(found) < count:
-        drawn = draw_story(rng, test=test)
+        drawn = draw_story(rng, test=test, span=ASKED_STEPS)
         found.setdefault(drawn.question, drawn)
     return list(found.values())
 

@@ -9,8 +9,8 @@ from golden.model.world import PEOPLE, THINGS
 
 TRAINED_STEPS = (1, 4)
 """Numbers of operations in training text."""
-ASKED_STEPS = (3, 7)
-"""Numbers of operations in the generated task: beyond those trained, so that the model errs often enough."""
+ASKED_STEPS = (4, 5)
+"""Numbers of operations in the generated task: the most that was trained and one beyond, so that the model errs."""
 
 
 @dataclass(frozen=True)
