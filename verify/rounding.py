@@ -70,7 +70,8 @@ def round_to(x: Tensor, fmt: Format) -> Tensor:
 def ulp(x: Tensor, fmt: Format) -> Tensor:
     """Spacing of `fmt` in the binade that holds |x|, float64; the least subnormal at and around zero."""
     _, exponent = torch.frexp(x)
-    exponent = torch.clamp(exponent - 1, min=fmt.emin) - fmt.precision + 1
+    exponent = torch.where(x == 0, fmt.emin, exponent - 1)  # frexp calls the exponent of zero 0
+    exponent = exponent.clamp(min=fmt.emin) - fmt.precision + 1
     return torch.ldexp(torch.ones_like(x), exponent)
 
 

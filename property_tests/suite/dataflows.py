@@ -1,0 +1,41 @@
+"""Random dataflows: every combination of flags that some kernel could have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from verify.dataflow import Dataflow
+
+
+def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Dataflow:
+    """Draw every flag at random.
+
+    Squares are rounded only where the norm reads native values: no kernel multiplies float32 operands natively.
+    """
+
+    def coin() -> bool:
+        return bool(rng.random() < 0.5)
+
+    reads_rounded = coin()
+    return Dataflow(
+        "drawn",
+        accumulate="fp32" if coin() else "native",
+        order="rank" if coin() else "any",
+        round_sum=coin(),
+        norm_reads_rounded=reads_rounded,
+        round_squares=reads_rounded and bool(rng.random() < 0.25),
+        depth=depth,
+        round_normed=bool(rng.random() < 0.25),
+        round_norm=coin(),
+        scaling=(("multiply", "divide", "either") * 2)[int(rng.integers(6))],
+        exact_reciprocal=coin(),
+        flush_subnormals=coin(),
+    )
+
+
+def describe(flow: Dataflow) -> str:
+    """The flags that are set, for a table or a failure message."""
+    flags = ("round_sum", "norm_reads_rounded", "round_squares", "round_normed", "round_norm", "exact_reciprocal")
+    return " ".join(
+        [flow.accumulate, flow.order, flow.scaling, f"depth={flow.depth}", *(f for f in flags if getattr(flow, f))]
+    )

@@ -1,0 +1,288 @@
+"""A second oracle in exact rationals: it judges the float64 one, and shares no code with it.
+
+Written from the definition of the op and from the lemmas of the criterion alone; slow, one row at a time, for
+small rows. Two things are computed for a row of H elements over R ranks:
+
+* the nominal: every declared rounding applied to the exact value, everything else left exact;
+* the enclosure: the ends that every conforming kernel lies between (u = 2^-24, g_k = k u / (1 - k u)):
+  the sum over ranks within g_(R-1) sum|x| in float32, or within the tree bound E_R in the native
+  format, or at a point where the order is declared or the addends prove every order exact; the sum of
+  squares within g_(D+1); mean and eps within g_2, u and u more; the root within 5u; the two products
+  within 2.01 u; the scaling within 5u, or at a point where it is declared.
+
+Subnormals, infinities and NaN are outside its scope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from property_tests.suite.rational_numbers import (
+    FP32,
+    Ends,
+    Grid,
+    Real,
+    Root,
+    half_ulp,
+    last_place,
+    nearest,
+    ordinal,
+    preimage,
+)
+from verify.dataflow import Dataflow
+
+U = Fraction(1, 1 << 24)
+TINY = Fraction(1, 1 << 125)
+"""What underflow, gradual or flushed, can take from a product."""
+
+
+def gamma(k: int) -> Fraction:
+    """The relative error of k successive float32 roundings."""
+    return k * U / (1 - k * U)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's operands, exact.
+
+    Attributes:
+        partials: each rank's addends, [world_size][hidden].
+        residual: [hidden].
+        weight: gamma plus the weight bias as float32 has it, [hidden].
+        eps: as the caller gives it.
+        scale: the dequantisation scale.
+        native: the activations' format.
+    """
+
+    partials: list[list[Fraction]]
+    residual: list[Fraction]
+    weight: list[Fraction]
+    eps: Fraction
+    scale: Fraction
+    native: Grid
+
+    @property
+    def hidden(self) -> int:
+        """Elements of the row."""
+        return len(self.residual)
+
+
+# ------------------------------------------------------------------ the sum over ranks
+
+
+def _in_rank_order(addends: list[Fraction], grid: Grid) -> Fraction:
+    total = addends[0]
+    for addend in addends[1:]:
+        total = nearest(total + addend, grid)
+    return total
+
+
+def _is_exact(addends: list[Fraction], precision: int) -> bool:
+    """Whether every order of addition is exact: the addends' magnitudes fit into `precision` bits of one grid."""
+    units = [last_place(a) for a in addends if a]
+    return not units or sum(abs(a) for a in addends) <= 2**precision * min(units)
+
+
+def _tree_bound(addends: list[Fraction], grid: Grid) -> Fraction:
+    """E_R: the error of any tree whose every node is rounded to `grid`, perhaps by way of float32."""
+    ascending = sorted(addends)
+    error, peak = Fraction(0), Fraction(0)
+    for m in range(2, len(addends) + 1):
+        node = max(abs(sum(ascending[-m:], Fraction(0))), abs(sum(ascending[:m], Fraction(0))))
+        peak = max(peak, node) if m < len(addends) else node
+        reach = peak + error
+        error += half_ulp(reach * (1 + 2 * U), grid) + U * reach
+    return error
+
+
+def sum_ends(row: Row, flow: Dataflow, i: int) -> tuple[Fraction, Fraction]:
+    """Enclose element i of the sum over ranks as it meets the residual."""
+    addends = [partial[i] for partial in row.partials]
+    grid = FP32 if flow.accumulate == "fp32" else row.native
+    if flow.order == "rank":
+        point = _in_rank_order(addends, grid)
+        low = high = point
+    else:
+        if len(addends) <= 2 or _is_exact(addends, grid.precision):  # one addition has one order
+            error = Fraction(0)
+        elif grid is FP32:
+            error = gamma(len(addends) - 1) * sum((abs(a) for a in addends), Fraction(0))
+        else:
+            error = _tree_bound(addends, grid)
+        total = sum(addends, Fraction(0))
+        low, high = nearest(total - error, grid), nearest(total + error, grid)
+    if flow.round_sum:
+        low, high = nearest(low, row.native), nearest(high, row.native)
+    return low, high
+
+
+def sum_nominal(row: Row, flow: Dataflow, i: int) -> Fraction:
+    """The sum over ranks, in rank order where that is declared, else exact and rounded once."""
+    addends = [partial[i] for partial in row.partials]
+    grid = FP32 if flow.accumulate == "fp32" else row.native
+    total = _in_rank_order(addends, grid) if flow.order == "rank" else nearest(sum(addends, Fraction(0)), grid)
+    return nearest(total, row.native) if flow.round_sum else total
+
+
+def add_residual(row: Row, flow: Dataflow, total: Fraction, i: int) -> tuple[Fraction, Fraction]:
+    """Element i of what the norm reads, and of residual_out, from the sum over ranks."""
+    wide = nearest(total + row.residual[i], FP32)
+    narrow = nearest(wide, row.native)
+    return (narrow if flow.norm_reads_rounded else wide), narrow
+
+
+# ------------------------------------------------------------------ the norm
+
+
+def _square_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -> tuple[Fraction, Fraction]:
+    low = high = Fraction(0)
+    for a, b in read:
+        smallest = Fraction(0) if a <= 0 <= b else min(a * a, b * b)
+        largest = max(a * a, b * b)
+        if flow.round_squares:
+            smallest, largest = nearest(smallest, row.native), nearest(largest, row.native)
+        low, high = low + smallest, high + largest
+    return low, high
+
+
+def root_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -> tuple[Root, Root]:
+    """Enclose the reciprocal root of mean square plus eps, from the ends of what the norm reads."""
+    low, high = _square_ends(read, row, flow)
+    deepest = row.hidden - 1
+    kappa = gamma((deepest if flow.depth is None else min(flow.depth, deepest)) + 1)
+    underflow = row.hidden * TINY
+    low, high = max(low * (1 - kappa) - underflow, Fraction(0)), high * (1 + kappa) + underflow
+    mean_low = (low / row.hidden * (1 - gamma(2)) + row.eps * (1 - U)) * (1 - U)
+    mean_high = (high / row.hidden * (1 + gamma(2)) + row.eps * (1 + U)) * (1 + U)
+    return Root(1, (1 - 5 * U) ** 2 / mean_high), Root(1, (1 + 5 * U) ** 2 / mean_low)
+
+
+def _widen(low: Root, high: Root, relative: Fraction) -> tuple[Root, Root]:
+    def outward(x: Root, side: int) -> Root:
+        return x.times(1 + relative if x.sign == side else 1 - relative)
+
+    return outward(low, -1), outward(high, 1)
+
+
+def norm_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -> list[Ends]:
+    """Enclose the norm before its last rounding, element by element."""
+    smallest, largest = root_ends(read, row, flow)
+    ends: list[Ends] = []
+    for (a, b), weight in zip(read, row.weight, strict=True):
+        low = (smallest if a >= 0 else largest).times(a)
+        high = (largest if b >= 0 else smallest).times(b)
+        roundings = Fraction(201, 100) * U
+        if flow.round_normed:
+            low, high = _widen(low, high, Fraction(101, 100) * U)
+            low, high = Root.of(nearest(low, row.native)), Root.of(nearest(high, row.native))
+            exact = nearest(weight, row.native) == weight  # two native numbers have an exact product in float32
+            roundings = Fraction(0) if exact else Fraction(101, 100) * U
+        low, high = sorted((low.times(weight), high.times(weight)))
+        ends.append(_widen(low, high, roundings))
+    return ends
+
+
+def norm_nominal(read: list[Fraction], row: Row, flow: Dataflow) -> list[Root]:
+    """The norm before its last rounding, with the declared roundings and an exact root."""
+    squares = [nearest(t * t, row.native) if flow.round_squares else t * t for t in read]
+    mean = sum(squares, Fraction(0)) / row.hidden + nearest(row.eps, FP32)
+    norm: list[Root] = []
+    for t, weight in zip(read, row.weight, strict=True):
+        normed: Real = Root(1, 1 / mean).times(t)
+        if flow.round_normed:
+            normed = nearest(normed, row.native)
+        norm.append(Root.of(normed).times(weight))
+    return norm
+
+
+# ------------------------------------------------------------------ the quantiser
+
+
+def _as_read(norm: Real, row: Row, flow: Dataflow) -> Root:
+    """The norm as the quantiser reads it: rounded to the native format, or a float32."""
+    return Root.of(nearest(norm, row.native if flow.round_norm else FP32))
+
+
+def quotient_ends(norm: Ends, row: Row, flow: Dataflow) -> Ends:
+    """Enclose norm / scale as the cast reads it, from the ends of the norm before its last rounding."""
+    low, high = (_as_read(end, row, flow) for end in norm)
+    reciprocal = 1 / row.scale
+    power_of_two = last_place(row.scale) == row.scale
+    if flow.scaling == "either":
+        low, high = low.times(reciprocal), high.times(reciprocal)
+        if not power_of_two:
+            low, high = _widen(low, high, 5 * U)
+    elif flow.scaling == "divide":
+        low, high = low.times(reciprocal), high.times(reciprocal)
+    elif flow.exact_reciprocal or power_of_two:
+        low, high = low.times(nearest(reciprocal, FP32)), high.times(nearest(reciprocal, FP32))
+    else:  # a float32 within one unit in the last place of the exact reciprocal
+        ulp = 2 * half_ulp(reciprocal, FP32)
+        inner, outer = nearest(reciprocal - ulp, FP32), nearest(reciprocal + ulp, FP32)
+        low = low.times(inner if low.sign > 0 else outer)
+        high = high.times(outer if high.sign > 0 else inner)
+    return nearest(low, FP32), nearest(high, FP32)
+
+
+def quotient_nominal(norm: Real, row: Row, flow: Dataflow) -> Real:
+    """Norm / scale as declared; an undeclared scaling divides."""
+    factor = nearest(1 / row.scale, FP32) if flow.scaling == "multiply" else 1 / row.scale
+    return nearest(_as_read(norm, row, flow).times(factor), FP32)
+
+
+# ------------------------------------------------------------------ a whole row
+
+
+@dataclass(frozen=True)
+class Nominal:
+    """A row's nominal outputs: residual_out, the norm before its last rounding, and the ordinals of the codes."""
+
+    residual: list[Fraction]
+    norm: list[Root]
+    ordinals: list[int]
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """A row's ends: of residual_out, of the norm before its last rounding, of norm / scale, and of the ordinals."""
+
+    residual: list[Ends]
+    norm: list[Ends]
+    quotient: list[Ends]
+    ordinals: list[tuple[int, int]]
+
+
+def nominal(row: Row, flow: Dataflow) -> Nominal:
+    """Compute the nominal outputs of a row."""
+    pairs = [add_residual(row, flow, sum_nominal(row, flow, i), i) for i in range(row.hidden)]
+    norm = norm_nominal([read for read, _ in pairs], row, flow)
+    return Nominal([out for _, out in pairs], norm, [ordinal(quotient_nominal(y, row, flow)) for y in norm])
+
+
+def read_ends(row: Row, flow: Dataflow) -> tuple[list[tuple[Fraction, Fraction]], list[Ends]]:
+    """Enclose what the norm reads, and residual_out."""
+    read: list[tuple[Fraction, Fraction]] = []
+    out: list[Ends] = []
+    for i in range(row.hidden):
+        low, high = (add_residual(row, flow, end, i) for end in sum_ends(row, flow, i))
+        read.append((low[0], high[0]))
+        out.append((low[1], high[1]))
+    return read, out
+
+
+def enclose(row: Row, flow: Dataflow, observed: list[Fraction]) -> Enclosed:
+    """Compute the enclosure of a row: of residual_out, and of what follows from the observed residual_out.
+
+    Where the norm reads the rounded sum, it reads the observed value itself; else whatever rounds to it and
+    the sum allows.
+    """
+    read, out = read_ends(row, flow)
+    if flow.norm_reads_rounded:
+        read = [(t, t) for t in observed]
+    else:
+        before = [preimage(t, row.native) for t in observed]
+        read = [(max(low, a), min(high, b)) for (low, high), (a, b) in zip(read, before, strict=True)]
+    norm = norm_ends(read, row, flow)
+    quotient = [quotient_ends(ends, row, flow) for ends in norm]
+    return Enclosed(out, norm, quotient, [(ordinal(low), ordinal(high)) for low, high in quotient])
