@@ -182,7 +182,9 @@ def _function_defect(fault: Fault) -> str:
         hook, patch = resolve(fault.hook), resolve(fault.patch)
     except ImportError as error:
         return f"hook or patch: {error}"
-    return "" if callable(hook) and callable(patch) else f"hook={fault.hook!r}, patch={fault.patch!r}: expected callables"
+    return (
+        "" if callable(hook) and callable(patch) else f"hook={fault.hook!r}, patch={fault.patch!r}: expected callables"
+    )
 
 
 def _entries(path: Path, document: dict[str, Any], key: str, kind: type[T]) -> list[T]:

@@ -1,4 +1,4 @@
-"""Faults of the norm: mean square (A4), inverse root (A5), gamma and the product (A6). One hook of `Arithmetic` each."""
+"""Faults of the norm: mean square (A4), inverse root (A5), gamma and product (A6). One hook of `Arithmetic` each."""
 
 from __future__ import annotations
 

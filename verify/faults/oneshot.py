@@ -19,23 +19,12 @@ BLOCK_ROWS, RESIDENT = 4, 4
 """KP-19: rows of a block, and blocks that run at a time."""
 
 
-class _Sized(Lamport):
-    """Notes how many elements each call publishes."""
-
-    elements = 0
-
-    def publish(self, partial: Tensor) -> None:
-        """Note the size, then publish."""
-        self.elements = partial.numel()
-        super().publish(partial)
-
-
-class ClearsFewer(_Sized):
+class ClearsFewer(Lamport):
     """KP-01: the previous third is cleared by the smaller of the two calls' sizes."""
 
-    def clear_size(self) -> int:
+    def clear_size(self, elements: int) -> int:
         """What both calls have in common."""
-        return min(super().clear_size(), self.elements * self.world_size)
+        return min(super().clear_size(elements), elements)
 
 
 class FlushesSentinel(Lamport):
@@ -77,12 +66,18 @@ class CanonicalisesHalf(Lamport):
         return made
 
 
-class SlotOfCapture(_Sized):
+class SlotOfCapture(Lamport):
     """KP-10: the rotating buffer is chosen at capture; a replay of the same call takes the same one again."""
 
     def __init__(self, rank: Rank, limits: Limits) -> None:
         self.captured: dict[int, int] = {}
+        self.elements = 0
         super().__init__(rank, limits)
+
+    def publish(self, partial: Tensor) -> None:
+        """Note the size, which names the graph, then publish."""
+        self.elements = partial.numel()
+        super().publish(partial)
 
     def third(self) -> int:
         """The third that the first call of this size had."""
@@ -100,8 +95,9 @@ class OneBuffer(Lamport):
 class ClearsNextThird(Lamport):
     """KP-15: what is cleared, after the exchange, is the buffer that fast peers are already writing to."""
 
-    def clear_previous(self) -> None:
+    def clear_previous(self, elements: int) -> None:
         """Clear the next third, late on the last rank."""
+        del elements
         if self.index == self.world_size - 1:
             time.sleep(SKEW_SECONDS)
         start = (int(self.words[FLAG]) + 1) % THIRDS * self.capacity
@@ -150,8 +146,9 @@ class TooFewResidents(Lamport):
                 self.publish_rows(partial, rows)
             for rows in resident:
                 yield rows, total(self.receive(partial, rows))
-        self.clear_previous()
-        self.rotate(partial.numel() * self.world_size)
+        elements = partial.numel() * self.world_size
+        self.clear_previous(elements)
+        self.rotate(elements)
         self.signal()
 
     def publish_rows(self, partial: Tensor, rows: slice) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the additions: over the ranks (A1, A2) and of the residual (A3). Each overrides one hook of `Arithmetic`."""
+"""Faults of the additions: over the ranks (A1, A2), of the residual (A3). Each overrides one hook of `Arithmetic`."""
 
 from __future__ import annotations
 
@@ -99,4 +99,3 @@ class OneRanksSum(Arithmetic):
     def total(self, partials: Sequence[Tensor]) -> Tensor:
         """Keep rank 0's partial sum only."""
         return super().total([x if rank == 0 else torch.zeros_like(x) for rank, x in enumerate(partials)])
-

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from verify.backends.emulated_protocol import (
     ARRIVED,
-    EPOCH,
     Total,
     TwoShot,
-    fence,
     row_blocks,
-    wait_until,
 )
 from verify.faults.oneshot import SKEW_SECONDS
 from verify.interface import Limits, Rank
@@ -70,21 +67,14 @@ class FlagBeforeStore(TwoShot):
         """Leave the stores in the write buffer."""
         self.pending.append((rows, summed, tokens, sum_dtype))
 
-    def barrier(self, phase: str) -> None:
-        """Raise the flags, then let the stores drain, then wait."""
-        if phase != "reduced":
-            super().barrier(phase)
-            return
-        epoch = int(self.words[EPOCH]) + 1
-        self.words[EPOCH] = epoch
-        for header in self.headers:
-            header[ARRIVED + self.index] = epoch
-        if self.index == self.world_size - 1:
+    def arrive(self, epoch: int) -> None:
+        """Raise the flags, then let the stores drain."""
+        super().arrive(epoch)
+        if self.pending and self.index == self.world_size - 1:
             time.sleep(SKEW_SECONDS)
         for stores in self.pending:
             super().push(*stores)
         self.pending.clear()
-        wait_until(lambda: self.arrived(epoch))
 
 
 class ColdStart(TwoShot):
@@ -96,10 +86,7 @@ class ColdStart(TwoShot):
         """Do not wait at the first barrier of a cold call."""
         cold = phase == "copied" and time.monotonic() - self.last > IDLE_SECONDS
         if cold:
-            epoch = int(self.words[EPOCH]) + 1
-            self.words[EPOCH] = epoch
-            for header in self.headers:
-                header[ARRIVED + self.index] = epoch
+            self.arrive(self.next_epoch())
         else:
             super().barrier(phase)
         if phase == "reduced":
@@ -129,20 +116,14 @@ class BakedEpoch(TwoShot):
 class FlagBytesRace(TwoShot):
     """KP-14: the flags of all ranks are bytes of one word, and a rank's store writes the whole word."""
 
-    def barrier(self, phase: str) -> None:
-        """Read the peers' word, change the own byte, write the word back."""
-        del phase
-        epoch = (int(self.words[EPOCH]) + 1) % 256
-        self.words[EPOCH] = epoch
-        fence()
+    def arrive(self, epoch: int) -> None:
+        """Read a peer's word, change the own byte, write the word back."""
+        shift = 8 * self.index
         for header in self.headers:
             word = int(header[ARRIVED])
             time.sleep(0.0005)
-            shift = 8 * self.index
-            word = (word & ~(0xFF << shift)) | epoch << shift
+            word = word & ~(0xFF << shift) | epoch % 256 << shift
             header[ARRIVED] = np.array(word & (2**64 - 1), np.uint64).astype(np.int64)
-        wait_until(lambda: self.arrived(epoch))
-        fence()
 
     def arrived(self, epoch: int) -> bool:
         """Whether every byte has this epoch or a later one."""

@@ -1,0 +1,143 @@
+"""Would the field's criteria notice: each fault's outputs, on our inputs and on the peers' own, under every criterion.
+
+A criterion is credited where it rejects the faulty kernel and accepts the right one on the same inputs; a rejection
+of the right kernel is a false alarm. A hang or a crash is credited to everybody, as their CI has timeouts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify.faults.catalogue import Fault
+from verify.faults.criteria import CRITERIA
+from verify.faults.hunt import Catch, Hunter
+from verify.faults.peer_tests import PROFILES
+from verify.plan import Case
+from verify.ranks import Pool
+
+CASES = 12
+"""Of the plan, for each fault, on which the criteria are asked; the case that caught it comes on top."""
+
+RUN_TIMEOUT = 20.0
+"""Seconds for one call by a right kernel."""
+
+HANG = "hang"
+Verdicts = dict[str, bool]
+
+
+@dataclass
+class Columns:
+    """What the criteria made of one fault: `ours` on our inputs, `own` on their own; `kill`, `miss` or `hang`.
+
+    `own` has no entry for a criterion without a test of such a kernel.
+    """
+
+    ours: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+
+
+class Peers:
+    """Asks the criteria; what the right kernels give is kept, since it is the same for many faults.
+
+    Args:
+        hunter: lends its pools and its stream of cases.
+    """
+
+    def __init__(self, hunter: Hunter) -> None:
+        self._hunter = hunter
+        self._right: dict[tuple[str, ...], Verdicts | None] = {}
+        self.alarms: Counter[str] = Counter()
+        self.runs = 0
+
+    def judge(self, fault: Fault, catch: Catch, seed: int) -> Columns:
+        """All criteria on one kernel fault."""
+        columns = Columns()
+        faulty, right = catch.backend, f"emulated:{fault.dataflow}"
+        columns.ours = self._on_ours(faulty, right, self._cases(right, catch, seed))
+        for profile in PROFILES:
+            marks = self._on_profile(faulty, right, profile, seed)
+            columns.own.update({c.name: marks[c.name] for c in CRITERIA if c.profile == profile})
+        return columns
+
+    def _cases(self, right: str, catch: Catch, seed: int) -> list[Case]:
+        stream = self._hunter.stream(seed, right)
+        cases = [next(stream) for _ in range(CASES)]
+        return cases if catch.case is None else [*cases, catch.case]
+
+    def _on_ours(self, faulty: str, right: str, cases: Iterable[Case]) -> dict[str, str]:
+        marks = dict.fromkeys((c.name for c in CRITERIA), "miss")
+        for case in cases:
+            line, pool = case.problem.to_json(), self._hunter.pools[case.problem.world_size]
+            good = self._right_verdicts((right, line), pool, "criteria", line, right)
+            bad = _asked(pool, "criteria", line, faulty, timeout=self._hunter.budget.timeout)
+            _credit(marks, good, bad)
+            if all(mark != "miss" for mark in marks.values()):
+                break
+        return marks
+
+    def _on_profile(self, faulty: str, right: str, name: str, seed: int) -> dict[str, str]:
+        marks = dict.fromkeys((c.name for c in CRITERIA), "miss")
+        for shape in PROFILES[name].shapes():
+            if shape[0] not in self._hunter.pools:
+                continue
+            pool, arguments = self._hunter.pools[shape[0]], (name, shape, seed)
+            key = (right, name, *map(str, shape), str(seed))
+            good = self._right_verdicts(key, pool, "own_test", *arguments, right)
+            bad = _asked(pool, "own_test", *arguments, faulty, timeout=self._hunter.budget.timeout)
+            _credit(marks, good, bad)
+            if bad is None:
+                break
+        return marks
+
+    def _right_verdicts(self, key: tuple[str, ...], pool: Pool, method: str, *arguments: Any) -> Verdicts | None:
+        if key not in self._right:
+            verdicts = _asked(pool, method, *arguments, timeout=RUN_TIMEOUT)
+            self._right[key] = verdicts
+            self.runs += 1
+            self.alarms.update(name for name, passed in (verdicts or {}).items() if not passed)
+        return self._right[key]
+
+    def false_alarms(self, flows: Sequence[str], seeds: Sequence[int]) -> Mapping[str, tuple[int, int]]:
+        """Over right kernels of these dataflows: how often each criterion rejected one, and of how many cases."""
+        rejected: Counter[str] = Counter()
+        cases = 0
+        for flow in flows:
+            right = f"emulated:{flow}"
+            for seed in seeds:
+                stream = self._hunter.stream(seed, right)
+                for _ in range(CASES):
+                    case = next(stream)
+                    line, pool = case.problem.to_json(), self._hunter.pools[case.problem.world_size]
+                    verdicts = self._right_verdicts((right, line), pool, "criteria", line, right) or {}
+                    rejected.update(name for name, passed in verdicts.items() if not passed)
+                    cases += 1
+        return {criterion.name: (rejected[criterion.name], cases) for criterion in CRITERIA}
+
+
+def _asked(pool: Pool, method: str, *arguments: Any, timeout: float) -> Verdicts | None:
+    """Whether each criterion passes on all ranks and calls; None after a hang or a crash."""
+    replies = pool.call(method, *arguments, timeout=timeout)
+    if not all(reply.ok for reply in replies):
+        return None
+    passed = {criterion.name: True for criterion in CRITERIA}
+    for records in zip(*(reply.value for reply in replies), strict=True):
+        agree = len({str(record["residual"]) for record in records}) == 1
+        for criterion in CRITERIA:
+            ok = all(record["passed"][criterion.name] for record in records)
+            passed[criterion.name] &= ok and (agree or not criterion.ranks_equal)
+    return passed
+
+
+def _credit(marks: dict[str, str], good: Verdicts | None, bad: Verdicts | None) -> None:
+    if good is None:
+        return
+    if bad is None:
+        for name in marks:
+            marks[name] = HANG if marks[name] == "miss" else marks[name]
+        return
+    for name, passed in bad.items():
+        if good[name] and not passed:
+            marks[name] = "kill"

@@ -1,0 +1,103 @@
+"""The worker of `fusecheck faults`: a case worker that also asks the field's criteria about the same kernel."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verify import backends, digest
+from verify.dataflow import Dataflow
+from verify.faults.comparison import Evidence, Floats, Outputs
+from verify.faults.criteria import CRITERIA
+from verify.faults.peer_tests import PROFILES, inputs_of, operands
+from verify.inputs import Inputs
+from verify.interface import FusionOp, Limits, RankOutputs, Strategy
+from verify.oracle import Operands, Oracle
+from verify.problem import Problem
+from verify.worker import CaseWorker
+
+BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+
+
+class FaultWorker(CaseWorker):
+    """Judges as `CaseWorker` does; `criteria` and `own_test` give the field's verdicts instead."""
+
+    def criteria(self, line: str, backend: str) -> list[dict[str, Any]]:
+        """Every criterion's verdict on each call of a Problem, on this rank.
+
+        Args:
+            line: the Problem as JSON.
+            backend: the kernel.
+
+        Returns:
+            For each call, `passed` by criterion name, and the digest of residual_out.
+        """
+        problem, kernel_of = Problem.from_json(line), backends.backend(backend)
+        steps = problem.calls()
+        largest = max(p.tokens for _, p in steps), max(p.hidden for _, p in steps)
+        kernel = kernel_of.open(self.rank, Limits(*largest, problem.format.dtype))
+        replies = []
+        for call, step in steps:
+            if call.reopen:
+                kernel.close()
+                kernel = kernel_of.open(self.rank, Limits(*largest, problem.format.dtype))
+            made = Inputs(step, self.rank.device)
+            late = call.delayed == self.rank.index
+            time.sleep((call.idle_ms + call.delay_ms * (late and not call.late)) / 1000)
+            given = made.of_rank(self.rank.index)
+            outputs = kernel.run(given, op=step.op, strategy=step.strategy)
+            if call.overwrite:
+                given.partial.fill_(torch.nan)
+            replies.append(_verdicts(kernel_of.dataflow(step), made.operands(range(step.tokens)), outputs))
+        kernel.close()
+        return replies
+
+    def own_test(self, profile: str, shape: tuple[int, int, int], seed: int, backend: str) -> list[dict[str, Any]]:
+        """Every criterion's verdict on the data of one project's own test, as `criteria` returns them."""
+        kernel_of, data = backends.backend(backend), PROFILES[profile]
+        world_size, tokens, hidden = shape
+        made = operands(data, world_size, tokens, hidden, seed)
+        tokens, hidden = made.residual.shape
+        kernel = kernel_of.open(self.rank, Limits(tokens, hidden, made.residual.dtype))
+        op = BOTH if data.returns_quant else FusionOp.RESIDUAL_RMS_NORM
+        replies = []
+        for strategy in (Strategy.ONESHOT, Strategy.TWOSHOT):
+            for _ in range(1 + data.warmups):
+                outputs = kernel.run(inputs_of(made, self.rank.index), op=op, strategy=strategy)
+            problem = Problem(dtype=data.dtype, world_size=world_size, tokens=tokens, hidden=hidden)
+            replies.append(_verdicts(kernel_of.dataflow(problem), made, outputs))
+        kernel.close()
+        return replies
+
+
+def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs) -> dict[str, Any]:
+    oracle = Oracle(flow, made)
+    residual = oracle.residual()
+    norm = oracle.norm(residual)
+    codes = oracle.codes(residual, norm if flow.round_norm else None)
+    own_norm = oracle.norm(outputs.residual)
+    own_codes = oracle.codes(outputs.residual, outputs.norm) if outputs.quant is not None else None
+    evidence = Evidence(
+        got=_outputs(outputs),
+        expected=Outputs(_wide(residual), _wide(norm), codes.numpy()),
+        scale=made.scale,
+        own_norm=_wide(own_norm),
+        own_codes=None if own_codes is None else own_codes.numpy(),
+        bits=8 if residual.dtype is torch.bfloat16 else 11,
+    )
+    passed = {criterion.name: bool(criterion.rule(evidence)) for criterion in CRITERIA}
+    return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
+
+
+def _wide(x: Tensor) -> Floats:
+    return np.asarray(x.double().numpy())
+
+
+def _outputs(outputs: RankOutputs) -> Outputs:
+    norm = None if outputs.norm is None else _wide(outputs.norm)
+    codes = None if outputs.quant is None else outputs.quant.contiguous().view(torch.uint8).numpy()
+    return Outputs(_wide(outputs.residual), norm, codes)
