@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from verify.dataflow import dataflow
 from verify.families import FAMILIES
 from verify.problem import Problem
-from verify.ranks import Pool, Reply, culprits
+from verify.ranks import Reply, culprits
 from verify.verdict import Stage, off_nominal_budget
 
 WORKER = "verify.worker:CaseWorker"
@@ -20,6 +20,14 @@ CHECKS = ("repeat", "strategies", "unfused")
 
 _SPREAD = ("gaussian", "saturating", "subnormal-codes", "e4m3-ties", "outliers", "cancelling")
 """Families whose normed values have spread significands, so that a share of them can be asserted."""
+
+
+class Caller(Protocol):
+    """Calls a method of the worker on every rank: a `Pool`, or what answers like one."""
+
+    def call(self, method: str, *arguments: Any, timeout: float) -> list[Reply]:
+        """One reply per rank, in rank order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def request(
     return case
 
 
-def run_case(pool: Pool, case: dict[str, Any], *, timeout: float = 60.0) -> Outcome:
+def run_case(pool: Caller, case: dict[str, Any], *, timeout: float = 60.0) -> Outcome:
     """Run a case to its verdict, asking the ranks again where they disagree.
 
     A rank that hangs, crashes or raises is a finding of stage `alive`; the pool restarts by itself.
@@ -128,7 +136,7 @@ def run_case(pool: Pool, case: dict[str, Any], *, timeout: float = 60.0) -> Outc
     return outcome
 
 
-def explain(pool: Pool, outcome: Outcome, *, timeout: float = 60.0) -> list[str]:
+def explain(pool: Caller, outcome: Outcome, *, timeout: float = 60.0) -> list[str]:
     """The named dataflows that explain every element of the case that the pool ran last; empty if none or unknown."""
     if not outcome.findings or any(f.stage is Stage.ALIVE for f in outcome.findings):
         return []
@@ -226,7 +234,7 @@ def _names() -> frozenset[str]:
     return frozenset(DATAFLOWS)
 
 
-def _locate(pool: Pool, finding: Finding, timeout: float) -> Finding:
+def _locate(pool: Caller, finding: Finding, timeout: float) -> Finding:
     """Name the first element in which ranks differ."""
     index = 0
     if finding.message.startswith("call "):
@@ -243,7 +251,7 @@ def _locate(pool: Pool, finding: Finding, timeout: float) -> Finding:
 
 
 def _name_element(
-    pool: Pool, finding: Finding, place: tuple[int, str, int], ranks: tuple[int, int], timeout: float
+    pool: Caller, finding: Finding, place: tuple[int, str, int], ranks: tuple[int, int], timeout: float
 ) -> Finding:
     replies = pool.call("row_bits", *place, timeout=timeout)
     if not all(reply.ok for reply in replies):
@@ -257,7 +265,7 @@ def _name_element(
     return Finding(finding.stage, finding.problem, message, finding.dataflow)
 
 
-def _judge_all(pool: Pool, case: dict[str, Any], outcome: Outcome, timeout: float) -> None:
+def _judge_all(pool: Caller, case: dict[str, Any], outcome: Outcome, timeout: float) -> None:
     """Where ranks disagree, each rank's share is not everyone's: judge all rows on every rank."""
     for reply in pool.call("judge_all", timeout=timeout):
         for index, tallies in enumerate(reply.value or []):

@@ -41,7 +41,7 @@ _PLUGGED: tuple[str, ...] = ()
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
 RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
 Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -72,8 +72,11 @@ def kernel(
     cases: Annotated[int | None, typer.Option(help="Stop each backend and tp after so many cases.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
     most_elements: Annotated[int, typer.Option(help="tokens * hidden of the largest drawn case.")] = 2**19,
-    device: Device = "cpu",
+    device: Device = None,
     case_timeout: Timeout = 60.0,
+    virtual_ranks: Annotated[
+        str | None, typer.Option(help="World sizes like --tp, all ranks on one GPU and in one process.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on after the run in this directory.")] = None,
     json_file: JsonFile = None,
     run_dir: RunDir = None,
@@ -105,9 +108,11 @@ def kernel(
     if cases is not None:
         _positive("--cases", cases)
     budget = Budget(cases if cases is not None or seconds is not None else 200, seconds)
-    subjects = [Subject(backend, size, dataflow_name) for size in _numbers("--tp", tp)]
+    sizes = _numbers("--virtual-ranks", virtual_ranks) or _numbers("--tp", tp)
+    subjects = [Subject(backend, size, dataflow_name) for size in sizes]
     skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
-    run = Run(subjects, plan, budget, device=device, timeout=case_timeout, skip=skip)
+    where = _device(backend, device)
+    run = Run(subjects, plan, budget, device=where, virtual=virtual_ranks is not None, timeout=case_timeout, skip=skip)
     _finish(_run_kernel("kernel", run, run_dir or resume, json_file))
 
 
@@ -128,7 +133,7 @@ def replay(
     problem: Annotated[str, typer.Argument(help="The JSON of a finding's replay line, or a file with one per line.")],
     backend: Annotated[str, typer.Option(help="Whose kernel to run.")] = "emulated",
     dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
-    device: Device = "cpu",
+    device: Device = None,
     case_timeout: Timeout = 60.0,
     json_file: JsonFile = None,
     run_dir: RunDir = None,
@@ -140,7 +145,8 @@ def replay(
         dataflow(dataflow_name)
     subjects = [Subject(backend, size, dataflow_name) for size in sizes]
     plan = _Given(problems)
-    run = Run(subjects, plan, Budget(cases=len(problems)), device=device, timeout=case_timeout)
+    where = _device(backend, device)
+    run = Run(subjects, plan, Budget(cases=len(problems)), device=where, timeout=case_timeout)
     _finish(_run_kernel("replay", run, run_dir, json_file))
 
 
@@ -182,6 +188,13 @@ def _run_kernel(command: str, run: Run, run_dir: Path | None, json_file: Path | 
     write_result(directory, command, report.verdict, report.summary(), findings, json_file)
     console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)
     return report
+
+
+def _device(backend: str, given: str | None) -> str:
+    """The device to run on: as given, else where the backend runs, else the CPU."""
+    if given not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {given!r}, expected cpu or cuda")
+    return given or str(getattr(backends.backend(backend), "device", "cpu"))
 
 
 def _finish(report: KernelReport) -> None:

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from verify import backends
-from verify.cases import WORKER, Finding, Outcome, explain, request, run_case
-from verify.errors import UsageError
+from verify.cases import WORKER, Caller, Finding, Outcome, explain, request, run_case
+from verify.errors import Inconclusive, UsageError
 from verify.interface import Backend, Support
 from verify.journal import Journal
 from verify.plan import Case, Plan
 from verify.problem import Problem
-from verify.ranks import Pool
-from verify.ranks.launch import open_pools
+from verify.ranks.launch import Pools, open_pools
+from verify.ranks.mpi import detect
 from verify.report import Verdict
+from verify.virtual import VirtualPool, VirtualPools, residency
 
 MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
@@ -154,6 +157,7 @@ class Run:
         plan: where the cases come from.
         budget: for each subject.
         device: `cpu` or `cuda`.
+        virtual: all ranks of a case in one process on one GPU.
         timeout: seconds for one case.
         journal: where each case is noted before it starts.
         skip: cases that an earlier run has done.
@@ -164,6 +168,7 @@ class Run:
     plan: Plan
     budget: Budget
     device: str = "cpu"
+    virtual: bool = False
     timeout: float = 60.0
     journal: Journal | None = None
     skip: frozenset[str] = frozenset()
@@ -177,15 +182,24 @@ class Run:
         """
         for subject in self.subjects:
             backend = backends.backend(subject.backend)
+            self._check_device(backend, subject.world_size)
             reasons: Counter[str] = Counter()
             for index in range(4 * len(self.plan.families)):
-                support = backend.supports(self.plan.case(subject.world_size, index).problem)
+                support = self._supports(backend, self.plan.case(subject.world_size, index).problem)
                 if support.ok:
                     break
                 reasons[support.reason] += 1
             else:
                 reason = reasons.most_common(1)[0][0]
                 raise UsageError(f"backend {subject.backend} refuses every case at tp {subject.world_size}: {reason}")
+
+    def _check_device(self, backend: Backend, world_size: int) -> None:
+        needed = getattr(backend, "device", None)
+        if needed is not None and needed != self.device:
+            raise UsageError(f"backend {backend.name} runs on {needed}, got --device {self.device}")
+        found, wanted = torch.cuda.device_count(), 1 if self.virtual else world_size
+        if self.device == "cuda" and found < wanted and detect() is None:
+            raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
 
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""
@@ -195,7 +209,7 @@ class Run:
         try:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
-                with open_pools(WORKER, world_size, device=self.device, preload=("verify.worker",)) as pools:
+                with self._open(world_size) as pools:
                     for subject in mine:
                         self._run_subject(subject, pools.pools, report)
         except KeyboardInterrupt:
@@ -203,13 +217,26 @@ class Run:
         report.seconds = time.monotonic() - began
         return report
 
-    def _run_subject(self, subject: Subject, pools: Sequence[Pool], report: KernelReport) -> None:
+    def _open(self, world_size: int) -> Pools | VirtualPools:
+        options: dict[str, Any] = {"device": self.device, "preload": ("verify.worker",)}
+        if self.virtual:
+            return VirtualPools(VirtualPool(world_size, **options))
+        return open_pools(WORKER, world_size, **options)
+
+    def _supports(self, backend: Backend, problem: Problem) -> Support:
+        """Whether the backend takes every call of the Problem, and the device holds its virtual ranks."""
+        if self.virtual and not (held := residency(problem)).ok:
+            return held
+        refused = (s for _, p in problem.calls() if not (s := backend.supports(p)).ok)
+        return next(refused, backend.supports(problem))
+
+    def _run_subject(self, subject: Subject, pools: Sequence[Caller], report: KernelReport) -> None:
         """Spread one subject's cases over the pools, a thread each; the threads only wait for ranks."""
         began = time.monotonic()
         source = _Shared(self._cases(subject, report, began))
         errors: list[BaseException] = []
 
-        def serve(pool: Pool) -> None:
+        def serve(pool: Caller) -> None:
             try:
                 for case in source:
                     self._run_one(pool, subject, case, report, source)
@@ -229,12 +256,13 @@ class Run:
         if errors:
             raise errors[0]
 
-    def _run_one(self, pool: Pool, subject: Subject, case: Case, report: KernelReport, source: _Shared) -> None:
+    def _run_one(self, pool: Caller, subject: Subject, case: Case, report: KernelReport, source: _Shared) -> None:
         line = case.problem.to_json()
         if self.journal is not None:
             with source.lock:
                 self.journal.start(line, backend=subject.backend)
-        asked = request(case.problem, subject.backend, flow=subject.flow, checks=case.checks)
+        checks = [check for check in case.checks if not (self.virtual and check == "unfused")]  # it needs a group
+        asked = request(case.problem, subject.backend, flow=subject.flow, checks=checks)
         outcome = run_case(pool, asked, timeout=self.timeout)
         names = explain(pool, outcome) if outcome.findings else []
         with source.lock:
@@ -254,17 +282,12 @@ class Run:
             late = self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds
             if enough or late or sum(g.failed for g in report.groups.values()) >= MOST_FINDINGS:
                 return
-            support = _supports(backend, case.problem)
+            support = self._supports(backend, case.problem)
             if not support.ok:
                 group.refused += 1
                 report.refusals[support.reason] += 1
             elif case.problem.to_json() not in self.skip:
                 yield case
-
-
-def _supports(backend: Backend, problem: Problem) -> Support:
-    """Whether the backend takes every call of the Problem."""
-    return next((s for _, p in problem.calls() if not (s := backend.supports(p)).ok), backend.supports(problem))
 
 
 class _Shared:

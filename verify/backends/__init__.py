@@ -20,6 +20,7 @@ ENTRY_POINTS = "fusecheck.backends"
 BUILT_IN = {
     "emulated": "verify.backends.emulated:EmulatedBackend",
     "unfused": "verify.backends.unfused:UnfusedBackend",
+    "flashinfer": "verify.backends.flashinfer:FlashInferBackend",
 }
 
 METHODS = ("supports", "dataflow", "open")
