@@ -56,7 +56,7 @@ class Run:
 
 _SETTINGS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed", "gen_kwargs", "limit")
 _TOP_SETTINGS = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
-_TOP_FACTS = ("lm_eval_version", "transformers_version", "model_source", "model_name", "git_hash")
+_TOP_FACTS = ("date", "start_time", "lm_eval_version", "transformers_version", "model_source", "model_name", "git_hash")
 _FACTS = ("model", "model_args", "model_dtype", "model_sha", "batch_size", "device")
 
 
