@@ -141,6 +141,8 @@ def read_shape(folder: Path) -> Shape:
         )
     except KeyError as error:
         raise UsageError(f"{path}: has no field {error}; it is not a complete configuration") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: a field is of the wrong type ({error}); copy the checkpoint again") from None
 
 
 def _refuse_unknown_features(path: Path, config: dict[str, Any]) -> None:

@@ -38,7 +38,9 @@ def read_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
             lines = path.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
     except FileNotFoundError:
-        raise UsageError(f"{path}[.gz]: no such file; --data expects mmlu/ and gsm8k/ as eval/data/README.md says") from None
+        raise UsageError(
+            f"{path}[.gz]: no such file; --data expects mmlu/ and gsm8k/ as eval/data/README.md says"
+        ) from None
     except (OSError, EOFError, ValueError) as error:
         raise UsageError(f"{path}[.gz]: not whole JSON lines ({error}); copy it again") from None
     lacking = next((f for row in rows for f in fields if not isinstance(row, dict) or f not in row), None)

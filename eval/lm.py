@@ -138,7 +138,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for i, (_, settings) in enumerate(request.args for request in requests):
             if settings.get("do_sample") or settings.get("temperature"):
-                raise UsageError(f"a task asks for sampling ({settings}), expected greedy decoding; choose another task")
+                raise UsageError(
+                    f"a task asks for sampling ({settings}), expected greedy decoding; choose another task"
+                )
             until = settings.get("until") or []
             until = [until] if isinstance(until, str) else until
             groups.setdefault((int(settings.get("max_gen_toks", NEW_TOKENS)), tuple(until)), []).append(i)

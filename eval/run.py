@@ -187,7 +187,9 @@ def forced_texts(prepared: Prepared) -> dict[str, list[tuple[int, str, str]]]:
         rows = []
         for instance in task.instances:
             answer = str(task.doc_to_target(instance.doc))
-            rows.append((prepared.document(name, instance.doc_id), instance.args[0], task.config.target_delimiter + answer))
+            rows.append(
+                (prepared.document(name, instance.doc_id), instance.args[0], task.config.target_delimiter + answer)
+            )
         found[name] = rows
     return found
 

@@ -43,7 +43,8 @@ def main(source: Path, out: Path = DATA) -> None:
     for row in _read(source / "mmlu" / "test.jsonl.gz"):
         subjects[row["subject"]].append(row)
     _write(
-        out / "mmlu" / "test.jsonl.gz", [row for name, rows in subjects.items() for row in _pick(rows, PER_SUBJECT, name)]
+        out / "mmlu" / "test.jsonl.gz",
+        [row for name, rows in subjects.items() for row in _pick(rows, PER_SUBJECT, name)],
     )
     _write(out / "mmlu" / "dev.jsonl.gz", _read(source / "mmlu" / "dev.jsonl.gz"))
     for split, count in (("test", GSM8K_TEST), ("train", GSM8K_TRAIN)):
