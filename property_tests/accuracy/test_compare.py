@@ -213,7 +213,7 @@ def test_the_teacher_forced_pass_finds_the_first_divergence(tmp_path: Path) -> N
     task = compare(read_run(tmp_path / "a"), read_run(tmp_path / "b"), options=Options()).tasks[0]
     forced = task.forced["gsm8k"]
     assert (forced.tokens, forced.texts, forced.diverged) == (300, 30, 6)
-    assert forced.first_divergence == (4, 4, 4)
+    assert forced.first_divergence == (4.0, 4.0, 4.0)
     assert forced.same_top == pytest.approx(1 - 36 / 300)
     assert forced.gold_mean == pytest.approx(-0.1, abs=1e-6)
 

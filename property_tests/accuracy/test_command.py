@@ -1,0 +1,141 @@
+"""`fusecheck accuracy` as a user calls it: exit codes, files, plans, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from eval.command import register
+from property_tests.accuracy.made_runs import choice_rows, write_run
+from verify.errors import UsageError
+
+app = typer.Typer()
+register(app)
+
+
+@app.callback()
+def main() -> None:
+    """Stand in for the other commands."""
+
+
+def call(arguments: Sequence[str | Path]) -> Result:
+    return CliRunner().invoke(app, ["accuracy", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of 3,000 questions: a baseline, the same again, one that loses 5 %, one at other prompts."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "baseline", {"mmlu_a": choice_rows(3000, lambda i: i % 4 != 0)})
+    write_run(folder / "same", {"mmlu_a": choice_rows(3000, lambda i: i % 4 != 0, shift=0.01)})
+    write_run(folder / "worse", {"mmlu_a": choice_rows(3000, lambda i: i % 4 != 0 and i % 20 != 1)})
+    write_run(folder / "other", {"mmlu_a": choice_rows(3000, lambda i: i % 4 != 0, subject="b")})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("candidate", "arguments", "code", "word"),
+    [
+        ("same", (), 0, "PASS"),
+        ("worse", (), 1, "FAIL"),
+        ("other", (), 2, "INVALID"),
+        ("same", ("--margin", "mmlu=0.05"), 3, "INCONCLUSIVE"),
+    ],
+)
+def test_the_exit_code_and_the_first_word_are_the_verdict(
+    runs: Path, tmp_path: Path, candidate: str, arguments: tuple[str, ...], code: int, word: str
+) -> None:
+    result = call(["compare", runs / "baseline", runs / candidate, *arguments, "--run-dir", tmp_path])
+    assert result.exit_code == code
+    assert result.output.startswith(word)
+
+
+def test_every_file_is_written_and_holds_the_verdict(runs: Path, tmp_path: Path) -> None:
+    copies = {name: tmp_path / "copies" / f"x.{name}" for name in ("json", "junit", "markdown")}
+    (tmp_path / "copies").mkdir()
+    options: list[str | Path] = [part for name, path in copies.items() for part in (f"--{name}", path)]
+    result = call(
+        ["compare", runs / "baseline", runs / "worse", "--run-dir", tmp_path / "run", "--flips", "2", *options]
+    )
+    assert result.exit_code == 1
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["schema"], record["command"], record["verdict"]) == (1, "accuracy", "fail")
+    assert record["summary"]["tasks"]["mmlu"]["lost"] == 150
+    assert record["findings"][0]["stage"] == "accuracy"
+    assert copies["json"].read_text() == (tmp_path / "run" / "result.json").read_text()
+    assert copies["junit"].read_text() == (tmp_path / "run" / "junit.xml").read_text()
+    assert ET.fromstring(copies["junit"].read_text())[0].get("failures") == "1"
+    assert copies["markdown"].read_text() == (tmp_path / "run" / "accuracy.md").read_text()
+    assert "**FAIL" in copies["markdown"].read_text()
+    assert (tmp_path / "run" / "accuracy.html").read_text().startswith('<section class="accuracy"')
+    assert len(json.loads((tmp_path / "run" / "accuracy.json").read_text())["flipped"]) == 2
+
+
+def test_an_invalid_pair_is_inconclusive_in_the_record_and_says_why(runs: Path, tmp_path: Path) -> None:
+    assert call(["compare", runs / "baseline", runs / "other", "--run-dir", tmp_path]).exit_code == 2
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["verdict"] == "inconclusive"
+    assert record["findings"][0]["stage"] == "validity"
+    assert "another prompt" in record["findings"][0]["detail"] or "another doc" in record["findings"][0]["detail"]
+
+
+def test_three_arms_and_the_noise_run(runs: Path, tmp_path: Path) -> None:
+    arms = [runs / "baseline", runs / "same", runs / "same", "--noise", runs / "same"]
+    result = call(["compare", *arms, "--run-dir", tmp_path])
+    # The candidate is the oracle itself, so it cannot be farther from it than the baseline is.
+    assert result.exit_code == 0
+    assert "distance to the oracle x0.00" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--margin", "mmlu"), r"--margin mmlu: expected TASK=POINTS"),
+        (("--margin", "mmlu=-1"), r"--margin mmlu=-1: expected TASK=POINTS"),
+        (("--margin", "mmlu=nan"), r"--margin mmlu=nan: expected TASK=POINTS"),
+        (("--metric", "mmlu=acc"), r"--metric mmlu=acc: expected TASK=METRIC,FILTER"),
+        (("--metric", "mmlu=f1,none"), r"not a 0/1 metric of mmlu; it has acc,none"),
+        (("--tasks", "arc"), r"--tasks arc: .* has no such task"),
+        (("--tasks", ","), r"--tasks: expected names separated by commas"),
+    ],
+)
+def test_wrong_usage_is_said_in_one_line(runs: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = call(["compare", runs / "baseline", runs / "same", *arguments, "--run-dir", tmp_path])
+    assert isinstance(result.exception, UsageError)
+    assert re.search(message, str(result.exception))
+    assert "\n" not in str(result.exception)
+
+
+def test_one_mode_at_a_time() -> None:
+    result = call(["--plan", "--aa"])
+    assert isinstance(result.exception, UsageError)
+
+
+def test_the_plan_names_questions_minutes_and_power() -> None:
+    result = call(["--plan", "--tasks", "mmlu,gsm8k", "--expect-flips", "2", "--seconds", "0.06"])
+    assert result.exit_code == 0
+    cells = [[c.strip() for c in re.split(r"\s{2,}", line.strip())] for line in result.output.splitlines()]
+    rows = {c[0]: c for c in cells if c[0] in {"mmlu", "gsm8k"}}
+    assert rows["mmlu"][1:] == ["0.5", "2.0%", "4,947", "9.9", "14,042", "0.30", "99%"]
+    assert rows["gsm8k"][1:7] == ["2", "2.0%", "310", "0.6", "1,319", "0.97"]
+
+
+def test_the_operating_characteristics_keep_the_promised_levels() -> None:
+    result = call(["--operating-characteristics", "--simulations", "4000", "--seed", "3"])
+    assert result.exit_code == 0
+    lines = [line for line in result.output.splitlines() if " / " in line]
+    defaults = [line for line in lines if re.match(r" ?(MMLU +14,042 +0\.5 +[12]%|GSM8K +1,319 +2 +2%)", line)]
+    assert len(defaults) == 3
+    for line in defaults:
+        passes = [float(p) for p in re.findall(r"([01]\.\d{3}) / [01]\.\d{3} / ", line)]
+        assert passes[0] >= 0.95
+        assert passes[2] <= 0.06
+    for name in ("TensorRT-LLM", "vLLM", "SGLang", "fusecheck, paired test"):
+        assert name in result.output
