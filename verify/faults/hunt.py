@@ -22,6 +22,10 @@ MOST_ELEMENTS = 2**17
 """Of the largest case: a fault that needs more is no fault of shapes that are run every day."""
 
 
+PATIENCE = 60.0
+"""Seconds for one case of a right kernel: a busy machine is no hang."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long a fault may survive.
@@ -54,6 +58,7 @@ class Catch:
         message: the finding in one line.
         seconds: until it was caught.
         families: how often each family was run.
+        false_alarms: findings that the right kernel gives on the same case; such a case catches nothing.
     """
 
     backend: str
@@ -64,6 +69,7 @@ class Catch:
     message: str = ""
     seconds: float = 0.0
     families: dict[str, int] = field(default_factory=dict)
+    false_alarms: list[str] = field(default_factory=list)
 
     @property
     def killed(self) -> bool:
@@ -96,25 +102,23 @@ class Hunter:
                 if all(known.supports(step).ok for _, step in case.problem.calls()):
                     yield case
 
-    def hunt(self, backend: str, seed: int, *, shrink: bool = True, fresh: bool = True) -> Catch:
-        """Run the plan until a case fails, or the budget is spent.
+    def hunt(self, backend: str, seed: int, *, right: str = "", shrink: bool = True) -> Catch:
+        """Run the plan until a case fails that a right kernel passes, or until the budget is spent.
 
         Args:
             backend: the faulty kernel.
             seed: of the plan.
+            right: a kernel without the fault, which must pass the catching case; empty for none.
             shrink: whether to look for a smaller case.
-            fresh: whether to begin with new rank processes, whose memory no other kernel has touched.
         """
-        if fresh:
-            for pool in self.pools.values():
-                pool.cancel()
+        self.refresh()
         caught, began = Catch(backend), time.monotonic()
         for case in self.stream(seed, backend):
             outcome = self.judge(case, backend)
             caught.cases += 1
             family = case.problem.family
             caught.families[family] = caught.families.get(family, 0) + 1
-            if not outcome.passed:
+            if not outcome.passed and self._excused(caught, case, right):
                 self._note(caught, case, outcome.findings)
                 break
             if caught.cases >= self.budget.cases or time.monotonic() - began > self.budget.seconds:
@@ -124,10 +128,24 @@ class Hunter:
             caught.shrunk = self._shrink(caught.case, backend, Stage(caught.stages[0]))
         return caught
 
-    def judge(self, case: Case, backend: str) -> Outcome:
+    def refresh(self) -> None:
+        """Begin with new rank processes, whose memory no other kernel has touched."""
+        for pool in self.pools.values():
+            pool.cancel()
+
+    def judge(self, case: Case, backend: str, *, timeout: float | None = None) -> Outcome:
         """One case to its verdict."""
-        pool = self.pools[case.problem.world_size]
-        return run_case(pool, request(case.problem, backend, checks=case.checks), timeout=self.budget.timeout)
+        pool, asked = self.pools[case.problem.world_size], request(case.problem, backend, checks=case.checks)
+        return run_case(pool, asked, timeout=timeout or self.budget.timeout)
+
+    def _excused(self, caught: Catch, case: Case, right: str) -> bool:
+        """Whether the right kernel passes the case."""
+        if not right:
+            return True
+        self.pools[case.problem.world_size].cancel()
+        outcome = self.judge(case, right, timeout=PATIENCE)
+        caught.false_alarms += [finding.line() for finding in outcome.findings[:1]]
+        return outcome.passed
 
     def _note(self, caught: Catch, case: Case, findings: Sequence[Finding]) -> None:
         caught.case = case
@@ -157,6 +175,7 @@ def to_record(caught: Catch) -> dict[str, Any]:
     return {
         "cases": caught.cases,
         "stages": caught.stages,
+        "false_alarms": caught.false_alarms,
         "seconds": round(caught.seconds, 2),
         "message": caught.message,
         "case": caught.case.problem.to_json() if caught.case else None,
