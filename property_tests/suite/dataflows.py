@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from verify.dataflow import Dataflow
 
@@ -31,6 +32,11 @@ def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Data
         exact_reciprocal=coin(),
         flush_subnormals=coin(),
     )
+
+
+def draw_native(rng: np.random.Generator, flow: Dataflow) -> torch.dtype:
+    """Draw the activations' dtype; bf16 where squares are rounded, for those of fp16 overflow from 256 on."""
+    return torch.bfloat16 if flow.round_squares or rng.random() < 0.6 else torch.float16
 
 
 def describe(flow: Dataflow) -> str:

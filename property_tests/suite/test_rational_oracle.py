@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from property_tests.suite import legal_kernels, rational_oracle
-from property_tests.suite.dataflows import describe, draw_dataflow
+from property_tests.suite.dataflows import describe, draw_dataflow, draw_native
 from property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from property_tests.suite.legal_kernels import Floats, Inputs
 from property_tests.suite.rational_numbers import (
@@ -116,11 +116,11 @@ def _cases(count: int, seed: int) -> list[tuple[Dataflow, Inputs, np.random.Gene
     rng = np.random.default_rng(seed)
     cases = []
     for i in range(count):
-        native = torch.bfloat16 if rng.random() < 0.6 else torch.float16
         world_size, tokens, hidden = int(rng.integers(1, 5)), int(rng.integers(1, 3)), int(rng.choice([8, 16, 24, 32]))
         depth = [None, 24, 3 + hidden.bit_length()][int(rng.integers(3))]
         named = list(DATAFLOWS.values())
         flow = named[i % len(named)] if rng.random() < 0.4 else draw_dataflow(rng, depth=depth)
+        native = draw_native(rng, flow)
         cases.append((flow, draw(rng, DISTRIBUTIONS[i % 12], world_size, tokens, hidden, native), rng))
     return cases
 
