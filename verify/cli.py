@@ -23,6 +23,7 @@ from verify.kernel import Budget, KernelReport, Run, Subject
 from verify.models import model as model_named
 from verify.plan import Case, Plan
 from verify.problem import WORLD_SIZES, Problem
+from verify.ranks.mpi import enter
 from verify.report import Verdict, make_run_dir, write_result
 from verify.screen import KernelProgress, show_kernel
 
@@ -268,6 +269,8 @@ def _plug_in_commands() -> None:
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     try:
+        # Under mpirun only rank 0 goes on from here.
+        enter()
         _plug_in_commands()
         sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
