@@ -18,6 +18,8 @@ from verify.verdict import Element, Stage, Tally, raw
 MARGIN = 256
 """Canary bytes on either side of a buffer; keeps the alignment that vector loads need."""
 CANARY = 0xC5
+GAP = 8
+"""Elements before and after each row of a view; keeps its alignment."""
 POISON = {1: 0xFF, 2: 0xFFA5 - 2**16}
 """By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes."""
 
@@ -58,8 +60,20 @@ class Arena:
             scale=self.copy(inputs.scale, "scale"),
         )
 
+    def spread(self, inputs: RankInputs) -> RankInputs:
+        """The inputs with partial and residual as views: rows with a gap of poison between them, past an offset."""
+
+        def view(source: Tensor, name: str) -> Tensor:
+            rows, hidden = source.shape
+            return self.empty((rows, hidden + 2 * GAP), source.dtype, name)[:, GAP:-GAP].copy_(source)
+
+        dense = self.guard(inputs)
+        return replace(dense, partial=view(inputs.partial, "partial"), residual=view(inputs.residual, "residual"))
+
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
+        if not self.blocks:
+            return None
         edges = torch.stack([torch.cat((block[:MARGIN], block[-MARGIN:])) for _, block in self.blocks])
         where = torch.nonzero((edges != CANARY).any(-1))
         return self.blocks[int(where[0])][0] if len(where) else None
@@ -109,7 +123,7 @@ def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutp
         tally.shown.append(Element(0, 0, f"a write beyond {trampled}", "canaries intact", ""))
     for name in ("partial", "residual", "gamma", "scale"):
         before, after = getattr(made, name), getattr(inputs, name)
-        if not torch.equal(before.view(torch.uint8), after.view(torch.uint8)):
+        if not torch.equal(before.contiguous().view(torch.uint8), after.contiguous().view(torch.uint8)):
             tally.outside += 1
             tally.shown.append(Element(0, 0, f"{name} changed by the call", "inputs unchanged", ""))
     for name, wrong in _misshapen(outputs, problem).items():

@@ -15,7 +15,7 @@ from verify.ranks import Reply, culprits
 from verify.verdict import Stage, off_nominal_budget
 
 WORKER = "verify.worker:CaseWorker"
-CHECKS = ("repeat", "strategies", "unfused")
+CHECKS = ("repeat", "strategies", "unfused", "layouts")
 """Stages 5 and 6: what a case may check beyond its own call."""
 
 _SPREAD = ("gaussian", "saturating", "subnormal-codes", "e4m3-ties", "outliers", "cancelling")

@@ -141,7 +141,7 @@ class Plan:
 
 def _checks(index: int) -> tuple[str, ...]:
     """Each further check on one case in three, so that all meet every family."""
-    return (("repeat",), ("strategies",), ("unfused",))[index // 2 % 3]
+    return (("repeat",), ("strategies", "layouts"), ("unfused",))[index // 2 % 3]
 
 
 class _Draw:

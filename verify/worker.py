@@ -49,8 +49,8 @@ class CaseWorker:
 
         Args:
             case: `problem` (JSON), `backend`, and optionally `dataflow` (a name), `checks` (of `repeat`, `strategies`,
-                `unfused`), `limits` ([max_tokens, hidden] of the workspace to keep) and `fresh` (a workspace of
-                its own, as a schedule always has).
+                `unfused`, `layouts`), `limits` ([max_tokens, hidden] of the workspace to keep) and `fresh` (a workspace
+                of its own, as a schedule always has).
         """
         problem = Problem.from_json(case["problem"])
         backend = self._backend(case["backend"])
@@ -212,6 +212,21 @@ class CaseWorker:
             if step.whole:
                 compare_bits(tally, "residual", step.done().outputs.residual + 0.0, other.residual + 0.0)
         return _check_record("strategies", step, tally)
+
+    def _check_layouts(self, backend: Backend, step: Step) -> dict[str, Any]:
+        """The same values as views with strides and an offset: bitwise the same outputs, or an error, never misread."""
+        tally = Tally(Stage.AGAIN)
+        arena = alive.Arena(self.rank.device)
+        kernel = self._kernel(backend, limits_of(step.problem, None))
+        try:
+            outputs = self._run(kernel, arena.spread(step.made), step.problem, arena)
+        except Exception:  # a refusal may be of any type
+            return _check_record("layouts", step, tally)
+        if step.whole:
+            first = alive.named(step.done().outputs)
+            for name, tensor in alive.named(outputs).items():
+                compare_bits(tally, name, first[name], tensor)
+        return _check_record("layouts", step, tally)
 
     def _check_unfused(self, backend: Backend, step: Step) -> dict[str, Any]:
         """The unfused reference on the same inputs: judged by its own dataflow, and the differences of its codes."""
