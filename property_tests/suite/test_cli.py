@@ -1,0 +1,134 @@
+"""The command line: verdicts, exit codes, what is written, and one line for every wrong call."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from verify import Problem
+from verify.cli import main
+from verify.journal import FILE_NAME, read
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of `fusecheck` with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["fusecheck", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    arguments = ("--backend", "emulated:flashinfer-fp32", "--cases", 17, "--seed", 3, "--most-elements", 2**15)
+    assert run(monkeypatch, "kernel", *arguments, "--json", copy, "--run-dir", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result == json.loads(copy.read_text())
+    assert (result["schema"], result["command"], result["verdict"]) == (1, "kernel", "pass")
+    assert result["findings"] == []
+    summary = result["summary"]
+    assert summary["cases"] == 17
+    assert summary["elements"] > 17 * 64
+    assert 1 <= summary["codes_per_element"] < 1.2
+    journal = read(tmp_path / "run" / FILE_NAME)
+    assert len(journal.ended) == 17
+    assert journal.unfinished == []
+
+
+def test_a_kernel_judged_by_another_dataflow_fails_and_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4, "--tokens", 16)
+    arguments += ("--hidden", 512, "--family", "gaussian", "--dtype", "bf16", "--cases", 2)
+    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "residual: rank" in printed
+    assert "got 0x" in printed
+    assert "explained by: trtllm" in printed
+    finding = json.loads((tmp_path / "result.json").read_text())["findings"][0]
+    replayed = Problem.from_json(finding["problem"])
+    assert (replayed.tokens, replayed.hidden, replayed.world_size) == (16, 512, 4)
+    again = ("replay", finding["problem"], "--dataflow", "trtllm-fp32", "--run-dir", tmp_path / "again")
+    assert run(monkeypatch, *again) == 1
+    assert run(monkeypatch, "replay", finding["problem"], "--run-dir", tmp_path / "own") == 0
+
+
+def test_a_run_goes_on_after_the_cases_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = ("kernel", "--tokens", "2", "--hidden", "64", "--seed", 9, "--family", "exact,gaussian")
+    assert run(monkeypatch, *small, "--cases", 4, "--run-dir", tmp_path) == 0
+    assert run(monkeypatch, *small, "--cases", 10, "--resume", tmp_path) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["summary"]["cases"] == 6
+    assert len(read(tmp_path / FILE_NAME).ended) == 10
+
+
+def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ("--model", "gpt-oss-20b", "--tokens", "3", "--cases", "3", "--run-dir", tmp_path)
+    assert run(monkeypatch, "kernel", *arguments) == 0
+    coverage = json.loads((tmp_path / "result.json").read_text())["summary"]["coverage"]
+    assert {key.split("/")[1] for key in coverage} == {"2880"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("kernel", "--backend", "nope"), "unknown backend 'nope'"),
+        (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
+        (("kernel", "--backend", "property_tests.suite.test_cli:run"), "cannot be made without arguments"),
+        (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
+        (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope'"),
+        (("kernel", "--hidden", "100"), "hidden=100, expected a multiple of 8"),
+        (("kernel", "--tokens", "0"), "--tokens '0'"),
+        (("kernel", "--tokens", "two"), "--tokens 'two', expected whole numbers"),
+        (("kernel", "--tp", "3"), "world_size=3"),
+        (("kernel", "--tp", "2", "--hidden", "8200"), "refuses every case at tp 2: hidden/8=1025 is odd"),
+        (("kernel", "--eps", "-1"), "eps=-1.0"),
+        (("kernel", "--eps", "nan"), "eps=nan"),
+        (("kernel", "--cases", "0"), "--cases 0"),
+        (("kernel", "--seconds", "-1"), "--seconds -1"),
+        (("kernel", "--case-timeout", "0"), "--case-timeout 0"),
+        (("kernel", "--device", "tpu"), "--device 'tpu', expected cpu or cuda"),
+        (("kernel", "--family", "nope"), "--family 'nope'"),
+        (("kernel", "--run-dir", "/proc/nothing"), "run directory /proc/nothing: cannot be written"),
+        (("kernel", "--resume", "/nowhere"), "journal /nowhere/cases.jsonl: cannot be read"),
+        (("replay", '{"op'), "replay line is not JSON"),
+        (("replay", '{"scale": [1, 2]}'), "scale=[1, 2], expected a number"),
+        (("replay", "/nowhere"), "neither a JSON object nor a readable file"),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("kernel", "--frobnicate"), "No such option: --frobnicate"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2_and_writes_nothing(
+    arguments: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_gpu_kernel_without_a_gpu_is_inconclusive_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert run(monkeypatch, "kernel", "--backend", "flashinfer") == 3
+    assert "0 CUDA GPUs here, 2 are needed" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_backends_and_version_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "backends") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("emulated", "unfused", "trtllm-fp32", "flashinfer-mnnvl-oneshot"))
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("fusecheck ")
