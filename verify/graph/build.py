@@ -86,7 +86,7 @@ class _SiteComposer:
         if self.site.second_norm:
             gamma = self.gamma("gamma2")
             second = self.call(self.dialect.norms["triton"], total, gamma, self.site.eps)
-            results.append(self.readers.plain_linear("second", second))
+            results.append(self.readers.plain_linear(f"{self.prefix}.second", second, self.hidden))
         if self.site.reduced_read:
             results.append(self.call(aten.mul.Tensor, reduced, 0.5))
         return self.next_partial([found for found in results if found is not None], total), self.next_residual(total)
@@ -94,17 +94,20 @@ class _SiteComposer:
     def collective(self, partial: Node) -> Node:
         """The collective, seen through a reshape where the plan says so."""
         flat = [-1, self.hidden] if self.plan.batched else [1, -1, self.hidden]
-        if self.site.reshape:
-            partial = self.call(aten.view.default, partial, flat)
+        if not self.site.reshape:
+            return self.reduce(partial)
+        reduced = self.reduce(self.call(aten.view.default, partial, flat))
+        return self.call(aten.reshape.default, reduced, self.canvas.open_shape)
+
+    def reduce(self, partial: Node) -> Node:
+        """The collective that the plan says."""
         strategy = self.site.strategy
-        reduced = {
-            "all_reduce": lambda: self.call(self.dialect.all_reduce, partial, strategy),
-            "max": lambda: self.call(own.all_reduce_max.default, partial, strategy),
-            "grouped": lambda: self.call(
-                own.all_reduce_grouped.default, partial, max(1, self.canvas.world_size // 2), strategy
-            ),
-        }[self.site.collective]()
-        return self.call(aten.reshape.default, reduced, self.canvas.open_shape) if self.site.reshape else reduced
+        if self.site.collective == "max":
+            return self.call(own.all_reduce_max.default, partial, strategy)
+        if self.site.collective == "grouped":
+            size = max(1, self.canvas.world_size // 2)
+            return self.call(own.all_reduce_grouped.default, partial, size, strategy)
+        return self.call(self.dialect.all_reduce, partial, strategy)
 
     def add(self, reduced: Node, residual: Node) -> Node:
         """The add, or what stands in its place."""
@@ -123,7 +126,7 @@ class _SiteComposer:
             "self": lambda: reduced,
             "scalar": lambda: 1.5,
             "broadcast": lambda: self.builder.attribute(f"{self.prefix}.row", self.gamma_values("row")),
-            "two_reduced": lambda: call(self.dialect.all_reduce, residual, self.site.strategy),
+            "two_reduced": lambda: self.reduce(residual),
         }
         return reduced if kind == "none" else call(aten.add.Tensor, reduced, others[kind]())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,33 +78,69 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{[str(size) for size in tensor.shape]}"
 
 
+@dataclass(frozen=True)
+class SiteValues:
+    """What one norm of the unfused graph had and made, on this rank.
+
+    Attributes:
+        stream: what the norm read.
+        norm: what it returned.
+        weight: of the norm.
+        eps: of the norm.
+        partial: this rank's addend of the sum over ranks before it; None where there is none.
+        residual: the other summand.
+    """
+
+    stream: Tensor
+    norm: Tensor
+    weight: Tensor
+    eps: float
+    partial: Tensor | None = None
+    residual: Tensor | None = None
+
+
 class RecordingRun(Interpreter):
-    """Runs the unfused graph and keeps, by the norm's weight, what each norm read and returned."""
+    """Runs the unfused graph and keeps each norm's values by the name of its weight; copies, for in-place writers."""
 
     def __init__(self, gm: GraphModule, dialect: Dialect) -> None:
-        super().__init__(gm)
+        super().__init__(gm, garbage_collect_values=False)
         self.dialect = dialect
-        self.values: dict[str, tuple[Tensor, Tensor]] = {}
+        self.values: dict[str, SiteValues] = {}
+        self._partials: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        """Run, then keep the norm's values; copies, since a graph may write in place."""
+        """Run, then keep what belongs to a site."""
+        if self.dialect.is_all_reduce(n):
+            self._partials[n] = self.env[nodes.argument(n, 0)].clone()
         result = super().run_node(n)
         weight = nodes.argument(n, 1) if self.dialect.is_norm(n) else None
         if isinstance(weight, Node) and weight.op == "get_attr":
-            read: Tensor = self.env[nodes.argument(n, 0)]
-            self.values[str(weight.target)] = (read.clone(), result.clone())
+            add = nodes.argument(n, 0)
+            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2))
+            self.values[str(weight.target)] = SiteValues(*own, *self._summands(add))
         return result
+
+    def _summands(self, add: Node) -> tuple[Tensor, ...]:
+        """The partial sum and the residual of a plain residual add."""
+        operands = [each for each in add.args if isinstance(each, Node)]
+        for operand in operands if len(operands) == 2 else ():
+            source, _ = nodes.through_views(operand)
+            if isinstance(source, Node) and source in self._partials:
+                other = operands[1 - operands.index(operand)]
+                return self._partials[source], self.env[other].clone()
+        return ()
 
 
 class ForcedRun(Interpreter):
     """Runs a fused graph with the unfused graph's values in place of each kernel's results.
 
-    Every site then sees the unfused graph's operands. Its kernel is run on them and judged by the oracle on its own,
-    and whatever differs at the outputs is the wiring's fault, not rounding's.
+    Every site then sees the unfused graph's values. Its kernel is run on the operands that the rewrite gave it, and the
+    oracle judges the results by the operands that the unfused graph had. Whatever differs at the outputs is the
+    wiring's fault, not rounding's.
     """
 
     def __init__(
-        self, gm: GraphModule, dialect: Dialect, context: RankContext, recorded: dict[str, tuple[Tensor, Tensor]]
+        self, gm: GraphModule, dialect: Dialect, context: RankContext, recorded: dict[str, SiteValues]
     ) -> None:
         super().__init__(gm)
         self.dialect, self.context, self.recorded = dialect, context, recorded
@@ -121,34 +158,34 @@ class ForcedRun(Interpreter):
         known = self.recorded.get(str(weight.target)) if isinstance(weight, Node) else None
         if known is None:
             return own
-        self._judge(n, op, own, where)
-        stream, norm = known
+        self._judge(n, op, own, known, where)
         shape = own[-1].shape
-        forced = [stream.reshape(shape)]
+        forced = [known.stream.reshape(shape)]
         if op.returns_quant:
             scale = self._operand(n, where["scale"])
-            forced.insert(0, quantize(norm.reshape(shape), scale, divide=self.context.dataflow.scaling == "divide"))
+            divide = self.context.dataflow.scaling == "divide"
+            forced.insert(0, quantize(known.norm.reshape(shape), scale, divide=divide))
         if op.returns_norm:
-            forced.insert(0, norm.reshape(shape))
+            forced.insert(0, known.norm.reshape(shape))
         return tuple(forced)
 
     def _operand(self, node: Node, position: int) -> Any:
         given = nodes.argument(node, position)
         return self.env[given] if isinstance(given, Node) else given
 
-    def _judge(self, node: Node, op: FusionOp, own: Values, where: dict[str, int]) -> None:
-        """The oracle on this site's operands; where the steps run separately there is no kernel to judge."""
-        partial: Tensor = self._operand(node, 0)
-        flat = (-1, partial.shape[-1])
-        tokens = partial.numel() // max(1, partial.shape[-1])
-        if tokens == 0 or resolve(self._operand(node, where["strategy"]), tokens) is None:
+    def _judge(self, node: Node, op: FusionOp, own: Values, known: SiteValues, where: dict[str, int]) -> None:
+        """The oracle on this site; where the steps run separately there is no kernel to judge."""
+        flat = (-1, known.stream.shape[-1])
+        tokens = known.stream.numel() // max(1, flat[1])
+        separate = resolve(self._operand(node, where["strategy"]), max(1, tokens)) is None
+        if tokens == 0 or separate or known.partial is None or known.residual is None:
             return
         operands = Operands(
-            partials=[part.reshape(flat) for part in self.context.gather(partial)],
-            residual=self._operand(node, 1).reshape(flat),
-            gamma=self._operand(node, where["weight"]),
+            partials=[part.reshape(flat) for part in self.context.gather(known.partial)],
+            residual=known.residual.reshape(flat),
+            gamma=known.weight,
             scale=float(self._operand(node, where["scale"])) if op.returns_quant else 1.0,
-            eps=self._operand(node, where["eps"]),
+            eps=known.eps,
         )
         results = [each.reshape(flat) for each in own]
         outputs = RankOutputs(

@@ -18,16 +18,14 @@ from verify.graph.quant_fusion import FuseQuant
 
 def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
     """Fuse all-reduce + residual add + RMSNorm; on unless the configuration says otherwise."""
-    FuseNorm(gm, shared, dialect).run()
-    return gm
+    return FuseNorm.apply(gm, shared, dialect)
 
 
 def fuse_allreduce_residual_rmsnorm_quant_fp8(
     gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
 ) -> GraphModule:
     """Fold the static E4M3 quantise of a fused norm's readers into the fused operator; opt-in by configuration."""
-    FuseQuant(gm, shared, dialect).run()
-    return gm
+    return FuseQuant.apply(gm, shared, dialect)
 
 
 def fuse_both(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:

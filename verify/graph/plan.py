@@ -22,7 +22,7 @@ Norm = Literal["torch", "triton", "flashinfer", "gemma", "biased", "layer", "par
 Weight = Literal["native", "float32", "single", "column", "from_sum"]
 ReaderKind = Literal["fp8", "quantize", "bf16", "router", "nvfp4", "capture", "weight", "e5m2", "dead"]
 ScaleKind = Literal["static", "vector", "bf16", "dynamic", "zero", "negative", "nan", "infinite", "per_rank"]
-View = Literal["none", "flat", "unsqueeze", "chain"]
+View = Literal["none", "flat", "unsqueeze", "chain", "halves"]
 
 FP8_READERS = ("fp8", "quantize")
 FUSIBLE_NORMS = ("torch", "triton", "flashinfer")
@@ -49,7 +49,7 @@ class ReaderPlan:
         bias: the layer has a bias.
         keywords: its scales are keyword arguments.
         packet: the graph holds the operator's packet instead of its overload, as symbolic tracing leaves it.
-        view: what stands between the norm and the layer.
+        view: what stands between the norm and the layer; `halves` makes two rows of each.
     """
 
     kind: ReaderKind = "fp8"

@@ -98,4 +98,4 @@ def _readers(draw: random.Random) -> tuple[ReaderPlan, ...]:
 
 
 def _view(draw: random.Random) -> Any:
-    return draw.choice(("none", "none", "flat", "unsqueeze", "chain"))
+    return draw.choice(("none", "none", "flat", "unsqueeze", "chain", "halves"))

@@ -46,25 +46,40 @@ class Readers:
             return None
         seen = self.view(reader, norm)
         if reader.kind == "router":
-            logits = self.call(aten.linear.default, seen, self.canvas.weight(f"{name}.router", ROUTES, self.hidden))
+            logits = self.call(
+                aten.linear.default, seen, self.canvas.weight(f"{name}.router", ROUTES, self.width(reader))
+            )
             self.canvas.output(self.call(aten.softmax.int, logits, -1))
             return None
         if reader.kind in ("fp8", "quantize", "dead"):
             found = self.quantized(name, reader, seen)
         elif reader.kind == "nvfp4":
-            weight = self.canvas.weight(f"{name}.weight", self.hidden, self.hidden)
+            weight = self.canvas.weight(f"{name}.weight", self.hidden, self.width(reader))
             found = self.call(own.nvfp4_linear.default, seen, weight, self.canvas.scalar(f"{name}.scale4", 0.01))
         else:
-            found = self.plain_linear(name, seen)
+            found = self.plain_linear(name, seen, self.width(reader))
         if reader.kind == "dead":
             return None
+        return self.unview(reader, found)
+
+    def unview(self, reader: ReaderPlan, found: Node) -> Node:
+        """A layer's result in the shape of the activations; of two half rows the sum."""
+        if reader.view == "halves":
+            pairs = self.call(aten.view.default, found, [*self.canvas.open_shape[:-1], 2, self.hidden])
+            return self.call(aten.sum.dim_IntList, pairs, [-2])
         return found if reader.view == "none" else self.call(aten.view.default, found, self.canvas.open_shape)
+
+    def width(self, reader: ReaderPlan) -> int:
+        """Columns of what the reader sees."""
+        return self.hidden // 2 if reader.view == "halves" else self.hidden
 
     def view(self, reader: ReaderPlan, norm: Node) -> Node:
         """The norm as the reader sees it."""
         flat = [-1, self.hidden]
         if reader.view == "flat":
             return self.call(aten.view.default, norm, flat)
+        if reader.view == "halves":
+            return self.call(aten.view.default, norm, [-1, self.hidden // 2])
         if reader.view == "unsqueeze":
             return self.call(aten.unsqueeze.default, norm, 0)
         if reader.view == "chain":
@@ -80,13 +95,13 @@ class Readers:
         weight = self.call(aten.view.default, norm, [-1, self.hidden])
         self.canvas.output(self.call(self.dialect.linear, source, weight, None, *scales, self.plan.dtype))
 
-    def plain_linear(self, name: str, seen: Node) -> Node:
+    def plain_linear(self, name: str, seen: Node, width: int) -> Node:
         """A linear layer without quantisation."""
-        return self.call(aten.linear.default, seen, self.canvas.weight(f"{name}.weight", self.hidden, self.hidden))
+        return self.call(aten.linear.default, seen, self.canvas.weight(f"{name}.weight", self.hidden, width))
 
     def quantized(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
         """A linear layer on codes, with its own quantise or a separate one."""
-        weight, weight_scale = self.canvas.weight_fp8(f"{name}.weight", self.hidden, self.hidden)
+        weight, weight_scale = self.canvas.weight_fp8(f"{name}.weight", self.hidden, self.width(reader))
         bias = None
         if reader.bias:
             values = self.builder.normal(f"{name}.bias", self.hidden).to(self.canvas.dtype)
@@ -107,7 +122,7 @@ class Readers:
         value = SCALES[reader.scale]
         kinds: dict[str, Callable[[], Tensor]] = {
             "static": lambda: torch.tensor(value),
-            "vector": lambda: torch.full((self.hidden,), value),
+            "vector": lambda: torch.full((self.width(reader),), value),
             "bf16": lambda: torch.tensor(value, dtype=torch.bfloat16),
             "zero": lambda: torch.tensor(0.0),
             "negative": lambda: torch.tensor(-value),

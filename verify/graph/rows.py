@@ -52,6 +52,7 @@ def _must_fuse() -> list[Row]:
         _one("F5", "one merged layer with a bias of scale", SitePlan(readers=(ReaderPlan(scale=5),))),
         _one("F6", "a view between norm and layer", SitePlan(readers=(ReaderPlan(view="flat"),)), batched=True),
         _one("F6-chain", "reshape, contiguous, view", SitePlan(readers=(ReaderPlan(view="chain"),))),
+        _one("F6-halves", "a view that halves the rows", SitePlan(readers=(ReaderPlan(view="halves"), FP8))),
         _one("F6-both", "one layer behind a view, one not", SitePlan(readers=(FP8, ReaderPlan(view="unsqueeze")))),
         _one("F6-reshape", "a reshape between all-reduce and add", SitePlan(reshape=True)),
         _one("F6-flat", "a reshape between all-reduce and add, 3-D", SitePlan(reshape=True), batched=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,6 +113,8 @@ class GraphChecker:
         tokens: sizes to run at besides each graph's own.
         timeout: seconds for one graph.
         export: whether to export rewritten graphs again.
+        device: `cpu` or `cuda`.
+        pool: ranks to use; left out, the checker starts its own and stops them when closed.
     """
 
     def __init__(
@@ -125,10 +128,12 @@ class GraphChecker:
         timeout: float = 60.0,
         export: bool = True,
         device: str = "cpu",
+        pool: Pool | None = None,
     ) -> None:
         self.subject, self.world_size, self.timeout = subject, world_size, timeout
         self.backend, self.dialect, self.tokens, self.export = backend, dialect, tuple(tokens), export
-        self._pool = Pool(WORKER, world_size, device=device)
+        self._owner = pool is None
+        self._pool = pool or Pool(WORKER, world_size, device=device, preload=(WORKER.partition(":")[0],))
 
     def __enter__(self) -> GraphChecker:
         return self
@@ -137,8 +142,15 @@ class GraphChecker:
         self.close()
 
     def close(self) -> None:
-        """Stop the ranks."""
-        self._pool.close()
+        """Stop the ranks, unless they were handed in."""
+        if self._owner:
+            self._pool.close()
+
+    def for_subject(self, subject: Subject) -> GraphChecker:
+        """A checker of another pass on the same ranks."""
+        other = copy.copy(self)
+        other.subject, other._owner = subject, False
+        return other
 
     def check(self, case: GraphCase) -> GraphResult:
         """Check one graph on all ranks."""

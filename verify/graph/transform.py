@@ -59,6 +59,12 @@ class Transform(ABC, Generic[Site]):
         self.config: TransformConfig = shared.config(self.name)
         self.order = nodes.positions(self.graph)
 
+    @classmethod
+    def apply(cls, gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
+        """The transform as a pass: rewrite in place and return the graph."""
+        cls(gm, shared, dialect).run()
+        return gm
+
     @abstractmethod
     def candidates(self) -> list[Node]:
         """The nodes at which a site may be, in graph order."""
