@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration files say: the model's shape and its FP8 recipe. Files are read as JSON, no code."""
+"""What a checkpoint's configuration files say: the model's shape and its FP8 recipe. Read as JSON; no code is run."""
 
 from __future__ import annotations
 

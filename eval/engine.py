@@ -153,8 +153,7 @@ class Engine:
         found: dict[int, Generated] = {}
         # A decode step is as long as its longest neighbour's; the cache holds prompt and answer.
         for batch in batches([len(row) for row in rows], self.plan):
-            for i, answer in self._generate(batch, [rows[i] for i in batch], limit, stops):
-                found[i] = answer
+            found.update(self._generate(batch, [rows[i] for i in batch], limit, stops))
         return [found[i] for i in range(len(rows))]
 
     def _generate(

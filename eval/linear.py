@@ -47,7 +47,8 @@ class Linear:
         Each product of two codes is exact in float32; sums are float32 in the library's order; the result is
         scaled, the bias added, and rounded once.
         """
-        assert self._weight_scale is not None and self.input_scale is not None
+        assert self._weight_scale is not None
+        assert self.input_scale is not None
         if self._native_product and self.bias is None:
             out: Tensor = torch._scaled_mm(
                 codes, self.weight.t(), scale_a=self.input_scale, scale_b=self._weight_scale, out_dtype=self.dtype

@@ -54,7 +54,8 @@ class Cache:
     def put(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Write one step, [batch, kv_heads, 1, head_dim], at each row's position; return all keys and values."""
         keys, values = self.keys[layer], self.values[layer]
-        assert keys is not None and values is not None
+        assert keys is not None
+        assert values is not None
         rows = torch.arange(len(positions), device=positions.device)
         keys[rows, :, positions] = k[:, :, 0]
         values[rows, :, positions] = v[:, :, 0]
@@ -107,13 +108,21 @@ class Llama:
             weights = checkpoint.linear(f"{prefix}.{name}", *sizes[f"{prefix}.{name}"], part=part)
             return Linear(weights, self.rank.device, self.dtype)
 
-        heads = [self._norm(checkpoint, f"{prefix}.self_attn.{n}_norm", s.head_dim) for n in "qk" if s.head_norm]
+        def head_norm(name: str) -> Norm | None:
+            return self._norm(checkpoint, f"{prefix}.self_attn.{name}", s.head_dim) if s.head_norm else None
+
         return Layer(
-            self._norm(checkpoint, f"{prefix}.input_layernorm", s.hidden),
-            *(linear(f"self_attn.{n}_proj") for n in "qkvo"),
-            self._norm(checkpoint, f"{prefix}.post_attention_layernorm", s.hidden),
-            *(linear(f"mlp.{n}_proj") for n in ("gate", "up", "down")),
-            *(heads or (None, None)),
+            input_norm=self._norm(checkpoint, f"{prefix}.input_layernorm", s.hidden),
+            q=linear("self_attn.q_proj"),
+            k=linear("self_attn.k_proj"),
+            v=linear("self_attn.v_proj"),
+            o=linear("self_attn.o_proj"),
+            post_norm=self._norm(checkpoint, f"{prefix}.post_attention_layernorm", s.hidden),
+            gate=linear("mlp.gate_proj"),
+            up=linear("mlp.up_proj"),
+            down=linear("mlp.down_proj"),
+            q_norm=head_norm("q_norm"),
+            k_norm=head_norm("k_norm"),
         )
 
     @torch.inference_mode()
@@ -241,4 +250,5 @@ def _llama3(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
     old = scaling["original_max_position_embeddings"]
     turns = old * frequencies / (2 * math.pi)
     blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (blend + (1 - blend) / factor)
+    scaled: Tensor = frequencies * (blend + (1 - blend) / factor)
+    return scaled

@@ -31,7 +31,8 @@ def fold(row: Floats) -> Floats:
         return row
     wide = np.full(-(-len(row) // CLASSES) * CLASSES, -np.inf, np.float64)
     wide[: len(row)] = row
-    return np.logaddexp.reduce(wide.reshape(-1, CLASSES), axis=0).astype(np.float32)
+    folded: Floats = np.logaddexp.reduce(wide.reshape(-1, CLASSES), axis=0).astype(np.float32)
+    return folded
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
@@ -92,7 +93,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         ids = {c: self.tokens.encode(c, special=False) for c in continuations}
         if any(len(tokens) != 1 for tokens in ids.values()) or any(not c or c[-1:].isspace() for c, _ in pairs):
             return None
-        once = {context: continuation for context, continuation in pairs}
+        once = dict(pairs)
         whole = self.tokens.encode_all([context + continuation for context, continuation in once.items()])
         apart = self.tokens.encode_all(list(once))
         joined = (a + ids[c] == w for w, a, c in zip(whole, apart, once.values(), strict=True))
@@ -104,7 +105,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         """Score token continuations of any length, one forward per request."""
         rows, begins, targets = [], [], []
         for _pair, context, continuation in requests:
-            row = (context + continuation)[-self._max_length :]
+            # The last token is scored but not read: a full window of context comes before it, as in lm-eval's HFLM.
+            row = (context + continuation)[-(self._max_length + 1) :]
             rows.append(row)
             begins.append(max(1, len(row) - len(continuation)))
             targets.append(row[begins[-1] :])

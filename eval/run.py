@@ -148,7 +148,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
     prepared.rewind()
     answers = forced_texts(prepared)
     texts = [*prepared.contexts(), *(c + a for pairs in answers.values() for _, c, a in pairs)]
-    longest = min(length, max(map(len, job.tokens.encode_all(texts))) + NEW_TOKENS)
+    longest = min(length + 1, max(map(len, job.tokens.encode_all(texts))) + NEW_TOKENS)
     start = time.perf_counter()
     engine.open_arm(arm, job.backend_of(arm), plan, longest)
     results = lm_eval.evaluate(
@@ -213,15 +213,14 @@ def _write_logprobs(lm: EngineLM, prepared: Prepared, folder: Path) -> None:
         first = {i.doc_id: i for i in reversed(task.instances) if i.args[0] in lm.kept}
         if task.OUTPUT_TYPE != "multiple_choice" or len(first) == 0:
             continue
-        columns: dict[str, list[Any]] = {"doc_id": [], "logprob": [], "gold": [], "row": []}
-        for position, instance in sorted(first.items()):
-            table, row = lm.kept[instance.args[0]]
-            columns["doc_id"].append(prepared.document(name, position))
-            columns["logprob"].append(table)
-            columns["gold"].append(_gold_token(lm, task, instance))
-            columns["row"].append(row)
-        integers = {k: np.array(v, np.int64) for k, v in columns.items() if k != "logprob"}
-        np.savez_compressed(folder / f"logprobs_{name}.npz", logprob=np.stack(columns["logprob"]), **integers)
+        kept = [lm.kept[instance.args[0]] for _, instance in sorted(first.items())]
+        np.savez_compressed(
+            folder / f"logprobs_{name}.npz",
+            doc_id=np.array([prepared.document(name, position) for position in sorted(first)], np.int64),
+            logprob=np.stack([table for table, _ in kept]),
+            gold=np.array([_gold_token(lm, task, instance) for _, instance in sorted(first.items())], np.int64),
+            row=np.array([row for _, row in kept], np.int64),
+        )
 
 
 def _gold_token(lm: EngineLM, task: Any, instance: Any) -> int:

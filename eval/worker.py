@@ -92,7 +92,8 @@ class EvalRank:
 
     def proceed(self, rows: Ints, steps: int) -> Ints | None:
         """Keep these rows of the batch and decode greedily; returns [steps, rows kept]."""
-        assert self._cache is not None and self._path is not None
+        assert self._cache is not None
+        assert self._path is not None
         keep = torch.from_numpy(rows).to(self._next.device)
         if len(rows) < len(self._next):
             self._cache.keep(keep)

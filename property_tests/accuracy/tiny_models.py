@@ -1,11 +1,11 @@
-"""Small checkpoints with random weights, in every layout that `eval.checkpoint` reads, and Hugging Face's model of them."""
+"""Small checkpoints with random weights, in every layout that is read, and Hugging Face's model of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class SoloRank:
 
     index: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: ProcessGroup | None = None
 
     def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
@@ -167,7 +167,8 @@ def hugging_face_model(config: dict[str, Any], tensors: dict[str, Tensor]) -> An
 
     fields = {k: v for k, v in config.items() if k not in ("model_type", "torch_dtype", "quantization_config")}
     built = AutoConfig.for_model(config["model_type"], **fields, attn_implementation="eager")
-    model = AutoModelForCausalLM.from_config(built).float().eval()
+    build: Callable[[Any], Any] = AutoModelForCausalLM.from_config
+    model = build(built).float().eval()
     weights = dequantise(tensors)
     if config["tie_word_embeddings"]:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
