@@ -17,7 +17,7 @@ from golden.model.questions import SUBJECTS, Question
 from golden.model.stories import ASKED_STEPS, Story
 
 FOLDER = Path(__file__).parent / "tasks"
-PER_SUBJECT = 150
+PER_SUBJECT = 144
 SHOTS = 5
 STORIES = 400
 STORY_SHOTS = 40
