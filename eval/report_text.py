@@ -23,13 +23,13 @@ _STYLE = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.INVALID: "bol
 def print_comparison(outcome: Comparison, console: Console, *, full: bool = False) -> None:
     """Print the verdict, a line a task, then the blocks; `full` prints every row of the long ones."""
     style = _STYLE[outcome.verdict]
-    console.print(Text(headline(outcome), style=style), soft_wrap=True)
+    console.print(Text(visible(headline(outcome)), style=style), soft_wrap=True)
     if len(outcome.tasks) > 1:
         for task in outcome.tasks:
-            console.print(Text(f"  {task_line(task)}", style=_STYLE[task.judgement.verdict]), soft_wrap=True)
+            console.print(Text(f"  {visible(task_line(task))}", style=_STYLE[task.judgement.verdict]), soft_wrap=True)
         line = oracle_line(outcome)
         if line is not None and outcome.oracle is not None:
-            console.print(Text(f"  {line}", style=_STYLE[outcome.oracle.verdict]), soft_wrap=True)
+            console.print(Text(f"  {visible(line)}", style=_STYLE[outcome.oracle.verdict]), soft_wrap=True)
     for block in blocks(outcome):
         print_block(block, console, full=full)
     for flip in outcome.flipped:
@@ -37,26 +37,30 @@ def print_comparison(outcome: Comparison, console: Console, *, full: bool = Fals
 
 
 def print_block(block: Block, console: Console, *, full: bool) -> None:
-    """Print one block; a long one only in part unless `full`."""
+    """Print one block; a long one only in part unless `full`, a wide one with few rows on its side."""
     rows = block.rows if full or not block.keep else block.rows[: block.keep]
+    console.print(Text(f"\n{visible(block.title)}", style="bold"), soft_wrap=True)
     if rows:
-        table = Table(title=block.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(block.columns):
-            table.add_column(escape(column), overflow="fold", justify="left" if index == 0 else "default")
-        for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
+        columns, cells = block.columns, [[visible(cell) for cell in row] for row in rows]
+        width = sum(max(map(len, column)) + 3 for column in zip(columns, *cells, strict=True))
+        if width > console.width and len(rows) <= 3:
+            columns, *cells = ([*field] for field in zip(columns, *cells, strict=True))
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            table.add_column(escape(column), overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
         console.print(table)
-    else:
-        console.print(Text(block.title, style="italic"))
     if len(rows) < len(block.rows):
         console.print(Text(f"  and {len(block.rows) - len(rows)} more; --full shows them"))
     for note in block.notes:
-        console.print(Text(f"  {note}"), soft_wrap=True)
+        console.print(Text(f"  {visible(note)}"), soft_wrap=True)
 
 
 def _print_flip(flip: FlippedQuestion, console: Console) -> None:
     console.print()
-    console.print(Text(f"{flip.kind}: {flip.task}, doc_id {flip.doc_id}, prompt {flip.prompt_hash[:12]}", style="bold"))
+    place = f"{flip.task}, doc_id {flip.doc_id}, prompt {flip.prompt_hash[:12]}"
+    console.print(Text(visible(f"{flip.kind}: {place}"), style="bold"))
     console.print(Text(shorten(flip.question, 600)))
     console.print(Text(f"right answer: {shorten(flip.target, 300)}"))
     width = max(24, console.width // 2 - 2)

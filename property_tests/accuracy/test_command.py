@@ -87,7 +87,7 @@ def test_an_invalid_pair_is_inconclusive_in_the_record_and_says_why(runs: Path, 
 
 
 def test_three_arms_and_the_noise_run(runs: Path, tmp_path: Path) -> None:
-    arms = [runs / "baseline", runs / "same", runs / "same", "--noise", runs / "same"]
+    arms: list[str | Path] = [runs / "baseline", runs / "same", runs / "same", "--noise", runs / "same"]
     result = call(["compare", *arms, "--run-dir", tmp_path])
     # The candidate is the oracle itself, so it cannot be farther from it than the baseline is.
     assert result.exit_code == 0
