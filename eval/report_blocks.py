@@ -119,7 +119,8 @@ def _tables(outcome: Comparison) -> Iterator[Block]:
         "Accuracy",
         ("task", "metric", "n", "baseline % [95 %]", "candidate % [95 %]", "change, pt", "bounds", "margin", "verdict"),
         [_accuracy_row(t) for t in outcome.tasks],
-        [_clustered_note(t) for t in outcome.tasks if t.clustered is not None],
+        # Without a flip the clustered error is 0, which would claim more than any finite run can know.
+        [_clustered_note(t) for t in outcome.tasks if t.clustered is not None and t.clustered.standard_error > 0],
     )
     rows = [row for t in outcome.tasks for row in _flip_rows(t)]
     lost, gained, n = outcome.pooled_flips
