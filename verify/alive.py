@@ -126,7 +126,7 @@ def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutp
         if not torch.equal(before.contiguous().view(torch.uint8), after.contiguous().view(torch.uint8)):
             tally.outside += 1
             tally.shown.append(Element(0, 0, f"{name} changed by the call", "inputs unchanged", ""))
-    for name, wrong in _misshapen(outputs, problem).items():
+    for name, wrong in misshapen(outputs, problem).items():
         tally.outside += 1
         tally.shown.append(Element(0, 0, f"{name} {wrong}", "as the interface says", ""))
     if tally.outside:
@@ -142,7 +142,8 @@ def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutp
     return tally if tally.outside else None
 
 
-def _misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
+def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
+    """What is wrong with the presence, shape or dtype of each output, by name."""
     wrong = {}
     expected = {"residual": problem.format.dtype}
     if problem.op.returns_norm:

@@ -67,7 +67,8 @@ def unit_rms(sample: Sample) -> str | None:
 def small_rows(sample: Sample) -> str | None:
     """Rows are small enough for eps to matter."""
     rows = sample.stream.square().mean(-1)
-    return _expect(bool((rows < 2e-3).all()), f"a row of mean square {float(rows.max()):.3g}, expected at most 2e-3")
+    most = 2e-3 if sample.stream.shape[-1] >= 512 else 1e-2  # the mean of few squares strays further from 1e-3
+    return _expect(bool((rows < most).all()), f"a row of mean square {float(rows.max()):.3g}, expected below {most:g}")
 
 
 def cancels(sample: Sample) -> str | None:

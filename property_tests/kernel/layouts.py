@@ -1,0 +1,98 @@
+"""Layouts of an operand that a kernel must read rightly or refuse: gaps, offsets, rows of stride zero, aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from property_tests.kernel.given import Given
+from verify.interface import RankInputs
+
+OPERANDS = ("partial", "residual", "gamma")
+
+Lay = Callable[[Given, int, str], tuple[Given, RankInputs]]
+"""(call, rank, operand) -> the call with the values that the operand then has, and what this rank receives."""
+
+
+def _viewed(given: Given, rank: int, operand: str, view: Callable[[Tensor], Tensor]) -> tuple[Given, RankInputs]:
+    """Replace an operand by a view that holds the same values."""
+    inputs = given.of_rank(rank)
+    laid = view(getattr(inputs, operand))
+    assert torch.equal(laid.contiguous().view(torch.int16), getattr(inputs, operand).contiguous().view(torch.int16))
+    return given, replace(inputs, **{operand: laid})
+
+
+def _column_major(tensor: Tensor) -> Tensor:
+    """Neighbours along the row lie a column apart; a vector's elements lie two apart."""
+    return _gaps(tensor) if tensor.dim() == 1 else tensor.t().contiguous().t()
+
+
+def _gaps(tensor: Tensor) -> Tensor:
+    """Every second element of a tensor twice as wide, whose others are NaN."""
+    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    wide[..., ::2] = tensor
+    return wide[..., ::2]
+
+
+def _padded_rows(tensor: Tensor) -> Tensor:
+    """Rows with eight NaN behind each."""
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 8), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    wide[..., : tensor.shape[-1]] = tensor
+    return wide[..., : tensor.shape[-1]]
+
+
+def _misaligned(tensor: Tensor) -> Tensor:
+    """Two bytes behind an aligned address, which 16-byte loads cannot read."""
+    long = torch.full((tensor.numel() + 1,), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    long[1:] = tensor.reshape(-1)
+    return long[1:].view(tensor.shape)
+
+
+def _offset(tensor: Tensor) -> Tensor:
+    """Sixteen elements into a storage: aligned, but not at its start."""
+    long = torch.full((tensor.numel() + 16,), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    long[16:] = tensor.reshape(-1)
+    return long[16:].view(tensor.shape)
+
+
+def expanded(given: Given, rank: int, operand: str) -> tuple[Given, RankInputs]:
+    """One row (one lane of gamma) with stride zero stands for all."""
+    if operand == "gamma":
+        gamma = given.gamma[:1].expand(given.problem.hidden)
+        same = replace(given, gamma=gamma.contiguous())
+        return same, replace(same.of_rank(rank), gamma=gamma)
+    if operand == "residual":
+        residual = given.residual[:1].expand_as(given.residual)
+        same = replace(given, residual=residual.contiguous())
+        return same, replace(same.of_rank(rank), residual=residual)
+    rows = [partial[:1].expand_as(partial) for partial in given.partials]
+    same = replace(given, partials=tuple(partial.contiguous() for partial in rows))
+    return same, replace(same.of_rank(rank), partial=rows[rank])
+
+
+def aliased(given: Given, rank: int, operand: str) -> tuple[Given, RankInputs]:
+    """The residual is the very tensor that holds the partial sums."""
+    del operand
+    same = replace(given, partials=(given.residual,) * given.problem.world_size)
+    inputs = same.of_rank(rank)
+    shared = inputs.residual.clone()
+    return same, replace(inputs, partial=shared, residual=shared)
+
+
+def _layout(view: Callable[[Tensor], Tensor]) -> Lay:
+    return lambda given, rank, operand: _viewed(given, rank, operand, view)
+
+
+LAYOUTS: dict[str, Lay] = {
+    "column-major": _layout(_column_major),
+    "gaps": _layout(_gaps),
+    "padded-rows": _layout(_padded_rows),
+    "misaligned": _layout(_misaligned),
+    "offset": _layout(_offset),
+    "expanded": expanded,
+    "aliased": aliased,
+}
+"""The layouts by name."""

@@ -1,0 +1,52 @@
+"""Layouts: whatever lies in memory otherwise than usual is read rightly or refused, never misread."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from property_tests.kernel.bench import Bench
+from property_tests.kernel.layouts import OPERANDS
+from property_tests.strategies import PLAIN, STRATEGIES, problems
+from verify.cases import collect
+from verify.problem import Problem
+from verify.ranks import Reply
+
+some = settings(max_examples=max(3, settings.default.max_examples // 8))
+VIEWS = ("column-major", "gaps", "padded-rows", "misaligned", "offset", "expanded")
+
+
+def judge(bench: Bench, problem: Problem, layout: str, operand: str) -> None:
+    """Run with one operand laid out so; every rank must take it and be right, or every rank refuse it."""
+    assume(bench.accepts(problem))
+    answers = bench.ask("lay_out", problem, layout, operand)
+    refused = [answer["refused"] for answer in answers]
+    if any(refused):
+        if not all(refused):
+            bench.fail(problem, f"{layout} {operand}: refused on some ranks only: {refused}")
+        return
+    replies = [Reply(rank, answer) for rank, answer in enumerate(answers)]
+    for finding in collect({"problem": problem.to_json()}, replies).findings:
+        bench.fail(problem, f"{layout} {operand}: {finding.line()}")
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("layout", VIEWS)
+@some
+@given(data=st.data())
+def test_an_operand_in_another_layout_is_read_rightly_or_refused(
+    bench: Bench, layout: str, operand: str, data: st.DataObject
+) -> None:
+    hidden = st.integers(1, 40).map(lambda lanes: 8 * lanes)
+    drawn = problems(bench.world_size, families=PLAIN, tokens=st.integers(1, 9), hidden=hidden)
+    judge(bench, data.draw(drawn, label="problem"), layout, operand)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@some
+@given(data=st.data())
+def test_the_residual_may_be_the_tensor_of_the_partial_sums(bench: Bench, strategy: str, data: st.DataObject) -> None:
+    hidden = st.integers(1, 40).map(lambda lanes: 8 * lanes)
+    drawn = problems(bench.world_size, families=PLAIN, strategies=[strategy], tokens=st.integers(1, 9), hidden=hidden)
+    judge(bench, data.draw(drawn, label="problem"), "aliased", "residual")

@@ -1,0 +1,122 @@
+"""Relations between two calls, which hold whatever the right answer is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from property_tests.kernel.bench import Bench
+from property_tests.strategies import ORDER_FREE, PLAIN, permutations, problems
+from verify.interface import FusionOp, Strategy
+from verify.problem import Problem
+
+both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+moderate = settings(max_examples=max(5, settings.default.max_examples // 2))
+ROWS = st.integers(1, 24)
+WIDTHS = st.one_of(st.integers(1, 64).map(lambda lanes: 8 * lanes), st.sampled_from((1032, 2880)))
+
+
+def draw(bench: Bench, data: st.DataObject, **limits: Any) -> Problem:
+    """A small Problem that the backend takes."""
+    limits = {"families": PLAIN, "tokens": ROWS, "hidden": WIDTHS} | limits
+    problem: Problem = data.draw(problems(bench.world_size, **limits), label="problem")
+    assume(bench.accepts(problem))
+    return problem
+
+
+def summable(bench: Bench) -> tuple[str, ...]:
+    """Families whose sums are determined: all plain ones where the order is declared, else those free of it."""
+    return PLAIN if bench.world_size <= 2 or bench.dataflow(Problem()).order == "rank" else ORDER_FREE
+
+
+@moderate
+@given(data=st.data())
+def test_ranks_may_swap_their_partial_sums(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, families=PLAIN if bench.world_size <= 2 else ORDER_FREE)
+    bench.relate("permuted_ranks", problem, order=data.draw(permutations(bench.world_size), label="order"))
+
+
+@moderate
+@given(data=st.data())
+def test_it_does_not_matter_which_rank_adds_zeros(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, families=summable(bench))
+    place = st.integers(0, bench.world_size - 1)
+    bench.relate("zero_rank", problem, first=data.draw(place, label="first"), second=data.draw(place, label="second"))
+
+
+@moderate
+@given(data=st.data())
+def test_rows_may_change_places(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, families=summable(bench))
+    bench.relate("permuted_tokens", problem, order=data.draw(permutations(problem.tokens), label="order"))
+
+
+@moderate
+@given(data=st.data())
+def test_a_row_alone_gives_what_it_gave_in_a_batch(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, families=summable(bench))
+    bench.relate("lone_row", problem, row=data.draw(st.integers(0, problem.tokens - 1), label="row"))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf], ids=["NaN", "infinity"])
+@moderate
+@given(data=st.data())
+def test_a_row_keeps_its_bits_when_its_neighbours_are_poisoned(
+    bench: Bench, poison: float, data: st.DataObject
+) -> None:
+    problem = draw(bench, data, tokens=st.integers(2, 24))
+    row = data.draw(st.integers(0, problem.tokens - 1), label="row")
+    bench.relate("poisoned_neighbours", problem, row=row, poison=poison)
+
+
+@moderate
+@given(data=st.data())
+def test_the_residual_may_change_places_with_the_only_partial_sum(bench: Bench, data: st.DataObject) -> None:
+    bench.relate("residual_and_partial_swapped", draw(bench, data))
+
+
+@moderate
+@given(data=st.data())
+def test_with_a_residual_of_zero_a_rank_can_bring_the_residual(bench: Bench, data: st.DataObject) -> None:
+    assume(bench.world_size >= 2)
+    bench.relate("residual_from_a_rank", draw(bench, data))
+
+
+@moderate
+@given(data=st.data())
+def test_doubling_gamma_and_scale_doubles_the_norm_and_keeps_the_codes(bench: Bench, data: st.DataObject) -> None:
+    bench.relate("gamma_and_scale_doubled", draw(bench, data, dtypes=["bf16"]))
+
+
+@moderate
+@given(data=st.data())
+def test_doubling_the_scale_takes_one_from_the_exponent_of_the_codes(bench: Bench, data: st.DataObject) -> None:
+    ops = [both, FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8]
+    bench.relate("scale_doubled", draw(bench, data, dtypes=["bf16"], ops=ops))
+
+
+@moderate
+@given(data=st.data())
+def test_scaling_all_inputs_and_the_root_of_eps_keeps_the_norm(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, dtypes=["bf16"])
+    bench.relate("inputs_scaled", problem, power=data.draw(st.integers(-8, 8), label="power of two"))
+
+
+@moderate
+@given(data=st.data())
+def test_one_shot_and_two_shot_give_the_same_sums(bench: Bench, data: st.DataObject) -> None:
+    problem = draw(bench, data, families=summable(bench), strategies=[Strategy.ONESHOT])
+    bench.relate("two_strategies", problem)
+
+
+@pytest.mark.parametrize("other", [FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, FusionOp.RESIDUAL_RMS_NORM])
+@moderate
+@given(data=st.data())
+def test_an_op_gives_the_same_bits_as_the_op_that_returns_everything(
+    bench: Bench, other: FusionOp, data: st.DataObject
+) -> None:
+    bench.relate("two_ops", draw(bench, data, ops=[both]), first=both.value, second=other.value)

@@ -1,0 +1,101 @@
+"""Every stage of the verdict on drawn Problems: alive, ranks agree, residual, norm, quant, unfused, again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from property_tests.kernel.bench import Bench
+from property_tests.strategies import (
+    FINITE,
+    LIMIT,
+    ODD_HIDDEN,
+    STRATEGIES,
+    model_widths,
+    problems,
+    token_counts,
+)
+from verify.cases import CHECKS
+from verify.families import FAMILIES
+from verify.interface import FusionOp, Strategy
+from verify.problem import Problem
+
+
+def judge(bench: Bench, problem: Problem, checks: Sequence[str] = ()) -> None:
+    assume(bench.accepts(problem))
+    bench.check(problem, checks)
+
+
+@given(data=st.data())
+def test_every_output_of_any_problem_is_one_that_the_dataflow_allows(bench: Bench, data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(problems(bench.world_size), min_size=1, max_size=len(bench.pools)), label="problems")
+    taken = [problem for problem in drawn if bench.accepts(problem)]
+    assume(taken)
+    bench.check_all(taken)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@settings(max_examples=max(4, settings.default.max_examples // 8))
+@given(data=st.data())
+def test_every_kind_of_input_is_computed_rightly(bench: Bench, family: str, data: st.DataObject) -> None:
+    judge(bench, data.draw(problems(bench.world_size, families=[family]), label="problem"))
+
+
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_the_widths_of_real_models_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
+    hidden = st.sampled_from(model_widths())
+    judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
+
+
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_odd_multiples_of_eight_lanes_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
+    hidden = st.sampled_from(ODD_HIDDEN)
+    judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(data=st.data())
+def test_every_token_is_computed_when_the_ranks_share_them_unevenly(
+    bench: Bench, strategy: Strategy, data: st.DataObject
+) -> None:
+    few = st.integers(1, 2 * bench.world_size + 1)
+    uneven = st.one_of(few, token_counts(bench.world_size, 64).filter(lambda t: t % bench.world_size != 0))
+    small = st.integers(1, 64).map(lambda lanes: 8 * lanes)
+    strategies = [strategy]
+    judge(bench, data.draw(problems(bench.world_size, strategies=strategies, tokens=uneven, hidden=small)))
+
+
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_nothing_changes_at_the_limit_of_the_one_shot_kernel(bench: Bench, data: st.DataObject) -> None:
+    around = st.integers(LIMIT - 1, LIMIT + 1)
+    small = st.integers(1, 64).map(lambda lanes: 8 * lanes)
+    judge(bench, data.draw(problems(bench.world_size, tokens=around, hidden=small), label="problem"))
+
+
+@pytest.mark.parametrize("op", list(FusionOp))
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_every_op_returns_what_it_names_and_nothing_else(bench: Bench, op: FusionOp, data: st.DataObject) -> None:
+    judge(bench, data.draw(problems(bench.world_size, ops=[op]), label="problem"))
+
+
+@pytest.mark.parametrize("weight_bias", [0.0, 1.0])
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_the_weight_bias_is_added_once(bench: Bench, weight_bias: float, data: st.DataObject) -> None:
+    drawn = data.draw(problems(bench.world_size, families=["gaussian", "outliers"]), label="problem")
+    gamma = "small" if weight_bias else "spread"
+    judge(bench, replace(drawn, gamma=gamma, weight_bias=weight_bias))
+
+
+@settings(max_examples=max(4, settings.default.max_examples // 2))
+@given(data=st.data())
+def test_a_second_run_and_the_other_strategies_and_the_unfused_ops_agree(bench: Bench, data: st.DataObject) -> None:
+    judge(bench, data.draw(problems(bench.world_size, families=FINITE), label="problem"), CHECKS)
