@@ -36,7 +36,10 @@ app = typer.Typer(
 )
 console = Console()
 
-_PLUGGED: tuple[str, ...] = ("eval.command",)
+_PLUGGED: tuple[str, ...] = ("verify.pace", 
+    "verify.graph.command",
+    "eval.command",
+)
 """Modules that add further commands."""
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]

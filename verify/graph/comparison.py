@@ -65,7 +65,7 @@ class Comparison:
         unfused = recording.run(*_copies(inputs))
         with self._judged(Check.PREDECESSOR, label):
             predecessor = self.graphs.predecessor(*_copies(inputs))
-            fused = self._run_fused(inputs, label)
+            fused = self._run_fused(inputs, tokens, label)
             self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=moves_quantise_only and self._exact)
             self._replicated(fused, label)
             _, differing = count_differing(fused, unfused)
@@ -86,15 +86,15 @@ class Comparison:
         declared = flow.scaling == "divide" or (flow.scaling == "multiply" and flow.exact_reciprocal)
         return flow.round_norm and declared
 
-    def _run_fused(self, inputs: tuple[Tensor, ...], label: str) -> tuple[Tensor, ...]:
+    def _run_fused(self, inputs: tuple[Tensor, ...], tokens: int, label: str) -> tuple[Tensor, ...]:
         """The rewritten graph, with meta values, calls of the backend and memory checked on the way."""
         given = _copies(inputs)
         attributes = {name: bits(each).clone() for name, each in _tensors(self.graphs.after)}
         calls = Counter(self.context.calls)
         run = MetaCheckedRun(self.graphs.after, {node.name for node in self.graphs.before.graph.nodes})
         outputs: tuple[Tensor, ...] = run.run(*given)
-        for finding in run.findings:
-            self._add(replace(finding, message=label + finding.message))
+        for finding in run.findings if tokens == self.own_tokens else ():
+            self._add(finding)
         self._active(self.graphs.after, self.context.calls - calls, given[0], label)
         changed = [name for name, each in _tensors(self.graphs.after) if not torch.equal(bits(each), attributes[name])]
         changed += [f"input {at}" for at, (a, b) in enumerate(zip(given, inputs, strict=True)) if not _equal(a, b)]

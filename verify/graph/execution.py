@@ -48,7 +48,17 @@ class MetaCheckedRun(Interpreter):
     def __init__(self, gm: GraphModule, known: set[str]) -> None:
         """Nodes named in `known` may lack a meta value, as they did before the pass."""
         super().__init__(gm)
-        self.known, self.findings = known, list[GraphFinding]()
+        self.known = known
+        self.missing: list[str] = []
+        self.wrong: list[str] = []
+
+    @property
+    def findings(self) -> list[GraphFinding]:
+        """One finding for all missing values, and one for all wrong ones."""
+        missing = f"{len(self.missing)} new nodes have no meta value, the first is {self.missing[:1]}"
+        wrong = f"{len(self.wrong)} nodes are not what their meta says, the first: {self.wrong[:1]}"
+        pairs = ((self.missing, missing), (self.wrong, wrong))
+        return [GraphFinding(Check.META, message) for nodes_found, message in pairs if nodes_found]
 
     def run_node(self, n: Node) -> Any:
         """Run, then compare."""
@@ -59,13 +69,12 @@ class MetaCheckedRun(Interpreter):
 
     def _compare(self, node: Node, said: Any, got: Any) -> None:
         if said is None and node.name not in self.known:
-            self.findings.append(GraphFinding(Check.META, f"{node.name} ({node.target}) has no meta value"))
+            self.missing.append(node.name)
         if isinstance(said, tuple | list) and isinstance(got, tuple | list):
             for mine, other in zip(said, got, strict=False):
                 self._compare(node, mine, other)
         if isinstance(said, Tensor) and isinstance(got, Tensor) and not _agrees(said, got):
-            message = f"{node.name}: meta says {_form(said)}, the node returned {_form(got)}"
-            self.findings.append(GraphFinding(Check.META, message))
+            self.wrong.append(f"{node.name}: meta {_form(said)}, returned {_form(got)}")
 
 
 def _agrees(said: Tensor, got: Tensor) -> bool:

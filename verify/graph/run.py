@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-from verify.graph.config import NORM_PASS, QUANT_PASS
+from verify.graph.build import MAX_TOKENS
+from verify.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
+from verify.graph.files import FilePlan
 from verify.graph.findings import Check, GraphFinding
 from verify.graph.model_plan import ModelPlan
 from verify.graph.plan import Expectation, GraphPlan, expectation
@@ -53,8 +57,20 @@ class GraphCase:
     """
 
     name: str
-    plan: GraphPlan | ModelPlan
+    plan: GraphPlan | ModelPlan | FilePlan
     title: str = ""
+
+
+class Status(str, Enum):
+    """What came of one case, in a word."""
+
+    EXPECTED = "as expected"
+    LEFT = "left"
+    """The pass did less than it could, which is allowed."""
+    MISSED = "missed"
+    """A site that must fuse did not, or not with its quantise."""
+    BROKEN = "broken"
+    """Something is wrong with what the pass made."""
 
 
 @dataclass
@@ -80,6 +96,32 @@ class GraphResult:
         """Whether nothing is wrong."""
         return not self.findings
 
+    def status(self, ignored: frozenset[Check] = frozenset()) -> Status:
+        """In a word, leaving out what some checks say."""
+        findings = [finding for finding in self.findings if finding.check not in ignored]
+        if not findings:
+            return Status.LEFT if self.left else Status.EXPECTED
+        missed = all(
+            finding.check is Check.SITES and finding.site is not None and _less(*self.outcomes[finding.site])
+            for finding in findings
+        )
+        return Status.MISSED if missed else Status.BROKEN
+
+
+def _less(wanted: str | None, got: str | None) -> bool:
+    """Whether a site got less than it must: nothing, or a norm without its quantise."""
+    return wanted is not None and got in (None, NORM_OP.value)
+
+
+def systemic(results: Sequence[GraphResult]) -> dict[Check, int]:
+    """Checks that object to most graphs in which something fused, with the number of graphs.
+
+    They say something about the pass as a whole, and would hide what single graphs show.
+    """
+    fused = [result for result in results if any(got for _, got in result.outcomes.values())]
+    objections = Counter(check for result in fused for check in {finding.check for finding in result.findings})
+    return {check: count for check, count in objections.items() if count > max(1, len(fused) // 2)}
+
 
 def row_cases(world_size: int) -> list[GraphCase]:
     """The named edge cases that this world size can show."""
@@ -93,13 +135,33 @@ def random_cases(count: int, seed: int) -> Iterator[GraphCase]:
         yield GraphCase(f"random-{seed + number}", random_plan(seed + number))
 
 
-def expected(subject: Subject, plan: GraphPlan, index: int, world_size: int) -> Expectation:
-    """What must become of a site, given which passes run."""
+def expected(
+    subject: Subject,
+    plan: GraphPlan,
+    index: int,
+    world_size: int,
+    transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
+) -> Expectation:
+    """What must become of a site, given which passes run and how they are configured."""
     full = expectation(plan, index, world_size)
-    if subject.quantises or full.fused is None:
+    if full.fused is None:
+        return full
+    if reason := _switched_off(NORM_PASS, plan, transforms):
+        return Expectation(None, (), ("D8",), reason)
+    reason = _switched_off(QUANT_PASS, plan, transforms) if subject.quantises else "the quantising pass does not run"
+    if not reason:
         return full
     also = (None,) if None in full.also else ()
-    return Expectation(NORM_OP, also, full.rows, full.why)
+    return Expectation(NORM_OP, also, full.rows, reason)
+
+
+def _switched_off(name: str, plan: GraphPlan, transforms: Mapping[str, TransformConfig]) -> str:
+    """Why a transform leaves the whole graph alone; empty where it does not."""
+    config = SharedConfig(transforms=transforms).config(name)
+    if not config.enabled:
+        return f"{name} is not enabled"
+    fixed = None if plan.dynamic else plan.tokens
+    return config.policy.refusal(fixed, MAX_TOKENS if fixed is None else fixed) or ""
 
 
 class GraphChecker:
@@ -114,6 +176,7 @@ class GraphChecker:
         timeout: seconds for one graph.
         export: whether to export rewritten graphs again.
         device: `cpu` or `cuda`.
+        transforms: configuration by transform name.
         pool: ranks to use; left out, the checker starts its own and stops them when closed.
     """
 
@@ -129,8 +192,9 @@ class GraphChecker:
         export: bool = True,
         device: str = "cpu",
         pool: Pool | None = None,
+        transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
     ) -> None:
-        self.subject, self.world_size, self.timeout = subject, world_size, timeout
+        self.subject, self.world_size, self.timeout, self.transforms = subject, world_size, timeout, transforms
         self.backend, self.dialect, self.tokens, self.export = backend, dialect, tuple(tokens), export
         self._owner = pool is None
         self._pool = pool or Pool(WORKER, world_size, device=device, preload=(WORKER.partition(":")[0],))
@@ -155,7 +219,8 @@ class GraphChecker:
     def check(self, case: GraphCase) -> GraphResult:
         """Check one graph on all ranks."""
         source = case.plan.to_json()
-        job = GraphJob(source, self.subject.passes, self.backend, self.dialect, self.tokens, export=self.export)
+        common = (self.backend, self.dialect, self.tokens, self.export, tuple(self.transforms.items()))
+        job = GraphJob(source, self.subject.passes, *common)
         replies = self._pool.call("check", job, timeout=self.timeout)
         result = GraphResult(case)
         for failure in culprits(replies):
@@ -186,12 +251,14 @@ class GraphChecker:
 
     def _judge(self, result: GraphResult) -> None:
         plan = result.case.plan
+        if isinstance(plan, FilePlan):
+            return
         if isinstance(plan, ModelPlan):
             self._judge_counts(result, plan)
             return
         outcomes = {int(site): name for site, name in result.report["outcomes"].items()}
         for index in range(len(plan.sites)):
-            wanted = expected(self.subject, plan, index, self.world_size)
+            wanted = expected(self.subject, plan, index, self.world_size, self.transforms)
             got = outcomes.get(index)
             result.outcomes[index] = (_name(wanted.fused), got)
             if got == _name(wanted.fused):

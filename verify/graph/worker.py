@@ -12,10 +12,11 @@ from torch.fx import GraphModule
 from verify import backends
 from verify.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
 from verify.graph.comparison import Comparison, Graphs
-from verify.graph.config import BOTH_ENABLED, SharedConfig
+from verify.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
 from verify.graph.context import RankContext, tensor_parallel
 from verify.graph.dialect import Dialect
 from verify.graph.dialects import dialect_named
+from verify.graph.files import FilePlan, is_file, load_file
 from verify.graph.findings import Check, GraphFinding, GraphReport
 from verify.graph.inspection import check_structure, copy_graph, count_roles, fused_nodes, signature
 from verify.graph.model_plan import ModelPlan, is_model
@@ -31,13 +32,13 @@ class GraphJob:
     """One graph to check.
 
     Attributes:
-        source: a plan's JSON, or a model's (`models.ModelPlan`).
+        source: the JSON of a graph plan, a model plan or a model file.
         passes: run in this order; the last one is the subject.
         backend: the kernel that the fused operators call.
         dialect: of the graph.
         tokens: token counts to run at, besides the graph's own.
         export: whether to export the rewritten graph again.
-        dataflow: the declared arithmetic by name, empty for the backend's own declaration.
+        transforms: configuration by transform name.
     """
 
     source: str
@@ -46,7 +47,7 @@ class GraphJob:
     dialect: str = "fusecheck"
     tokens: tuple[int, ...] = (1, 5)
     export: bool = True
-    dataflow: str = ""
+    transforms: tuple[tuple[str, TransformConfig], ...] = tuple(BOTH_ENABLED.items())
 
 
 class GraphWorker:
@@ -87,7 +88,7 @@ class _Case:
             world_size=rank.world_size,
             gather=context.gather_text,
             max_tokens=MAX_TOKENS,
-            transforms=BOTH_ENABLED,
+            transforms=dict(job.transforms),
         )
 
     def run(self) -> GraphReport:
@@ -120,6 +121,9 @@ class _Case:
             plan = ModelPlan.from_json(self.job.source)
             self._own_tokens = plan.tokens
             return build_model(plan, self.rank.index, self.rank.world_size, self.dialect)
+        if is_file(self.job.source):
+            self._own_tokens = 0
+            return load_file(FilePlan.from_json(self.job.source), self.rank.index)
         graph = GraphPlan.from_json(self.job.source)
         self._own_tokens = graph.tokens
         return build(graph, self.rank.index, self.rank.world_size, self.dialect)
