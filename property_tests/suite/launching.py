@@ -37,7 +37,10 @@ def marked_environment() -> tuple[str, dict[str, str]]:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
     }
-    return mark, dict(os.environ) | own
+    # The programs are no part of this run, even if pytest-xdist or mpirun started it.
+    foreign = ("PYTEST_XDIST", "FUSECHECK_MPI", "OMPI_", "PMIX_", "PMI_", "PRTE_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return mark, inherited | own
 
 
 def marked(mark: str) -> dict[int, int]:
