@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from eval.compare import compare
+from eval.gate import GateSettings, Verdict
 from eval.options import (
     FlipCount,
     Full,
@@ -27,7 +28,7 @@ from eval.report_text import print_block
 from eval.samples import read_run
 from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms
 from verify.errors import UsageError
-from verify.report import make_run_dir
+from verify.report import make_run_dir, write_result
 
 GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
 QUICK_TASKS = ("golden_mmlu",)
@@ -59,13 +60,17 @@ def accuracy(
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples before each question.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     plan: Annotated[bool, typer.Option("--plan", help="Only say how many questions it takes.")] = False,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Ask in blocks and stop when decided; goes on in the same --run-dir.")
+    ] = False,
+    block: Annotated[int, typer.Option("--block", min=1, help="Questions between two looks of --sequential.")] = 512,
     aa: Annotated[bool, typer.Option("--aa", help="Unfused against itself at another batch size: the noise.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Three arms, multiple choice, margin 1.5 points.")] = False,
     operating: Annotated[
         bool, typer.Option("--operating-characteristics", help="Simulate the gate and print how it does.")
     ] = False,
     simulations: Annotated[int, typer.Option("--simulations", min=100, help="Simulated runs a cell.")] = 20000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulations.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Order of --sequential; simulations.")] = 0,
     expected_flips: Annotated[
         float | None, typer.Option("--expect-flips", min=0.01, max=100, help="Flips in percent, for --plan.")
     ] = None,
@@ -88,8 +93,8 @@ def accuracy(
     """
     if context.invoked_subcommand is not None:
         return
-    if sum((plan, aa, operating)) > 1:
-        raise UsageError("--plan, --aa, --operating-characteristics: give one of them")
+    if sum((plan, sequential, aa, operating)) > 1:
+        raise UsageError("--plan, --sequential, --aa, --operating-characteristics: give one of them")
     settings = read_settings(margins, quick=quick)
     names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
     if plan:
@@ -101,13 +106,15 @@ def accuracy(
     if operating:
         from eval.operating import operating_blocks
 
-        for block in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
-            print_block(block, Console(), full=True)
+        for table in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
+            print_block(table, Console(), full=True)
         return
     options = Options(settings=settings, metrics=read_metrics(metrics), flips=flips, same_kernel=aa)
     arguments = RunArguments(model, tp, backend, names, data, limit, shots, device)
-    copies = Copies(json_file, junit, markdown)
-    raise typer.Exit(_run(arguments, options, make_run_dir("accuracy", run_dir), copies, quick=quick, full=full))
+    folder, copies = make_run_dir("accuracy", run_dir), Copies(json_file, junit, markdown)
+    if sequential:
+        raise typer.Exit(_run_sequentially(arguments, settings, folder, copies, block=block, seed=seed))
+    raise typer.Exit(_run(arguments, options, folder, copies, quick=quick, full=full))
 
 
 def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
@@ -121,6 +128,28 @@ def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
     return deliver(outcome, folder, console, full=full, copies=copies)
+
+
+def _run_sequentially(
+    arguments: RunArguments, settings: GateSettings, folder: Path, copies: Copies, *, block: int, seed: int
+) -> int:
+    from eval.engine import ArmError
+    from eval.session_sequential import judge_sequentially, overall
+
+    console, progress = Console(), Console(stderr=True)
+    try:
+        with progress.status("starting") as status:
+            outcomes = judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=status.update)
+    except ArmError as error:
+        return deliver_failure(error, folder, console, copies)
+    for outcome in outcomes:
+        console.print(outcome.line, markup=False, highlight=False, soft_wrap=True)
+    verdict = overall(outcomes)
+    failed = [o for o in outcomes if o.verdict is Verdict.FAIL]
+    found = [{"stage": "accuracy", "title": o.task, "detail": o.line} for o in failed]
+    summary = {"headline": f"{verdict.name}  sequential", "tasks": {o.task: o.to_json() for o in outcomes}}
+    write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
+    return verdict.exit_code
 
 
 def compare_runs(

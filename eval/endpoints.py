@@ -108,12 +108,13 @@ def choose_endpoints(run: Run, chosen: Mapping[str, tuple[str, str]]) -> tuple[l
             left_out.append(f"{name}: no metric that is 0 or 1 on every question; not judged")
             continue
         else:
-            pick = min(available, key=_preference)
+            pick = min(available, key=preference)
         endpoints.append(Endpoint(name, tasks, *pick))
     return endpoints, left_out
 
 
-def _preference(pick: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
+def preference(pick: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
+    """Sort key of a (metric, filter): the least one is judged."""
     metric, name = pick
     return (
         _METRICS.index(metric) if metric in _METRICS else len(_METRICS),
