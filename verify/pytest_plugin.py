@@ -21,7 +21,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     if not is_ours(early_config, args, pyargs=bool(named.pyargs)):
         return
     add_options(parser)
-    from verify import pytest_session
+    import verify.pytest_session as pytest_session
 
     early_config.pluginmanager.register(pytest_session, SESSION_PLUGIN)
     pytest_session.register_profiles()

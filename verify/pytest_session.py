@@ -16,7 +16,8 @@ import hypothesis
 import pytest
 import torch
 
-from verify import backends, corpus
+from verify import backends
+from verify.corpus import Corpus, Kept, keep, read
 from verify.dataflow import dataflow
 from verify.errors import Inconclusive, UsageError
 from verify.problem import WORLD_SIZES
@@ -27,7 +28,7 @@ from verify.ranks.lease import Lease, lease_devices, visible_devices
 if TYPE_CHECKING:
     from property_tests.kernel.bench import Bench
 
-PROFILES = {"dev": 12, "ci": 60, "nightly": 1500}
+PROFILES = {"dev": 12, "ci": 80, "nightly": 2000}
 """Hypothesis profiles and the examples that each test tries."""
 DEFAULT_PROFILE = "ci"
 PROFILE_VARIABLE = "FUSECHECK_PROFILE"
@@ -58,7 +59,7 @@ class Settings:
     dataflow: str | None
     timeout: float
     corpus: Path
-    kept: tuple[corpus.Kept, ...]
+    kept: tuple[Kept, ...]
     broken: tuple[str, ...]
 
     @classmethod
@@ -78,7 +79,7 @@ class Settings:
         files = [path] if path.exists() else []
         if config.option.cases_from is not None:
             files.insert(0, Path(config.option.cases_from))
-        read = [corpus.read(file) for file in files]
+        found: list[Corpus] = [read(file) for file in files]
         return cls(
             backend=config.option.backend,
             world_size=_world_size(config.option.tp),
@@ -86,8 +87,8 @@ class Settings:
             dataflow=config.option.dataflow,
             timeout=_seconds(config.option.case_timeout),
             corpus=path,
-            kept=tuple({kept.to_json(): kept for found in read for kept in found.kept}.values()),
-            broken=tuple(line for found in read for line in found.broken),
+            kept=tuple({kept.to_json(): kept for each in found for kept in each.kept}.values()),
+            broken=tuple(line for each in found for line in each.broken),
         )
 
 
@@ -232,14 +233,14 @@ def pytest_runtest_makereport(
     if call.excinfo is None:
         return (yield)
     settings = item.config.stash[SETTINGS]
-    kept = corpus.Kept(failure.problem, settings.backend, item.name, failure.relation, failure.parameters)
+    kept = Kept(failure.problem, settings.backend, item.name, failure.relation, failure.parameters)
     replay = failure.problem.to_json()
     item.user_properties += [("replay", replay), ("backend", settings.backend), ("finding", failure.lines[0])]
     report = yield
     told = list(failure.lines)
     if not failure.relation and failure.replays:
         told.append(f"fusecheck replay --backend {settings.backend} '{replay}'")
-    if failure.replays and "kept" not in funcargs and corpus.keep(settings.corpus, kept):
+    if failure.replays and "kept" not in funcargs and keep(settings.corpus, kept):
         told.append(f"kept in {settings.corpus}: the next run tries it first")
     report.sections.append(("fusecheck: what failed, and what replays it", "\n".join(told)))
     return report

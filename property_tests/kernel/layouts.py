@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,13 @@ def _viewed(given: Given, rank: int, operand: str, view: Callable[[Tensor], Tens
     inputs = given.of_rank(rank)
     laid = view(getattr(inputs, operand))
     assert torch.equal(laid.contiguous().view(torch.int16), getattr(inputs, operand).contiguous().view(torch.int16))
-    return given, replace(inputs, **{operand: laid})
+    return given, with_operand(inputs, operand, laid)
+
+
+def with_operand(inputs: RankInputs, operand: str, tensor: Tensor) -> RankInputs:
+    """The inputs with another tensor for one operand."""
+    changed: dict[str, Any] = {operand: tensor}
+    return replace(inputs, **changed)
 
 
 def _column_major(tensor: Tensor) -> Tensor:

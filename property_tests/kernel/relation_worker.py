@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from property_tests.kernel.given import Given
-from property_tests.kernel.layouts import LAYOUTS
+from property_tests.kernel.layouts import LAYOUTS, with_operand
 from property_tests.kernel.refusals import SPOILERS
 from property_tests.kernel.relations import RELATIONS
 from verify import alive, digest
@@ -20,6 +20,8 @@ from verify.oracle import Oracle
 from verify.problem import Problem
 from verify.verdict import Stage, Tally, judge_rows, raw
 from verify.worker import CaseWorker
+
+OPERANDS = ("partial", "residual", "gamma", "scale")
 
 
 class RelationWorker(CaseWorker):
@@ -138,7 +140,9 @@ class RelationWorker(CaseWorker):
     ) -> tuple[RankOutputs, dict[str, Any]]:
         """Run on `inputs`, which hold what `given` says, and judge this rank's share of the rows."""
         problem = given.problem
-        before = RankInputs(*(x.clone() for x in _tensors(inputs)), inputs.eps, inputs.weight_bias)
+        before = inputs
+        for name in OPERANDS:
+            before = with_operand(before, name, getattr(inputs, name).clone())
         arena = alive.Arena(self.rank.device)
         kernel = self._kernel(backend, limits_of(problem, None))
         outputs = self._run(kernel, inputs, problem, arena)
@@ -161,7 +165,3 @@ class RelationWorker(CaseWorker):
                 for element in judged.shown
             ]
             tally.add(judged)
-
-
-def _tensors(inputs: RankInputs) -> tuple[torch.Tensor, ...]:
-    return inputs.partial, inputs.residual, inputs.gamma, inputs.scale

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.kernel.layouts import OPERANDS
 from property_tests.strategies import PLAIN, STRATEGIES, problems
 from verify.cases import collect
+from verify.interface import Strategy
 from verify.problem import Problem
 from verify.ranks import Reply
 
-some = settings(max_examples=max(3, settings.default.max_examples // 8))
+some = share(8, least=3)
 VIEWS = ("column-major", "gaps", "padded-rows", "misaligned", "offset", "expanded")
 
 
@@ -46,7 +48,9 @@ def test_an_operand_in_another_layout_is_read_rightly_or_refused(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @some
 @given(data=st.data())
-def test_the_residual_may_be_the_tensor_of_the_partial_sums(bench: Bench, strategy: str, data: st.DataObject) -> None:
+def test_the_residual_may_be_the_tensor_of_the_partial_sums(
+    bench: Bench, strategy: Strategy, data: st.DataObject
+) -> None:
     hidden = st.integers(1, 40).map(lambda lanes: 8 * lanes)
     drawn = problems(bench.world_size, families=PLAIN, strategies=[strategy], tokens=st.integers(1, 9), hidden=hidden)
     judge(bench, data.draw(drawn, label="problem"), "aliased", "residual")

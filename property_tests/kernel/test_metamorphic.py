@@ -6,23 +6,24 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.strategies import ORDER_FREE, PLAIN, permutations, problems
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
-moderate = settings(max_examples=max(5, settings.default.max_examples // 2))
+moderate = share(2, least=5)
 ROWS = st.integers(1, 24)
 WIDTHS = st.one_of(st.integers(1, 64).map(lambda lanes: 8 * lanes), st.sampled_from((1032, 2880)))
 
 
 def draw(bench: Bench, data: st.DataObject, **limits: Any) -> Problem:
-    """A small Problem that the backend takes."""
-    limits = {"families": PLAIN, "tokens": ROWS, "hidden": WIDTHS} | limits
+    """A small Problem that the backend takes; see `problems` for the limits."""
+    limits = {"families": PLAIN, "tokens": ROWS, "hidden": WIDTHS, **limits}
     problem: Problem = data.draw(problems(bench.world_size, **limits), label="problem")
     assume(bench.accepts(problem))
     return problem

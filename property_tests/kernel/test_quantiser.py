@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.strategies import scales
 from verify.cases import collect
@@ -47,7 +48,7 @@ def exponents(dtype: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@settings(max_examples=max(3, settings.default.max_examples // 4))
+@share(4, least=3)
 @given(data=st.data())
 def test_every_native_value_gets_a_code_that_the_dataflow_allows(bench: Bench, dtype: str, data: st.DataObject) -> None:
     scale = data.draw(scales(), label="scale")
@@ -90,7 +91,7 @@ def nearest(quotient: float) -> int:
     return code | (0x80 if math.copysign(1.0, quotient) < 0 else 0)
 
 
-@settings(max_examples=max(5, settings.default.max_examples // 2))
+@share(2, least=5)
 @given(data=st.data())
 def test_the_codes_are_those_of_the_returned_norm(bench: Bench, data: st.DataObject) -> None:
     problem = Problem(

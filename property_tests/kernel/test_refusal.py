@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.kernel.refusals import SPOILERS
 from property_tests.strategies import PLAIN, problems
@@ -14,7 +15,7 @@ from verify.interface import Strategy
 from verify.problem import Problem
 from verify.ranks import Reply
 
-few = settings(max_examples=max(3, settings.default.max_examples // 8))
+few = share(8, least=3)
 WILD = (8, 16, 8192, 8200, 8216, 16384, 16392, 32768, 65536, 65544, 131072)
 """Hidden sizes at and beyond the edges of what fused kernels take."""
 
@@ -38,7 +39,7 @@ def test_an_operand_that_would_be_misread_is_refused_and_does_no_harm(
         bench.fail(problem, f"after {spoiler} was refused: {finding.line()}")
 
 
-@settings(max_examples=max(6, settings.default.max_examples // 3))
+@share(3, least=6)
 @given(data=st.data())
 def test_what_the_backend_says_it_takes_runs_and_what_it_refuses_raises(bench: Bench, data: st.DataObject) -> None:
     drawn = problems(bench.world_size, tokens=st.integers(1, 3), hidden=st.sampled_from(WILD), elements=2**18)

@@ -7,7 +7,6 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import settings
@@ -82,7 +81,7 @@ def run_schedules(bench: Bench, *, wanted: settings | None = None) -> None:
         bench: the kernel.
         wanted: Hypothesis settings; left out, the profile's, with schedules of up to eleven rules.
     """
-    machine: Callable[[], RuleBasedStateMachine] = type("Workspace", (Workspace,), {"bench": bench})
+    machine = type("Workspace", (Workspace,), {"bench": bench})
     run_state_machine_as_test(machine, settings=wanted or settings(stateful_step_count=11))
 
 

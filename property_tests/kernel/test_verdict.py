@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.strategies import (
     FINITE,
@@ -39,20 +40,20 @@ def test_every_output_of_any_problem_is_one_that_the_dataflow_allows(bench: Benc
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@settings(max_examples=max(4, settings.default.max_examples // 8))
+@share(8)
 @given(data=st.data())
 def test_every_kind_of_input_is_computed_rightly(bench: Bench, family: str, data: st.DataObject) -> None:
     judge(bench, data.draw(problems(bench.world_size, families=[family]), label="problem"))
 
 
-@settings(max_examples=max(4, settings.default.max_examples // 4))
+@share(4)
 @given(data=st.data())
 def test_the_widths_of_real_models_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
     hidden = st.sampled_from(model_widths())
     judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
 
 
-@settings(max_examples=max(4, settings.default.max_examples // 4))
+@share(4)
 @given(data=st.data())
 def test_odd_multiples_of_eight_lanes_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
     hidden = st.sampled_from(ODD_HIDDEN)
@@ -71,7 +72,7 @@ def test_every_token_is_computed_when_the_ranks_share_them_unevenly(
     judge(bench, data.draw(problems(bench.world_size, strategies=strategies, tokens=uneven, hidden=small)))
 
 
-@settings(max_examples=max(4, settings.default.max_examples // 4))
+@share(4)
 @given(data=st.data())
 def test_nothing_changes_at_the_limit_of_the_one_shot_kernel(bench: Bench, data: st.DataObject) -> None:
     around = st.integers(LIMIT - 1, LIMIT + 1)
@@ -80,14 +81,14 @@ def test_nothing_changes_at_the_limit_of_the_one_shot_kernel(bench: Bench, data:
 
 
 @pytest.mark.parametrize("op", list(FusionOp))
-@settings(max_examples=max(4, settings.default.max_examples // 4))
+@share(4)
 @given(data=st.data())
 def test_every_op_returns_what_it_names_and_nothing_else(bench: Bench, op: FusionOp, data: st.DataObject) -> None:
     judge(bench, data.draw(problems(bench.world_size, ops=[op]), label="problem"))
 
 
 @pytest.mark.parametrize("weight_bias", [0.0, 1.0])
-@settings(max_examples=max(4, settings.default.max_examples // 4))
+@share(4)
 @given(data=st.data())
 def test_the_weight_bias_is_added_once(bench: Bench, weight_bias: float, data: st.DataObject) -> None:
     drawn = data.draw(problems(bench.world_size, families=["gaussian", "outliers"]), label="problem")
@@ -95,7 +96,7 @@ def test_the_weight_bias_is_added_once(bench: Bench, weight_bias: float, data: s
     judge(bench, replace(drawn, gamma=gamma, weight_bias=weight_bias))
 
 
-@settings(max_examples=max(4, settings.default.max_examples // 2))
+@share(2)
 @given(data=st.data())
 def test_a_second_run_and_the_other_strategies_and_the_unfused_ops_agree(bench: Bench, data: st.DataObject) -> None:
     judge(bench, data.draw(problems(bench.world_size, families=FINITE), label="problem"), CHECKS)

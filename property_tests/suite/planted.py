@@ -30,12 +30,8 @@ class TailLanes(Arithmetic):
 class ShortClear(Lamport):
     """KP-01: clears as many elements as the shorter of this call and the last one had."""
 
-    def sums(self, partial: Tensor, total: Total, sum_dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        self.now = partial.numel() * self.world_size
-        yield from super().sums(partial, total, sum_dtype)
-
-    def clear_size(self) -> int:
-        return min(super().clear_size(), self.now)
+    def clear_size(self, elements: int) -> int:
+        return min(super().clear_size(elements), elements)
 
 
 class SentinelByValue(Lamport):
