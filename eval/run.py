@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,13 +15,16 @@ from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm
 from eval.checkpoint import Checkpoint
 from eval.config import Shape
 from eval.engine import BatchPlan, Engine
-from eval.lm import CLASSES, NEW_TOKENS, EngineLM
+from eval.offline import go_offline
 from eval.tasks import FEWSHOT_SEED, Prepared, prepare
 from eval.tokens import Tokens
 from verify.backends import backend as load_backend
 from verify.errors import UsageError
 from verify.interface import FusionOp
 from verify.problem import Problem
+
+if TYPE_CHECKING:
+    from eval.lm import EngineLM
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
@@ -119,6 +122,7 @@ def run_arms(
     if unknown:
         raise UsageError(f"unknown arm {unknown[0]!r}, expected some of: {', '.join(ARMS)}")
     tell = progress or (lambda _: None)
+    go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device)
     tell(f"building the prompts of {', '.join(tasks)}")
@@ -141,6 +145,8 @@ def run_arms(
 def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Path) -> ArmRecord:
     """Run one arm and write all its files but the record."""
     import lm_eval
+
+    from eval.lm import NEW_TOKENS, EngineLM
 
     plan = BATCHES[arm == NOISE]
     length = job.shape.positions
@@ -173,7 +179,11 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
         finite=all(c["finite"] for c in counters),
         batch_size=plan.rows,
         truncated=_count_truncated(lm, prepared),
-        seconds={"questions": asked - start, "forced": forced - asked},
+        seconds={
+            "questions": asked - start,
+            "forced": forced - asked,
+            "cpu_of_all_ranks": sum(c["cpu_seconds"] for c in counters),
+        },
         extra={"tp": job.tp, "rows": counters[0]["rows"], "batch_tokens": plan.tokens, "device": job.device},
     )
 
@@ -225,6 +235,8 @@ def _write_logprobs(lm: EngineLM, prepared: Prepared, folder: Path) -> None:
 
 def _gold_token(lm: EngineLM, task: Any, instance: Any) -> int:
     """Return the column of the right answer's token."""
+    from eval.lm import CLASSES
+
     choices, target = task.doc_to_choice(instance.doc), task.doc_to_target(instance.doc)
     letter = choices[target] if isinstance(target, int) else target
     return lm.tokens.encode(f"{task.config.target_delimiter}{letter}", special=False)[0] % CLASSES

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.data import GOLDEN_GSM8K, GOLDEN_MMLU, lay_out
+from eval.offline import go_offline
 from verify.errors import UsageError
 
 FEWSHOT_SEED = 1234
@@ -65,11 +66,9 @@ def _working_in(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _go_offline(cache: Path) -> None:
-    """Tell the hub's libraries to stay local unless the user said otherwise, and where to put their caches."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+def _cache_in(cache: Path) -> None:
+    """Tell `datasets` where to put what it reads."""
+    go_offline()
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = str(cache)
@@ -186,7 +185,7 @@ def prepare(
         raise UsageError(f"--limit {limit}: expected at least 1")
     with tempfile.TemporaryDirectory(prefix="fusecheck-") as name:
         folder = Path(name)
-        _go_offline(folder / "cache")
+        _cache_in(folder / "cache")
         definitions = lay_out(folder, data_dir, sources(names))
         with _working_in(folder):
             loaded = _manager(names, definitions).load(list(names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ class EvalRank:
         self._next = torch.zeros(0, dtype=torch.int64)
         self._lengths = torch.zeros(0, dtype=torch.int64)
         self._finite = True
+        self._began = 0.0
 
     def open_arm(self, arm: str, backend_name: str, max_tokens: int) -> None:
         """Choose the way through the model: the oracle's, or the named backend's kernel."""
         self._finite = True
+        self._began = time.process_time()
         if arm == ORACLE:
             self._path = OraclePath(self.rank)
             return
@@ -54,7 +57,8 @@ class EvalRank:
         if self._kernel is not None:
             self._kernel.close()
         self._kernel, self._path, self._cache = None, None, None
-        return {"calls": path.calls, "rows": path.rows, "finite": self._finite}
+        spent = time.process_time() - self._began
+        return {"calls": path.calls, "rows": path.rows, "finite": self._finite, "cpu_seconds": spent}
 
     def score_last(self, ids: Ints, lengths: Ints) -> Floats | None:
         """Return the log-probabilities after the last token of each row, float32 [batch, vocabulary].

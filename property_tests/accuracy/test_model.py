@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from eval.arm import FUSED, ORACLE, UNFUSED
 from eval.checkpoint import Checkpoint
 from eval.engine import Engine
-from eval.linear import Linear
+from eval.linear import Linear, widen
 from eval.llama import Cache, Llama
 from eval.paths import KernelPath, OraclePath, choose_op
 from eval.worker import EvalRank
@@ -185,6 +185,12 @@ def test_the_op_returns_the_norm_only_where_a_reader_needs_it(tmp_path: Path) ->
     assert choose_op((layer.gate, layer.up)) is FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
     # v_proj has another input scale than q_proj in these checkpoints.
     assert choose_op((layer.q, layer.k, layer.v)) is FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+
+
+def test_widening_gives_every_code_its_value() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(16, 16)
+    assert torch.equal(widen(codes).nan_to_num(500.0), codes.float().nan_to_num(500.0))
+    assert torch.equal(widen(codes.t()).nan_to_num(500.0), codes.float().t().nan_to_num(500.0))
 
 
 def test_a_product_of_codes_is_the_exact_sum_rounded_once() -> None:
