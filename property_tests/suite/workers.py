@@ -128,8 +128,7 @@ class Doomed(Echo):
         def refuse() -> None:
             raise RuntimeError("an illegal memory access was encountered")
 
-        torch.cuda.is_initialized = lambda: True  # type: ignore[assignment]
-        torch.cuda.synchronize = refuse  # type: ignore[assignment]
+        vars(torch.cuda).update(is_initialized=lambda: True, synchronize=refuse)
         refuse()
 
     def stop(self) -> None:

@@ -85,27 +85,33 @@ def lease_devices(
         directory.chmod(0o1777)
     begun = time.monotonic()
     waiting = _Waiting(count, len(names), begun, begun + timeout, say)
-    turnstile = _lock(directory, "turnstile")
     held: dict[int, BaseFileLock] = {}
     try:
-        while not _try(turnstile):
-            waiting.pause()
-        while len(held) < count:
-            for position, name in enumerate(names):
-                lock = _lock(directory, name)
-                if len(held) < count and position not in held and _try(lock):
-                    held[position] = lock
-            if len(held) < count:
-                waiting.pause()
+        _collect(held, names, directory, waiting)
     except BaseException:
         for lock in held.values():
             lock.release()
         raise
-    finally:
-        turnstile.release()
     waiting.over()
     devices = tuple(sorted(held))
     return Lease(devices, tuple(names[d] for d in devices), tuple(held[d] for d in devices))
+
+
+def _collect(held: dict[int, BaseFileLock], names: Sequence[str], directory: Path, waiting: _Waiting) -> None:
+    """Pass the turnstile, then lock one free device after the other until there are as many as are waited for."""
+    turnstile = _lock(directory, "turnstile")
+    try:
+        while not _try(turnstile):
+            waiting.pause()
+        while len(held) < waiting.count:
+            for position, name in enumerate(names):
+                lock = _lock(directory, name)
+                if len(held) < waiting.count and position not in held and _try(lock):
+                    held[position] = lock
+            if len(held) < waiting.count:
+                waiting.pause()
+    finally:
+        turnstile.release()
 
 
 def visible_devices() -> list[str]:

@@ -64,13 +64,7 @@ class Pool:
         environment: Mapping[str, str] | None = None,
         hosts: Sequence[Host] | None = None,
     ) -> None:
-        if world_size < 1:
-            raise UsageError(f"world size {world_size}: expected at least 1")
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"device {device!r}: expected cpu or cuda")
-        if devices and len(devices) != world_size:
-            raise UsageError(f"{len(devices)} devices for {world_size} ranks: give one for each rank, or none")
-        split_worker(worker)
+        _check(worker, world_size, device, devices)
         hosts = [LocalHost(tuple(range(world_size)))] if hosts is None else hosts
         share = int(psutil.virtual_memory().available * 0.8) // world_size
         self.world_size = world_size
@@ -280,6 +274,16 @@ class Pool:
         self._flight = self._queued = None
         self._last = flight.method
         return replies
+
+
+def _check(worker: str, world_size: int, device: str, devices: Sequence[int]) -> None:
+    if world_size < 1:
+        raise UsageError(f"world size {world_size}: expected at least 1")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r}: expected cpu or cuda")
+    if devices and len(devices) != world_size:
+        raise UsageError(f"{len(devices)} devices for {world_size} ranks: give one for each rank, or none")
+    split_worker(worker)
 
 
 def wait(pools: Iterable[Pool]) -> None:
