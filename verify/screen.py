@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from verify.kernel import KernelReport, Run, Subject
+from verify.ranks.mpi import detect
 from verify.report import Verdict
 
 SHOWN = 10
@@ -37,7 +38,7 @@ class KernelProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or detect() is not None,  # mpirun would interleave it
         )
         self._task = self._bar.add_task("starting ranks", total=self._total or None, note="")
 
