@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from property_tests.suite.rational_numbers import (
     preimage,
 )
 from property_tests.suite.rational_oracle import U
+from verify import enclosure
 from verify.dataflow import DATAFLOWS, Dataflow
 from verify.oracle import Operands, Oracle
 
@@ -134,10 +136,7 @@ def _observed(flow: Dataflow, inputs: Inputs) -> Floats:
     return legal_kernels.run(inputs, flow, np.random.default_rng(0))[0].residual
 
 
-@pytest.mark.parametrize(("flow", "inputs", "rng"), CASES, ids=IDS)
-def test_the_oracle_contains_what_exact_rationals_allow_and_hardly_more(
-    flow: Dataflow, inputs: Inputs, rng: np.random.Generator
-) -> None:
+def _assert_agreement(flow: Dataflow, inputs: Inputs) -> None:
     observed = _observed(flow, inputs)
     for token in range(observed.shape[0]):
         row = _row(inputs, token)
@@ -153,6 +152,32 @@ def test_the_oracle_contains_what_exact_rationals_allow_and_hardly_more(
             wide_quotient = _widened(rational_oracle.quotient_ends(wide, row, flow), _reciprocal_slack(flow))
             assert _within(judged.quotient[i], wide_quotient), context
             assert judged.ordinals[i] == (ordinal(judged.quotient[i][0]), ordinal(judged.quotient[i][1])), context
+
+
+@pytest.mark.parametrize(("flow", "inputs", "rng"), CASES, ids=IDS)
+def test_the_oracle_contains_what_exact_rationals_allow_and_hardly_more(
+    flow: Dataflow, inputs: Inputs, rng: np.random.Generator
+) -> None:
+    _assert_agreement(flow, inputs)
+
+
+TRUE_KAPPA, TRUE_TREE = enclosure.kappa, enclosure._native_error
+BROKEN = {
+    "no error of the squares": ("kappa", lambda flow, hidden: 0.0),
+    "half as much again for the squares": ("kappa", lambda flow, hidden: 1.5 * TRUE_KAPPA(flow, hidden)),
+    "a better root than documented": ("RSQRT", 4 * enclosure.U),
+    "a worse root than documented": ("RSQRT", 6 * enclosure.U),
+    "a better division than documented": ("QUOTIENT", 4 * enclosure.U),
+    "nine tenths of the tree bound": ("_native_error", lambda partials, fmt: 0.9 * TRUE_TREE(partials, fmt)),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_bound_that_is_broken_either_way_does_not_agree(broken: str) -> None:
+    name, replacement = BROKEN[broken]
+    with mock.patch.object(enclosure, name, replacement), pytest.raises(AssertionError):
+        for flow, inputs, _ in CASES[:24]:
+            _assert_agreement(flow, inputs)
 
 
 @pytest.mark.parametrize(("flow", "inputs", "rng"), CASES, ids=IDS)
@@ -188,15 +213,15 @@ def test_a_swarm_of_legal_kernels_lies_inside_both_oracles(
             judged = _Judged(declared, inputs, out.residual, token)
             codes = np.where(out.codes[token] >= 128, 128 - out.codes[token].astype(int), out.codes[token])
             for i in range(hidden):
-                for enclosure in (exact, judged):
+                for bound in (exact, judged):
                     for value, ends in (
-                        (out.residual[token, i], enclosure.residual[i]),
-                        (out.unrounded_norm[token, i], enclosure.norm[i]),
-                        (out.quotient[token, i], enclosure.quotient[i]),
+                        (out.residual[token, i], bound.residual[i]),
+                        (out.unrounded_norm[token, i], bound.norm[i]),
+                        (out.quotient[token, i], bound.quotient[i]),
                     ):
                         point = Fraction(float(value))
-                        assert _within((point, point), ends), (describe(declared), type(enclosure).__name__)
-                    assert enclosure.ordinals[i][0] <= codes[i] <= enclosure.ordinals[i][1]
+                        assert _within((point, point), ends), (describe(declared), type(bound).__name__)
+                    assert bound.ordinals[i][0] <= codes[i] <= bound.ordinals[i][1]
 
 
 # ------------------------------------------------------------------ the second oracle's own numbers
