@@ -19,7 +19,7 @@ from golden.model.stories import ASKED_STEPS, Story
 FOLDER = Path(__file__).parent / "tasks"
 PER_SUBJECT = 144
 SHOTS = 5
-STORIES = 400
+STORIES = 300
 STORY_SHOTS = 40
 
 
