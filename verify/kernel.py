@@ -27,6 +27,10 @@ MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
 
 
+INTERRUPT_SECONDS = 5.0
+"""How long the cases in flight may take after Ctrl-C."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A kernel under test at one world size.
@@ -247,11 +251,7 @@ class Run:
         if len(pools) == 1:
             serve(pools[0])
         else:
-            threads = [threading.Thread(target=serve, args=(pool,), daemon=True) for pool in pools]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            _serve_all(pools, serve, source)
         report.groups[subject].seconds = time.monotonic() - began
         if errors:
             raise errors[0]
@@ -288,6 +288,21 @@ class Run:
                 report.refusals[support.reason] += 1
             elif case.problem.to_json() not in self.skip:
                 yield case
+
+
+def _serve_all(pools: Sequence[Caller], serve: Callable[[Caller], None], source: _Shared) -> None:
+    """A thread per pool; on Ctrl-C the cases in flight end, no further one starts."""
+    threads = [threading.Thread(target=serve, args=(pool,), daemon=True) for pool in pools]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        source.stop()
+        for thread in threads:
+            thread.join(INTERRUPT_SECONDS)
+        raise
 
 
 class _Shared:
