@@ -19,7 +19,8 @@ from verify.errors import Inconclusive, UsageError
 from verify.families import FAMILIES
 from verify.interface import FusionOp, Strategy
 from verify.journal import FILE_NAME, Journal, finished
-from verify.kernel import Budget, KernelReport, Run, Subject
+from verify.kernel import Budget, Run
+from verify.kernel_report import KernelReport, Subject
 from verify.models import model as model_named
 from verify.plan import Case, Plan
 from verify.problem import WORLD_SIZES, Problem
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 console = Console()
 
-_PLUGGED: tuple[str, ...] = ("verify.pace", 
+_PLUGGED: tuple[str, ...] = ("verify.pace",
     "verify.graph.command",
     "eval.command",
 )

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from verify.kernel import KernelReport, Run, Subject
+from verify.kernel import Run
+from verify.kernel_report import KernelReport, Subject
 from verify.ranks.mpi import detect
 from verify.report import Verdict
 

@@ -1,0 +1,123 @@
+"""What a run of the kernel question showed, subject by subject, and its JSON form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from verify.cases import Finding, Outcome
+from verify.report import Verdict
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kernel under test at one world size.
+
+    Attributes:
+        backend: its name, or `package.module:attribute`.
+        world_size: ranks.
+        flow: a dataflow to judge by instead of the declared one.
+    """
+
+    backend: str
+    world_size: int
+    flow: str | None = None
+
+
+@dataclass
+class Group:
+    """What the cases of one subject showed."""
+
+    subject: Subject
+    cases: int = 0
+    refused: int = 0
+    elements: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class KernelReport:
+    """What a run showed; `summary` is its JSON form."""
+
+    groups: dict[Subject, Group] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    suggestions: dict[str, list[str]] = field(default_factory=dict)
+    off_nominal: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
+    histogram: Counter[str] = field(default_factory=Counter)
+    codes: tuple[int, int] = (0, 0)
+    kernel_seconds: float = 0.0
+    judge_seconds: float = 0.0
+    seconds: float = 0.0
+    coverage: Counter[str] = field(default_factory=Counter)
+    interrupted: bool = False
+    refusals: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def cases(self) -> int:
+        """Cases run."""
+        return sum(group.cases for group in self.groups.values())
+
+    @property
+    def elements(self) -> int:
+        """Outputs judged, over all ranks."""
+        return sum(group.elements for group in self.groups.values())
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail with any finding; inconclusive when interrupted or when some subject ran nothing."""
+        if self.findings:
+            return Verdict.FAIL
+        if self.interrupted or not self.groups or any(not group.cases for group in self.groups.values()):
+            return Verdict.INCONCLUSIVE
+        return Verdict.PASS
+
+    def add(self, subject: Subject, outcome: Outcome) -> None:
+        """Count one case."""
+        group = self.groups[subject]
+        group.cases += 1
+        group.elements += outcome.elements
+        group.failed += not outcome.passed
+        self.findings.extend(outcome.findings)
+        self.off_nominal.update(outcome.off_nominal)
+        self.judged.update(outcome.judged)
+        self.histogram.update(outcome.histogram)
+        self.codes = (self.codes[0] + outcome.codes[0], self.codes[1] + outcome.codes[1])
+        self.kernel_seconds += outcome.kernel_seconds
+        self.judge_seconds += outcome.judge_seconds
+        problem = outcome.problem
+        self.coverage[f"{problem.family}/{problem.hidden}"] += 1
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of `result.json`."""
+        return {
+            "cases": self.cases,
+            "elements": self.elements,
+            "seconds": round(self.seconds, 3),
+            "elements_per_second": round(self.elements / self.seconds) if self.seconds else 0,
+            "codes_per_element": self.codes[0] / self.codes[1] if self.codes[1] else None,
+            "codes_sampled": self.codes[1],
+            "off_nominal": {k: [self.off_nominal[k], self.judged[k]] for k in self.judged},
+            "code_differences_from_unfused": dict(sorted(self.histogram.items(), key=lambda kv: int(kv[0]))),
+            "kernel_seconds": round(self.kernel_seconds, 3),
+            "judge_seconds": round(self.judge_seconds, 3),
+            "subjects": [
+                {
+                    "backend": g.subject.backend,
+                    "world_size": g.subject.world_size,
+                    "dataflow": g.subject.flow,
+                    "cases": g.cases,
+                    "refused": g.refused,
+                    "elements": g.elements,
+                    "failed": g.failed,
+                    "seconds": round(g.seconds, 3),
+                }
+                for g in self.groups.values()
+            ],
+            "coverage": dict(self.coverage),
+            "refusals": dict(self.refusals),
+            "suggestions": self.suggestions,
+            "interrupted": self.interrupted,
+        }
