@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from verify.graph.findings import Check
 from verify.graph.ops import SEPARATE_STRATEGIES
@@ -64,6 +65,7 @@ def summarise(
     )
     return {
         "pass": subject.name,
+        "replay": _replay(subject, tp, backend),
         "tp": tp,
         "backend": backend,
         "graphs": len(results),
@@ -79,6 +81,13 @@ def summarise(
         **{f"rows_{status.name.lower()}": _names(rows, status, frozenset(systemic(results))) for status in Status},
         "seconds": seconds,
     }
+
+
+def _replay(subject: Subject, tp: int, backend: str) -> str:
+    """The command that checks the same pass in the same way; a graph is to be added."""
+    after = "norm" if subject.after_norm else "none"
+    produces = "quant" if subject.quantises else "norm"
+    return f"fusecheck graph --pass {subject.name} --after {after} --produces {produces} --tp {tp} --backend {backend}"
 
 
 def _is_row(result: GraphResult) -> bool:
@@ -117,7 +126,7 @@ def show(results: Sequence[GraphResult], summary: dict[str, Any], verdict: Verdi
     }
     for result, finding in list(told.values())[:SHOWN]:
         _line(console, f"{finding.check.value}: {result.case.name}: {finding.message}")
-        _line(console, f"  replay: fusecheck graph --graph '{result.case.plan.to_json()}'")
+        _line(console, f"  replay: {summary['replay']} --graph '{result.case.plan.to_json()}'")
     if len(told) > SHOWN:
         _line(console, f"... and {len(told) - SHOWN} more in result.json")
     for line in _figures(results, summary, verdict, ignored):
@@ -157,5 +166,5 @@ def _table(results: Sequence[GraphResult], ignored: frozenset[Check]) -> Table:
         found = [finding for finding in result.findings if finding.check not in ignored]
         why = "; ".join(dict.fromkeys(f"{finding.check.value}: {finding.message}" for finding in found))
         why = why or "; ".join(result.left.values())
-        table.add_row(result.case.name, result.case.title, result.status(ignored).value, why[:140])
+        table.add_row(result.case.name, result.case.title, result.status(ignored).value, Text(why[:140]))
     return table

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.fx import GraphModule
 
 from verify.errors import UsageError
 from verify.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from verify.graph.dialect import FUSECHECK, Dialect
 
 NAMED = {
     NORM_PASS: f"verify.graph.passes:{NORM_PASS}",
@@ -46,8 +47,10 @@ def load_pass(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def apply_pass(function: Callable[..., Any], gm: GraphModule, shared: SharedConfig) -> GraphModule:
-    """Call a pass with the graph, and with what the ranks share if it takes a second argument.
+def apply_pass(
+    function: Callable[..., Any], gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
+) -> GraphModule:
+    """Call a pass with the graph, with what the ranks share if it takes two arguments, and with `dialect=` if it has it.
 
     It may rewrite in place and return None or a count, or return a graph, alone or first in a tuple.
 
@@ -55,7 +58,8 @@ def apply_pass(function: Callable[..., Any], gm: GraphModule, shared: SharedConf
         PassError: it raised, or what it returned is none of these.
     """
     try:
-        result = function(gm, shared) if _takes_shared(function) else function(gm)
+        options = {"dialect": dialect} if "dialect" in _parameters(function) else {}
+        result = function(gm, shared, **options) if _takes_shared(function) else function(gm, **options)
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise PassError(f"the pass raised {told[:400]}") from error
@@ -70,8 +74,12 @@ def apply_pass(function: Callable[..., Any], gm: GraphModule, shared: SharedConf
 
 def _takes_shared(function: Callable[..., Any]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [each for name, each in _parameters(function).items() if name != "dialect"]
+    return sum(each.kind in kinds for each in named) > 1
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        return False
-    return sum(parameter.kind in kinds for parameter in parameters) > 1
+        return inspect.signature(function).parameters
+    except ValueError:  # built-in functions may have no signature
+        return {}

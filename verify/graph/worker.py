@@ -81,6 +81,8 @@ class _Case:
 
     def __init__(self, rank: Rank, context: RankContext, job: GraphJob) -> None:
         self.rank, self.context, self.job = rank, context, job
+        # Importing a pass may register the operators of its dialect.
+        self.passes = [load_pass(name) for name in job.passes]
         self.dialect: Dialect = dialect_named(job.dialect)
         self.report = GraphReport()
         self.shared = SharedConfig(
@@ -133,9 +135,9 @@ class _Case:
         predecessor = after = copy_graph(built.module)
         said = ""
         try:
-            for name in self.job.passes:
+            for function in self.passes:
                 predecessor = copy_graph(after)
-                after = apply_pass(load_pass(name), after, self.shared)
+                after = apply_pass(function, after, self.shared, self.dialect)
         except PassError as error:
             self._add(GraphFinding(Check.RUNS, str(error)))
             said = "raised"
@@ -168,7 +170,7 @@ class _Case:
     def _idempotent(self, after: GraphModule) -> None:
         again = copy_graph(after)
         try:
-            again = apply_pass(load_pass(self.job.passes[-1]), again, self.shared)
+            again = apply_pass(self.passes[-1], again, self.shared, self.dialect)
         except PassError as error:
             self._add(GraphFinding(Check.IDEMPOTENT, f"on the second run {error}"))
             return

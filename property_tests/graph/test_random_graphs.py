@@ -1,0 +1,35 @@
+"""Random decoder graphs: each site becomes what its features predict, in real ranks, and no bit changes."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, event, given, settings
+
+from property_tests.graph_strategies import plans
+from verify.graph.plan import GraphPlan, expectation
+from verify.graph.random_graphs import random_plan
+from verify.graph.run import GraphCase, GraphChecker
+from verify.interface import FusionOp
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(plan=plans())
+def test_sites_become_what_their_features_predict(checker: GraphChecker, plan: GraphPlan) -> None:
+    result = checker.check(GraphCase("drawn", plan))
+    for _, got in result.outcomes.values():
+        event(f"site became {got}")
+    assert result.findings == [], plan.to_json()
+
+
+def test_the_seeded_graphs_hold_every_outcome_and_every_kind_of_obstacle() -> None:
+    graphs = [random_plan(seed) for seed in range(500)]
+    found = [expectation(plan, index, 2) for plan in graphs for index in range(len(plan.sites))]
+    outcomes = {each.fused for each in found}
+    assert outcomes == {None, *FusionOp}
+    assert sum(each.fused is not None for each in found) > len(found) / 3
+    rules = {rule for each in found for rule in each.rows}
+    assert rules >= {"D1", "D2", "D3", "D4", "D5", "D6", "N1", "N2", "N3", "N4", "N5", "N6", "N7", "N8", "N13", "N14"}
+
+
+def test_a_seed_is_a_graph() -> None:
+    assert random_plan(7) == random_plan(7)
+    assert len({random_plan(seed).to_json() for seed in range(50)}) == 50
