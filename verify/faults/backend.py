@@ -7,7 +7,7 @@ from typing import Any
 from verify.backends.emulated import EmulatedBackend, EmulatedKernel
 from verify.backends.emulated_arithmetic import Arithmetic
 from verify.backends.emulated_protocol import Lamport, TwoShot
-from verify.faults.catalogue import KERNEL_GROUPS, Fault, catalogue, resolve
+from verify.faults.catalogue import Fault, kernel_faults, resolve
 from verify.interface import Kernel, Limits, Rank
 
 
@@ -15,7 +15,7 @@ class FaultyBackend(EmulatedBackend):
     """The emulated kernel with one hook overridden; it declares the dataflow of the right one.
 
     Args:
-        fault: an entry of the groups `KERNEL_GROUPS`.
+        fault: an entry whose hook is one of the kernel's.
     """
 
     def __init__(self, fault: Fault) -> None:
@@ -39,7 +39,7 @@ class FaultyBackend(EmulatedBackend):
 
 def __getattr__(name: str) -> FaultyBackend:
     """The faulty kernel of this id."""
-    known = {fault.id: fault for fault in catalogue().faults if fault.group in KERNEL_GROUPS}
+    known = kernel_faults()
     if name not in known:
         raise AttributeError(name)
     return FaultyBackend(known[name])

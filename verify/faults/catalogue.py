@@ -16,16 +16,19 @@ from verify.errors import UsageError
 
 PATH = Path(__file__).parent
 GROUPS = ("arithmetic", "protocol", "launcher", "graph", "accuracy", "suite")
-KERNEL_GROUPS = GROUPS[:3]
-"""Faults of a kernel: they run as backends under the kernel question's normal plan."""
 
-HOOKS = {
+KERNEL_HOOKS = {
     "Arithmetic": "verify.backends.emulated_arithmetic",
     "Lamport": "verify.backends.emulated_protocol",
     "TwoShot": "verify.backends.emulated_protocol",
     "EmulatedKernel": "verify.backends.emulated",
 }
-"""The classes of the emulator whose methods are hooks, and where they live."""
+"""The classes of the emulator whose methods are hooks, and where they live; such a fault is a kernel."""
+
+GRAPH_HOOKS = {"FuseNorm": "verify.graph.norm_fusion", "FuseQuant": "verify.graph.quant_fusion"}
+"""The same of the graph passes; such a fault is a pass."""
+
+HOOKS = KERNEL_HOOKS | GRAPH_HOOKS
 
 T = TypeVar("T")
 
@@ -65,6 +68,14 @@ class Fault:
     dataflow: str = "trtllm"
     exchange: str = ""
     note: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What the fault is in, by its hook: `kernel`, `pass`, `pair` (of evaluation runs) or `judge`."""
+        owner = self.hook.partition(".")[0]
+        if owner in HOOKS:
+            return "kernel" if owner in KERNEL_HOOKS else "pass"
+        return "judge" if self.group == "suite" else "pair"
 
 
 @dataclass(frozen=True)
@@ -113,22 +124,28 @@ class Catalogue:
 
 @cache
 def catalogue() -> Catalogue:
-    """The catalogue that comes with Fusecheck."""
+    """The catalogue that comes with Fusecheck, every entry checked."""
     parts = [load(path) for path in sorted(PATH.glob("catalogue_*.toml"))]
     faults = tuple(fault for part in parts for fault in part.faults)
     _unique([fault.id for fault in faults], "the catalogue")
-    return Catalogue(faults, tuple(entry for part in parts for entry in part.left_out))
+    order = sorted(faults, key=lambda fault: GROUPS.index(fault.group))
+    return Catalogue(tuple(order), tuple(entry for part in parts for entry in part.left_out))
+
+
+@cache
+def kernel_faults() -> dict[str, Fault]:
+    """The faults of kernels by id, as rank processes look them up: what they patch is not imported."""
+    entries = [entry for path in sorted(PATH.glob("catalogue_*.toml")) for entry in _entries(path, "fault", Fault)]
+    return {fault.id: fault for fault in entries if fault.subject == "kernel"}
 
 
 def load(path: Path) -> Catalogue:
-    """Read one file of the catalogue.
+    """Read and check one file of the catalogue.
 
     Raises:
         UsageError: an entry that lacks a field, a source or its hook; file and line are named.
     """
-    document = toml.read(path)
-    faults = _entries(path, document, "fault", Fault)
-    left_out = _entries(path, document, "left_out", LeftOut)
+    faults, left_out = _entries(path, "fault", Fault), _entries(path, "left_out", LeftOut)
     for fault, line in zip(faults, _lines(path, "fault"), strict=True):
         wrong = defect(fault)
         if wrong:
@@ -145,7 +162,10 @@ def defect(fault: Fault) -> str:
         return f"group={fault.group!r}, expected one of: {', '.join(GROUPS)}"
     if fault.dataflow not in DATAFLOWS:
         return f"dataflow={fault.dataflow!r}, expected one of: {', '.join(DATAFLOWS)}"
-    return _patch_defect(fault) if fault.group in KERNEL_GROUPS else _function_defect(fault)
+    wanted = {"graph": "pass", "accuracy": "", "suite": "judge"}.get(fault.group, "kernel")
+    if wanted and fault.subject != wanted:
+        return f"hook={fault.hook!r}, expected a hook of a {wanted} in the group {fault.group}"
+    return _patch_defect(fault) if fault.hook.partition(".")[0] in HOOKS else _function_defect(fault)
 
 
 def resolve(target: str) -> Any:
@@ -187,9 +207,9 @@ def _function_defect(fault: Fault) -> str:
     )
 
 
-def _entries(path: Path, document: dict[str, Any], key: str, kind: type[T]) -> list[T]:
+def _entries(path: Path, key: str, kind: type[T]) -> list[T]:
     made = []
-    for record, line in zip(document.get(key, []), _lines(path, key), strict=True):
+    for record, line in zip(toml.read(path).get(key, []), _lines(path, key), strict=True):
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
         missing = [n for n, f in known.items() if f.default is MISSING and not record.get(n)]
         unknown = [n for n in record if n not in known]

@@ -141,27 +141,3 @@ class WarmUpReturnsEmpty(EmulatedKernel):
             self.warm = True
             return self.allocate(self.dense(inputs.partial), op)
         return super().run(inputs, op=op, strategy=strategy)
-
-
-class ResidualOfShard(EmulatedKernel):
-    """GT-07: the residual is sharded over the tokens, but the kernel takes it for replicated."""
-
-    def dense(self, tensor: Tensor) -> Tensor:
-        """On the last rank, rows are those of another shard."""
-        made = super().dense(tensor)
-        self.reads = getattr(self, "reads", 0) + 1
-        if self.reads % 2 == 0 and self.rank.index == self.rank.world_size - 1:  # the residual is read second
-            return made.roll(1, 0)
-        return made
-
-
-class NormBytesAsCodes(EmulatedKernel):
-    """GT-11: with the norm returned as well, the quantised output is the norm's bytes."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        """Copy the first bytes of the norm."""
-        outputs = super().run(inputs, op=op, strategy=strategy)
-        if outputs.norm is not None and outputs.quant is not None:
-            source = outputs.norm.view(torch.uint8).view(-1)
-            outputs.quant.view(torch.uint8).view(-1).copy_(source[: outputs.quant.numel()])
-        return outputs

@@ -161,13 +161,3 @@ class NormsInNative(Arithmetic):
         """Round every factor and every product."""
         product = read.to(native) * inverse.to(native) * weight.to(native)
         return read.copy_(product)
-
-
-class NormsShard(Arithmetic):
-    """GT-16: each rank takes the mean square of its own slice of the row, without an all-reduce of the sums."""
-
-    def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
-        """Over hidden / world_size elements, rounded to whole accesses."""
-        width = max(LANES, read.shape[1] // self.world_size // LANES * LANES)
-        start = min(self.index * width, read.shape[1] - width)
-        return super().mean_square(read[:, start : start + width].contiguous(), native)

@@ -75,27 +75,15 @@ class TacticByCoin(Arithmetic):
         return total
 
 
-class SumsTwice(Arithmetic):
-    """GT-05: a redundant second all-reduce multiplies the sum by the number of ranks."""
+class RareCorruption(Arithmetic):
+    """AC-07: a few calls in a thousand return one wrong row, without an error."""
 
-    def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
-        """Reduce what is reduced already."""
-        return super().round_sum(accumulator * self.world_size, native)
-
-
-class AddsResidualOnEveryRank(Arithmetic):
-    """GT-06: the residual is added before the all-reduce on every rank, so that it arrives world_size times."""
-
-    def add_residual(self, total: Tensor, residual: Tensor) -> Tensor:
-        """Add it once for every rank."""
-        for _ in range(self.world_size - 1):
-            total = super().add_residual(total, residual)
-        return super().add_residual(total, residual)
-
-
-class OneRanksSum(Arithmetic):
-    """GT-06, the wrong mend: a guard for rank 0 drops the true partial sums of the others."""
+    calls = 0
 
     def total(self, partials: Sequence[Tensor]) -> Tensor:
-        """Keep rank 0's partial sum only."""
-        return super().total([x if rank == 0 else torch.zeros_like(x) for rank, x in enumerate(partials)])
+        """Lose rank 0's partial sum in the first row of one block in thirty."""
+        total = super().total(partials)
+        type(self).calls += 1
+        if type(self).calls % 30 == 0:
+            total[0] = total[0] - partials[0][0].to(total.dtype)
+        return total

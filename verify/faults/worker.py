@@ -11,6 +11,7 @@ from torch import Tensor
 
 from verify import backends, digest
 from verify.dataflow import Dataflow
+from verify.faults.catalogue import resolve
 from verify.faults.comparison import Evidence, Floats, Outputs
 from verify.faults.criteria import CRITERIA
 from verify.faults.peer_tests import PROFILES, inputs_of, operands
@@ -25,6 +26,14 @@ BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 
 class FaultWorker(CaseWorker):
     """Judges as `CaseWorker` does; `criteria` and `own_test` give the field's verdicts instead."""
+
+    def weaken(self, patch: str) -> None:
+        """Weaken the judgement in this process, for as long as it lives.
+
+        Args:
+            patch: the patching function as `package.module:attribute`.
+        """
+        resolve(patch)()
 
     def criteria(self, line: str, backend: str) -> list[dict[str, Any]]:
         """Every criterion's verdict on each call of a Problem, on this rank.

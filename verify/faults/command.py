@@ -1,0 +1,141 @@
+"""`fusecheck faults`: would Fusecheck notice if the kernel were wrong, and would anybody else?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from verify.errors import UsageError
+from verify.faults import listed, screen, sensitivity
+from verify.faults.catalogue import GROUPS, Fault, catalogue
+from verify.faults.hunt import Budget
+from verify.faults.results import Result
+from verify.faults.run import FaultRun, Settings
+from verify.report import Verdict, make_run_dir, write_result
+
+console = Console()
+
+MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP = 2e-4, 3e-6
+"""The smallest scale error must be rejected from here on: in any order, and with the depth declared."""
+
+QUICK = Settings(legal_cases=16, shrink=False)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
+RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-faults/.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("faults")(faults)
+
+
+def faults(
+    group: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join(GROUPS)}; may be repeated.")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="An id, such as KA-01; may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The thirty highest-ranked kinds only.")] = False,  # noqa: FBT002
+    peers: Annotated[bool, typer.Option("--peers", help="Ask the field's criteria too.")] = False,  # noqa: FBT002
+    sensitive: Annotated[bool, typer.Option("--sensitivity", help="Print how small an error is rejected.")] = False,  # noqa: FBT002
+    backend: Annotated[
+        str | None, typer.Option(help="Judge other kernels: package.module:attribute, or a TOML file that lists some.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Print the catalogue with its sources, and stop.")] = False,  # noqa: FBT002
+    seed: Annotated[int, typer.Option(help="Of the plan.", min=0)] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds to run, from --seed on.", min=1)] = 1,
+    cases: Annotated[int, typer.Option(help="Most cases for each fault.", min=1)] = Budget.cases,
+    case_timeout: Annotated[float, typer.Option(help="Seconds until a case counts as hung.", min=0.5)] = Budget.timeout,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Inject published bugs, one at a time, and print who notices: Fusecheck, and the criteria of other suites.
+
+    Exit code 0: all were caught and no right kernel was rejected; 1: not so; 2: wrong usage; 3: nothing was run.
+    """
+    chosen = catalogue().select(group or (), fault or (), quick=quick)
+    if listing:
+        _list(chosen)
+        return
+    others = listed.read(backend) if backend else []
+    folder = make_run_dir("faults", run_dir)
+    budget = Budget(cases=cases, timeout=case_timeout)
+    if sensitive:
+        verdict, summary, findings = _sensitivity(seed)
+    elif others:
+        verdict, summary, findings = _others(others, Settings(budget=budget), seed)
+    else:
+        base = QUICK if quick else Settings()
+        settings = replace(base, seeds=tuple(range(seed, seed + seeds)), budget=budget, peers=peers)
+        verdict, summary, findings = _catalogue(chosen, settings)
+    write_result(folder, "faults", verdict, summary, findings, json_file)
+    console.print(f"{verdict.value}  {folder / 'result.json'}", highlight=False)
+    raise typer.Exit(verdict.exit_code)
+
+
+Outcome = tuple[Verdict, dict[str, Any], list[dict[str, Any]]]
+
+
+def _catalogue(chosen: list[Fault], settings: Settings) -> Outcome:
+    if not chosen:
+        raise UsageError("no fault is selected; leave out --quick or name another --group")
+    total, done = len(chosen) * len(settings.seeds), 0
+
+    def seen(seed: int, result: Result) -> None:
+        nonlocal done
+        done += 1
+        told = f"seed {seed}  " if len(settings.seeds) > 1 else ""
+        console.print(f"{done:4}/{total}  {told}{screen.line(result)}", highlight=False, markup=False, soft_wrap=True)
+
+    with FaultRun(settings, seen) as run:
+        report = run.execute(chosen)
+    screen.show(console, report)
+    return report.verdict, report.summary(), report.findings()
+
+
+def _others(kernels: list[listed.Listed], settings: Settings, seed: int) -> Outcome:
+    with FaultRun(settings) as run:
+        judged = [listed.judge(run.hunter, kernel, seed) for kernel in kernels]
+    screen.show_listed(console, judged)
+    wrong = [each for each in judged if not each.as_expected]
+    idle = any(not each.caught.cases for each in judged)
+    verdict = Verdict.FAIL if wrong else Verdict.INCONCLUSIVE if idle else Verdict.PASS
+    faulty = [each for each in judged if each.kernel.expect == "fail"]
+    summary = {
+        "faults": len(faulty),
+        "killed": sum(each.caught.killed for each in faulty),
+        "false_alarms": sum(each.caught.killed for each in judged if each.kernel.expect == "pass"),
+        "kernels": [each.to_record() for each in judged],
+    }
+    return verdict, summary, [each.to_record() for each in wrong]
+
+
+def _sensitivity(seed: int) -> Outcome:
+    rows = sensitivity.table(seed)
+    any_order = sensitivity.smallest_scale_error(depth=False, seed=seed)
+    deep = sensitivity.smallest_scale_error(depth=True, seed=seed)
+    screen.show_sensitivity(console, rows, any_order, deep)
+    blunt = [row.defect.name for row in rows if not row.kept]
+    blunt += ["scale error, any order"] if any_order > MOST_SCALE_ERROR else []
+    blunt += ["scale error, depth declared"] if deep > MOST_SCALE_ERROR_DEEP else []
+    defects = [row for row in rows if 8 in row.defect.expected]
+    summary = {
+        "faults": len(defects),
+        "killed": sum(row.kept for row in defects),
+        "false_alarms": sum(sum(row.rejected) for row in rows if row.defect.expected == (0, 0, 0)),
+        "smallest_scale_error": {"any_order": any_order, "depth_declared": deep},
+        "rows": [{"defect": row.defect.name, "rejected": list(row.rejected), "kept": row.kept} for row in rows],
+    }
+    verdict = Verdict.FAIL if blunt else Verdict.PASS
+    return verdict, summary, [{"kind": "blunt", "message": name} for name in blunt]
+
+
+def _list(chosen: list[Fault]) -> None:
+    table = Table("id", "group", "what it does", "hook", "visible by", "source")
+    for fault in chosen:
+        table.add_row(fault.id, fault.group, fault.does, fault.hook, fault.visible, "\n".join(fault.links))
+    for entry in catalogue().left_out:
+        table.add_row(entry.id, "left out", entry.reason, "", "", "\n".join(entry.links), style="dim")
+    console.print(table)

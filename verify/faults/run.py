@@ -1,0 +1,236 @@
+"""Run the catalogue: each fault by the runner of its subject, then right kernels for false alarms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from eval.compare import compare
+from eval.gate import Verdict as PairVerdict
+from eval.outcome import Options
+from verify.cells import hash64
+from verify.dataflow import DATAFLOWS
+from verify.faults import accuracy
+from verify.faults.catalogue import Fault, catalogue, resolve
+from verify.faults.hunt import PATIENCE, Budget, Catch, Hunter
+from verify.faults.peers import Peers
+from verify.faults.results import Alarm, Report, Result
+from verify.graph.config import NORM_PASS
+from verify.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
+from verify.plan import Case
+from verify.ranks import Pool
+from verify.verdict import Stage
+
+WORKER = "verify.faults.worker:FaultWorker"
+WORLD_SIZES = (2, 4)
+GRAPH_RANDOM = 40
+"""Random graphs that a faulty pass is given after the named rows."""
+
+RIGHT_NORM = Subject(NORM_PASS, after_norm=False, quantises=False)
+RIGHT_QUANT = Subject()
+
+Seen = Callable[[int, Result], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        seeds: of the plan, one run of the catalogue each.
+        budget: for each kernel fault.
+        legal_cases: cases of each known dataflow, for false alarms; 0 for none.
+        peers: whether the field's criteria are asked too, at the first seed.
+        shrink: whether catching cases are made smaller, at the first seed.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    budget: Budget = field(default_factory=Budget)
+    legal_cases: int = 48
+    peers: bool = False
+    shrink: bool = True
+
+
+class FaultRun:
+    """Runs faults; a context manager that holds the ranks.
+
+    Args:
+        settings: what to run.
+        seen: told of every result.
+    """
+
+    def __init__(self, settings: Settings, seen: Seen = lambda seed, result: None) -> None:
+        self.settings, self._seen = settings, seen
+        self._stack = ExitStack()
+        self._catches: list[tuple[Fault, Catch]] = []
+
+    def __enter__(self) -> FaultRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def hunter(self) -> Hunter:
+        """The hunter of kernel faults, with its pools."""
+        preload = (WORKER.partition(":")[0], "verify.faults.backend")
+        pools = {size: self._stack.enter_context(Pool(WORKER, size, preload=preload)) for size in WORLD_SIZES}
+        return Hunter(pools, self.settings.budget)
+
+    @cached_property
+    def peers(self) -> Peers:
+        """The field's criteria."""
+        return Peers(self.hunter)
+
+    @cached_property
+    def checker(self) -> GraphChecker:
+        """The checker of graph passes."""
+        return self._stack.enter_context(GraphChecker(RIGHT_QUANT, 2, export=False, tokens=(5,)))
+
+    def execute(self, faults: Sequence[Fault]) -> Report:
+        """Run these faults at every seed; Ctrl-C ends the run with what it has."""
+        report = Report(self.settings.seeds, left_out=catalogue().left_out)
+        began = time.monotonic()
+        try:
+            for seed in self.settings.seeds:
+                self._catches.clear()
+                results = report.results.setdefault(seed, [])
+                for fault in faults:
+                    results.append(self.run(fault, seed))
+                    self._seen(seed, results[-1])
+                self._false_alarms(report, seed)
+            if self.settings.peers:
+                report.peer_alarms = dict(self.peers.false_alarms(tuple(DATAFLOWS), self.settings.seeds[:1]))
+        except KeyboardInterrupt:
+            report.interrupted = True
+        report.seconds = time.monotonic() - began
+        return report
+
+    def run(self, fault: Fault, seed: int) -> Result:
+        """One fault at one seed."""
+        runner = {"kernel": self._kernel, "pass": self._pass, "pair": self._pair, "judge": self._judge}
+        began = time.monotonic()
+        result = runner[fault.subject](fault, seed)
+        result.seconds = result.seconds or time.monotonic() - began
+        return result
+
+    def _kernel(self, fault: Fault, seed: int) -> Result:
+        backend, right = f"verify.faults.backend:{fault.id}", f"emulated:{fault.dataflow}"
+        first = seed == self.settings.seeds[0]
+        caught = self.hunter.hunt(backend, seed, right=right, shrink=self.settings.shrink and first)
+        self._catches.append((fault, caught))
+        result = _of_catch(fault, caught)
+        if self.settings.peers and first:
+            result.columns = self.peers.judge(fault, caught, seed)
+        return result
+
+    def _pass(self, fault: Fault, seed: int) -> Result:
+        module, _, name = fault.patch.partition(":")
+        of_norm = fault.hook.startswith("FuseNorm")
+        subject = Subject(f"{module}:{name}.apply", after_norm=not of_norm, quantises=not of_norm)
+        faulty, right = (self.checker.for_subject(s) for s in (subject, RIGHT_NORM if of_norm else RIGHT_QUANT))
+        result = Result(fault)
+        for case in _graphs(seed):
+            result.cases += 1
+            found = faulty.check(case).findings
+            if not found:
+                continue
+            excused = right.check(case).findings
+            result.false_alarms += [f"{case.name}: {finding.check.value}: {finding.message}" for finding in excused[:1]]
+            if not excused:
+                result.stages = list(dict.fromkeys(finding.check.value for finding in found))
+                result.message, result.case = found[0].message, case.name
+                break
+        return result
+
+    def _pair(self, fault: Fault, seed: int) -> Result:
+        pair = accuracy.right_pair(seed)
+        result = Result(fault, cases=1)
+        right = compare(*pair, options=Options())
+        if right.verdict is not PairVerdict.PASS:
+            result.false_alarms.append(f"a right pair is {right.verdict.value}: {right.reason}")
+        found = compare(*resolve(fault.patch)(pair), options=Options())
+        if found.verdict is not PairVerdict.PASS:
+            result.stages, result.message = [found.verdict.value], found.reason
+        return result
+
+    def _judge(self, fault: Fault, seed: int) -> Result:
+        """A weakened judge is noticed when a right kernel fails under it, or a known fault's case passes."""
+        result = Result(fault)
+        self._weaken(fault)
+        stream = self.hunter.stream(seed, "emulated")
+        for case in (next(stream) for _ in range(48)):
+            result.cases += 1
+            found = self.hunter.judge(case, "emulated", timeout=PATIENCE).findings
+            if found:
+                result.stages, result.message = ["right kernel fails"], found[0].line()
+                break
+        else:
+            self._replay(fault, seed, result)
+        self.hunter.refresh()
+        return result
+
+    def _replay(self, fault: Fault, seed: int, result: Result) -> None:
+        for known, caught in self._known(seed):
+            assert caught.case is not None
+            result.cases += 1
+            self._weaken(fault)
+            if self.hunter.judge(caught.case, caught.backend, timeout=PATIENCE).passed:
+                result.stages, result.message = [f"{known.id} passes"], known.does
+                result.case = caught.case.problem.to_json()
+                return
+
+    def _weaken(self, fault: Fault) -> None:
+        """Weaken fresh ranks, so that nothing but this patch is in them."""
+        self.hunter.refresh()
+        for pool in self.hunter.pools.values():
+            pool.call("weaken", fault.patch, timeout=PATIENCE)
+
+    def _known(self, seed: int) -> Iterator[tuple[Fault, Catch]]:
+        """Kernel faults with a case that catches them otherwise than by a hang; caught now where they were not yet."""
+        done = {fault.id for fault, _ in self._catches}
+        yield from ((f, c) for f, c in list(self._catches) if c.killed and not _hung(c))
+        for fault in catalogue().faults:
+            if fault.subject == "kernel" and fault.id not in done:
+                caught = self.hunter.hunt(f"verify.faults.backend:{fault.id}", seed, shrink=False)
+                self._catches.append((fault, caught))
+                if caught.killed and not _hung(caught):
+                    yield fault, caught
+
+    def _false_alarms(self, report: Report, seed: int) -> None:
+        for flow in DATAFLOWS if self.settings.legal_cases else ():
+            right = f"emulated:{flow}"
+            self.hunter.refresh()
+            stream = self.hunter.stream(seed, right)
+            for case in (next(stream) for _ in range(self.settings.legal_cases)):
+                outcome = self.hunter.judge(case, right, timeout=PATIENCE)
+                report.legal_cases += 1
+                report.alarms += [Alarm(right, seed, finding.line()) for finding in outcome.findings]
+
+
+def _of_catch(fault: Fault, caught: Catch) -> Result:
+    case: Case | None = caught.case
+    return Result(
+        fault,
+        cases=caught.cases,
+        stages=caught.stages,
+        message=caught.message,
+        case=case.problem.to_json() if case else None,
+        shrunk=caught.shrunk.to_json() if caught.shrunk else None,
+        checks=list(case.checks) if case else [],
+        seconds=caught.seconds,
+        false_alarms=caught.false_alarms,
+    )
+
+
+def _hung(caught: Catch) -> bool:
+    return caught.stages[0] == Stage.ALIVE.value and caught.message.startswith(("hang", "crash", "memory"))
+
+
+def _graphs(seed: int) -> Iterator[GraphCase]:
+    """The named rows in an order that the seed decides, then random graphs."""
+    yield from sorted(row_cases(2), key=lambda case: hash64(seed, *case.name.encode()))
+    yield from random_cases(GRAPH_RANDOM, seed)

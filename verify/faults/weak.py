@@ -1,0 +1,165 @@
+"""Weakened judges: each patches one place of the judgement inside the rank processes, as a real test suite has it.
+
+A weakened judge is noticed when it rejects a right kernel, or passes a case that is known to catch a fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verify import alive, digest, verdict, worker
+from verify.dataflow import Dataflow
+from verify.float8 import is_nan
+from verify.inputs import Inputs
+from verify.interface import RankInputs, RankOutputs
+from verify.oracle import Oracle
+from verify.problem import Problem
+from verify.verdict import Stage, Tally
+
+
+def _right(owner: Any, name: str) -> Any:
+    """What is about to be patched."""
+    return getattr(owner, name)
+
+
+def _patch(owner: Any, name: str, value: Any) -> None:
+    setattr(owner, name, value)
+
+
+def _without(stage: Stage) -> None:
+    """Forget what one stage of the judgement found."""
+    right = _right(worker, "judge_rows")
+
+    def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
+        tallies: list[Tally] = right(oracle, outputs, first_row)
+        return [tally for tally in tallies if tally.stage is not stage]
+
+    _patch(worker, "judge_rows", judge_rows)
+
+
+def no_residual() -> None:
+    """The residual is not looked at."""
+    _without(Stage.RESIDUAL)
+
+
+def no_norm() -> None:
+    """The norm is not looked at."""
+    _without(Stage.NORM)
+
+
+def no_quant() -> None:
+    """The codes are not looked at."""
+    _without(Stage.QUANT)
+
+
+def no_alive() -> None:
+    """Outputs are not poisoned, and nobody looks beyond their ends."""
+
+    def intact(
+        arena: alive.Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem
+    ) -> None:
+        del arena, made, inputs, outputs, problem
+
+    _patch(alive, "intact", intact)
+
+
+def no_again() -> None:
+    """Nothing is run a second time."""
+
+    def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
+        del tally, name, first, second
+
+    _patch(worker, "compare_bits", compare_bits)
+
+
+def rank_zero_only() -> None:
+    """Only rank 0's outputs are looked at."""
+    right = _right(worker, "judge_rows")
+
+    def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        tallies: list[Tally] = [] if rank else right(oracle, outputs, first_row)
+        return tallies
+
+    _patch(worker, "judge_rows", judge_rows)
+    _patch(digest, "whole", lambda tensor: [tensor.numel()])
+
+
+def accepts_nan() -> None:
+    """A NaN is never a mismatch."""
+    values, codes = verdict.admits, verdict.admits_codes
+
+    def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
+        return values(got, nominal, lo, hi, flow) | got.isnan()
+
+    def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return codes(got, nominal, lo, hi) | is_nan(got)
+
+    _patch(verdict, "admits", admits)
+    _patch(verdict, "admits_codes", admits_codes)
+
+
+def wide_tolerance() -> None:
+    """Residual and norm pass within 0.8 + 0.01 |nominal|."""
+
+    def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
+        del lo, hi, flow
+        distance = (got.double() - nominal.double()).abs()
+        return (distance <= 0.8 + 0.01 * nominal.double().abs()) | (got.isnan() & nominal.isnan()) | (got == nominal)
+
+    _patch(verdict, "admits", admits)
+
+
+def one_percent() -> None:
+    """One element of a hundred may be anything."""
+    right = _right(worker, "judge_rows")
+
+    def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
+        tallies = right(oracle, outputs, first_row)
+        return [replace(t, outside=0) if t.outside <= 0.01 * t.elements else t for t in tallies]
+
+    _patch(worker, "judge_rows", judge_rows)
+
+
+def unsaturated_reference() -> None:
+    """The reference casts without clamping, so that it expects NaN beyond 464."""
+
+    def unclamped(flow: Dataflow, operands: Any) -> Oracle:
+        return Oracle(replace(flow, saturate=False), operands)
+
+    _patch(worker, "Oracle", unclamped)
+
+
+def equal_shards() -> None:
+    """All ranks hold the same partial sums."""
+    right = Inputs.partial
+
+    def partial(self: Inputs, rank: int, rows: range | None = None) -> Tensor:
+        del rank
+        return right(self, 0, rows)
+
+    _patch(Inputs, "partial", partial)
+
+
+def scale_one() -> None:
+    """Every scale is 1."""
+
+    def scale(self: Inputs) -> Tensor:
+        return torch.ones(1, dtype=torch.float32, device=self.device)
+
+    _patch(Inputs, "scale", scale)
+
+
+def no_warm_start() -> None:
+    """Only the last call of a schedule is looked at, after warm-up calls with the same data."""
+    right = Problem.calls
+
+    def calls(self: Problem) -> list[Any]:
+        last = right(self)[-1]
+        return [last] * max(1, len(self.schedule))
+
+    _patch(Problem, "calls", calls)
