@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from scipy.stats import norm
 
@@ -11,8 +13,8 @@ from eval.gate import GateSettings
 from eval.power import questions_to_pass, smallest_change
 from eval.report_blocks import Block
 
-# Full test splits, in questions; the generated tasks of the golden model as shipped.
-SIZES = {"mmlu": 14042, "gsm8k": 1319, "golden_mmlu": 2100, "golden_gsm8k": 500}
+FULL_SPLITS = {"mmlu": 14042, "gsm8k": 1319}
+GOLDEN_TASKS = Path(__file__).parent.parent / "golden" / "model" / "tasks"
 FLIPS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -26,6 +28,15 @@ def chance_to_pass(n: int, margin: float, flips: float, *, alpha: float, change:
     at_margin = math.sqrt(max(flips - margin * margin, 0.0) / n)
     at_truth = math.sqrt(max(flips - change * change, 1e-300) / n)
     return float(norm.cdf((change + margin - z * at_margin) / at_truth))
+
+
+def size_of(task: str) -> int | None:
+    """Questions of a task's whole test split; None where this is not known without loading it."""
+    shipped = GOLDEN_TASKS / task.removeprefix("golden_") / "test.jsonl.gz"
+    if task.startswith("golden_") and shipped.is_file():
+        with gzip.open(shipped, "rt", encoding="utf-8") as lines:
+            return sum(1 for _ in lines)
+    return FULL_SPLITS.get(task)
 
 
 def plan_block(
@@ -42,7 +53,7 @@ def plan_block(
     """
     rows = []
     for task in tasks:
-        size = SIZES.get(task)
+        size = size_of(task)
         n = size if limit is None else min(limit, size) if size is not None else limit
         margin = settings.margin(task)
         for share in FLIPS if flips is None else (flips,):
@@ -69,6 +80,7 @@ def plan_block(
     )
     notes = [
         "flips: 0.3 to 3 % is usual for MMLU, 2 to 8 % for generated answers; --aa measures it on this machine",
+        "questions at hand: the whole test split, or --limit",
         f"needed: the bound stays within the margin with {settings.power:.0%} chance when nothing changed",
     ]
     return Block("Plan", columns, rows, notes)

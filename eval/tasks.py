@@ -153,15 +153,22 @@ def _leaves(loaded: dict[str, Any], name: str) -> list[str]:
 
 @contextlib.contextmanager
 def _templates_compiled_once() -> Iterator[None]:
-    """Let lm-eval compile each prompt template once instead of once a question; the prompts are the same."""
+    """Let lm-eval compile each prompt template once instead of once a question; the prompts are the same.
+
+    Its progress bars, one a subject, are left out.
+    """
     from lm_eval import utils
+    from lm_eval.api import task
 
     compiled = functools.lru_cache(maxsize=None)(utils.env.from_string)
     utils.env.from_string = compiled
+    bar = task.tqdm
+    task.tqdm = lambda items, **_: items
     try:
         yield
     finally:
         del utils.env.from_string
+        task.tqdm = bar
 
 
 @contextlib.contextmanager
