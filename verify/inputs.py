@@ -17,7 +17,8 @@ from verify.problem import Problem
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""
 
-_GAMMA_SEED = 0x9A
+GAMMA_SEED = 0x9A
+"""Makes the seed of gamma from that of the Problem."""
 
 
 class Inputs:
@@ -52,7 +53,7 @@ class Inputs:
 
     @cached_property
     def _gamma(self) -> Tensor:
-        cells = self._cells(range(1), hash64(self.problem.seed, _GAMMA_SEED))
+        cells = self._cells(range(1), hash64(self.problem.seed, GAMMA_SEED))
         return GAMMAS[self.problem.gamma](cells).reshape(-1)
 
     def scale(self) -> Tensor:

@@ -18,6 +18,7 @@ from verify.dataflow import DATAFLOWS, Dataflow, dataflow
 from verify.families import FAMILIES
 from verify.inputs import Inputs
 from verify.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from verify.onepass.batch import Batch, available, takes
 from verify.oracle import Operands, Oracle
 from verify.problem import Call, Problem
 from verify.properties import Sample
@@ -69,6 +70,34 @@ class CaseWorker:
             self._close(backend.name)
         return {"calls": records}
 
+    def run_many(self, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`run` of each case; on CUDA, plain ones follow each other without a wait and are judged in one pass."""
+        results: list[dict[str, Any] | None] = [None] * len(cases)
+        batch, places = Batch(self.rank, len(cases)), []
+        for index, case in enumerate(cases):
+            problem = Problem.from_json(case["problem"])
+            backend = self._backend(case["backend"])
+            flow = self._flow(problem, backend, case)
+            if available(self.rank.device) and takes(case, problem, flow):
+                kernel = self._kernel(backend, limits_of(problem, case.get("limits")))
+                places.append((index, batch.start(kernel, problem, flow)))
+            else:
+                results[index] = self.run(case)
+        finished = batch.finish()
+        self._last = []
+        for index, place in places:
+            step, record = finished[place]
+            if record is None:
+                record = self._record(step)
+            elif place == 0:
+                record["codes"] = self._sample(step.done(), shard(step.problem.tokens, *self._place))
+            results[index] = {"calls": [record]}
+        return [result for result in results if result is not None]
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.rank.index, self.rank.world_size
+
     def judge_all(self) -> list[list[dict[str, Any]]]:
         """Judge every row of the last case's outputs on this rank; asked when the ranks disagree."""
         return [[t.to_record() for t in self._judge(done, range(done.problem.tokens))] for done in self._last]
@@ -87,11 +116,14 @@ class CaseWorker:
 
     # ------------------------------------------------------------------ one call
     def _prepare(self, call: Call, problem: Problem, backend: Backend, case: dict[str, Any]) -> Step:
-        named = case.get("dataflow")
-        flow = dataflow(named) if named else backend.dataflow(problem)
+        flow = self._flow(problem, backend, case)
         made = Inputs(problem, self.rank.device).of_rank(self.rank.index)
         arena = alive.Arena(self.rank.device)
         return Step(call, problem, flow, made, arena.guard(made), arena)
+
+    def _flow(self, problem: Problem, backend: Backend, case: dict[str, Any]) -> Dataflow:
+        named = case.get("dataflow")
+        return dataflow(named) if named else backend.dataflow(problem)
 
     def _call(self, backend: Backend, limits: Limits, step: Step) -> None:
         call = step.call

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Verify a fused kernel on the GPUs of this machine, under MPI and as virtual ranks. Usage: ci/mpirun.sh [ranks] [out]
+# Every step has a deadline; the script fails if any step does not end as it should.
+set -u
+ranks=${1:-2}
+out=${2:-runs/mpirun}
+python=${PYTHON:-python3}
+mpirun=${MPIRUN:-mpirun --allow-run-as-root --oversubscribe}
+mkdir -p "$out"
+hidden=2048,2880,3072,3584,4096,5120,6144,7168,8192,12288,16384 # of the models in verify/models.toml
+failed=0
+
+# step NAME EXPECTED-EXIT-CODE SECONDS COMMAND...: the log goes to $out, its end to the terminal
+step() {
+    local name=$1 expected=$2 limit=$3 began=$SECONDS code
+    shift 3
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1
+    code=$?
+    [ "$code" = "$expected" ] || failed=1
+    echo "== $name: exit $code (expected $expected), $((SECONDS - began)) s"
+    tail -n "${SHOWN:-3}" "$out/$name.log" | cut -c1-400
+}
+kernel() { echo "$python -m verify.cli kernel --case-timeout 20"; }
+
+steps=${STEPS:-tp virtual rejected}
+for group in $steps; do
+    case $group in
+    tp)
+        for variant in flashinfer flashinfer:fp32; do
+            # shellcheck disable=SC2046
+            step "${variant/:/-}-tp$ranks" 0 150 $mpirun -n "$ranks" $(kernel) --backend $variant --tp "$ranks" \
+                --tokens 1,16,128,512,2048 --hidden $hidden --cases "${CASES:-240}" \
+                --json "$out/${variant/:/-}-tp$ranks.json"
+        done
+        ;;
+    virtual)
+        for variant in flashinfer flashinfer:fp32; do
+            # shellcheck disable=SC2046
+            step "${variant/:/-}-virtual" 0 150 $(kernel) --backend $variant --virtual-ranks 2,4,8,16 \
+                --cases "${VIRTUAL_CASES:-96}" --json "$out/${variant/:/-}-virtual.json"
+        done
+        ;;
+    rejected) # judged by the other accumulation: four ranks and more must be rejected
+        for pair in flashinfer=flashinfer-fp32 flashinfer:fp32=flashinfer; do
+            variant=${pair%=*}
+            for size in 4 8 16; do
+                # shellcheck disable=SC2046
+                step "${variant/:/-}-virtual$size-rejected" 1 60 $(kernel) --backend "$variant" \
+                    --virtual-ranks $size --dataflow "${pair#*=}" --family gaussian --cases 6 \
+                    --json "$out/${variant/:/-}-virtual$size-rejected.json"
+            done
+        done
+        ;;
+    *)
+        echo "ci/mpirun.sh: no steps called $group, expected of: tp virtual rejected" >&2
+        exit 2
+        ;;
+    esac
+done
+exit $failed

@@ -1,0 +1,123 @@
+"""The host's half: which cases one pass can judge, its launch, and what its counts mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verify import nominal
+from verify.calls import Step
+from verify.dataflow import Dataflow
+from verify.families import FAMILIES
+from verify.onepass.arena import FlatArena
+from verify.onepass.operands import Made, power_of_two
+from verify.problem import Problem
+from verify.verdict import Stage, Tally, raw
+
+WIDEST = 16384
+"""Columns that one program's registers hold."""
+
+_NAN_CODE = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
+
+
+def takes(flow: Dataflow, problem: Problem) -> bool:
+    """Whether the kernel forms this dataflow's nominal values."""
+    rounded = flow.round_sum or flow.accumulate == "native"
+    staged = flow.norm_reads_rounded and flow.round_norm and not (flow.round_squares or flow.round_normed)
+    return rounded and staged and flow.saturate and problem.hidden <= WIDEST
+
+
+def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
+    """Count over all rows of a call that was launched on the same stream.
+
+    Args:
+        step: the call; its outputs may not have been computed yet.
+        made: its operands, which no kernel under test has seen.
+        share: the rows that this rank judges.
+        counts: `kernels.SLOTS` int64 zeros, added to.
+    """
+    from verify.onepass import kernels
+
+    outputs, problem, flow = step.outputs, step.problem, step.flow
+    assert outputs is not None
+    absent = outputs.residual
+    norm = outputs.norm if outputs.norm is not None else absent
+    quant = outputs.quant if outputs.quant is not None else absent
+    scale = np.float32(problem.scale)
+    divide = flow.scaling == "divide"
+    factor = float(scale) if divide else nominal.reciprocal(float(scale), flow)
+    block = power_of_two(problem.hidden)
+    run: Any = kernels.judge
+    run[(problem.tokens,)](
+        counts,
+        raw(made.partials),
+        raw(made.inputs.partial),
+        raw(made.inputs.residual),
+        raw(made.inputs.gamma),
+        raw(step.guarded.partial),
+        raw(step.guarded.residual),
+        raw(step.guarded.gamma),
+        step.guarded.scale.view(torch.int32),
+        raw(outputs.residual),
+        raw(norm),
+        raw(quant),
+        outputs.residual.view(torch.int64),
+        norm.view(torch.int64),
+        quant.view(torch.int64),
+        share.start,
+        len(share),
+        problem.hidden,
+        problem.eps,
+        problem.weight_bias,
+        factor,
+        int(scale.view(np.int32)),
+        int(outputs.norm is not None),
+        int(outputs.quant is not None),
+        int(FAMILIES[problem.family].finite),
+        BLOCK=block,
+        RANKS=problem.world_size,
+        WIDE_SUM=flow.accumulate == "fp32",
+        FLUSH=flow.flush_subnormals and problem.dtype == "bf16",
+        HALF=problem.dtype == "fp16",
+        DIVIDE=divide,
+        NAN_CODE=_NAN_CODE[flow.code_of_nan],
+        num_warps=max(4, min(16, block // 512)),
+    )
+    if isinstance(step.arena, FlatArena):
+        counts[kernels.TRAMPLED].add_(step.arena.canaries_lost())
+
+
+def in_doubt(counts: Sequence[int]) -> bool:
+    """Whether the eager judge must look: something changed, unwritten, trampled, or not shown to be inside."""
+    from verify.onepass import kernels
+
+    slots = ("CHANGED", "UNWRITTEN", "RESIDUAL", "NORM_OUT", "QUANT_OUT", "TRAMPLED")
+    return any(counts[getattr(kernels, slot)] for slot in slots)
+
+
+def tallies(counts: Sequence[int], problem: Problem, share: range) -> list[Tally]:
+    """The tallies of a case that is not in doubt."""
+    from verify.onepass import kernels
+
+    if not share:
+        return []
+    elements = math.prod((len(share), problem.hidden))
+    found = [Tally(Stage.RESIDUAL, elements)]
+    if problem.op.returns_norm:
+        found.append(Tally(Stage.NORM, elements, counts[kernels.NORM_OFF]))
+    if problem.op.returns_quant:
+        found.append(Tally(Stage.QUANT, elements, counts[kernels.QUANT_OFF]))
+    return found
+
+
+def digests(counts: Sequence[int], problem: Problem) -> dict[str, int]:
+    """The digests of the outputs, as `digest.whole` forms them."""
+    from verify.onepass import kernels
+
+    names = {"residual": True, "norm": problem.op.returns_norm, "quant": problem.op.returns_quant}
+    return {name: counts[kernels.DIGESTS + place] for place, (name, there) in enumerate(names.items()) if there}
