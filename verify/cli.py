@@ -37,8 +37,11 @@ app = typer.Typer(
 )
 console = Console()
 
-_PLUGGED: tuple[str, ...] = ("verify.pace",
+_PLUGGED: tuple[str, ...] = (
+    "verify.pace",
+    "verify.exhaust",
     "verify.graph.command",
+    "verify.faults.command",
     "eval.command",
 )
 """Modules that add further commands."""
