@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -104,12 +105,13 @@ class Catalogue:
         known = {fault.id.upper(): fault for fault in self.faults}
         if name.upper() in known:
             return known[name.upper()]
-        near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.4)
-        near = [known[key].id for key in near] or list(known)[:3]
+        plain = {_plain(key): fault.id for key, fault in known.items()}
+        near = [plain[key] for key in difflib.get_close_matches(_plain(name.upper()), plain, n=3, cutoff=0.4)]
+        near = near or list(plain.values())[:3]
         raise UsageError(f"unknown fault {name!r}, did you mean {', '.join(near)}? (`fusecheck faults --list` has all)")
 
     def select(self, groups: Sequence[str] = (), ids: Sequence[str] = (), *, quick: bool = False) -> list[Fault]:
-        """The faults of some groups or ids; all when nothing is asked for; `quick` keeps the ranked thirty.
+        """The faults of some groups or ids; all when nothing is asked for; `quick` keeps one of each ranked kind.
 
         Raises:
             UsageError: an unknown group or id.
@@ -119,7 +121,9 @@ class Catalogue:
                 raise UsageError(f"unknown group {group!r}, expected one of: {', '.join(GROUPS)}")
         if ids:
             return [self.fault(name) for name in ids]
-        return [f for f in self.faults if (not groups or f.group in groups) and (f.rank or not quick)]
+        ranked = {fault.rank: fault.id for fault in reversed(self.faults) if fault.rank}
+        wanted = [fault for fault in self.faults if not groups or fault.group in groups]
+        return [fault for fault in wanted if not quick or ranked.get(fault.rank) == fault.id]
 
 
 @cache
@@ -225,6 +229,11 @@ def _lines(path: Path, key: str) -> list[int]:
     """The line on which each entry begins."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [number for number, line in enumerate(lines, start=1) if line.split("#")[0].strip() == f"[[{key}]]"]
+
+
+def _plain(name: str) -> str:
+    """An id without leading zeros."""
+    return re.sub(r"-0+", "-", name)
 
 
 def _unique(ids: Sequence[str], where: str) -> None:

@@ -179,7 +179,7 @@ class FaultRun:
             result.cases += 1
             self._weaken(fault)
             if self.hunter.judge(caught.case, caught.backend, timeout=PATIENCE).passed:
-                result.stages, result.message = [f"{known.id} passes"], known.does
+                result.stages, result.message = ["known fault passes"], f"{known.id} passes: {known.does}"
                 result.case = caught.case.problem.to_json()
                 return
 

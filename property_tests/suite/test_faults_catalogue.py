@@ -1,0 +1,127 @@
+"""The catalogue of faults: every entry has a source and a hook that it overrides, and a broken one is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from verify import backends
+from verify.errors import UsageError
+from verify.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
+
+ENTRY = """
+[[fault]]
+id = "XX-01"
+title = "a title"
+project = "somebody/something"
+links = ["https://example.org/1"]
+group = "arithmetic"
+does = "Something."
+hook = "Arithmetic.round_sum"
+patch = "verify.faults.sums:KeepsSumWide"
+visible = "any"
+stage = "residual"
+"""
+
+
+def test_the_catalogue_has_at_least_what_was_promised_in_every_group() -> None:
+    groups = Counter(fault.group for fault in catalogue().faults)
+    least = {"arithmetic": 25, "protocol": 16, "launcher": 9, "graph": 14}
+    assert {name: groups[name] for name in least if groups[name] < least[name]} == {}
+    assert groups["suite"] + groups["accuracy"] >= 8
+    assert len(catalogue().faults) >= 75
+
+
+def test_each_of_the_thirty_ranked_kinds_has_an_entry() -> None:
+    assert {fault.rank for fault in catalogue().select(quick=True)} == set(range(1, 31))
+    assert len(catalogue().select(quick=True)) == 30
+
+
+def test_every_entry_and_every_one_left_out_names_a_source_and_says_what_or_why() -> None:
+    for fault in catalogue().faults:
+        assert all(link.startswith("https://") for link in fault.links)
+        assert fault.does.endswith(".")
+    for entry in catalogue().left_out:
+        assert entry.links
+        assert entry.reason.endswith(".")
+
+
+def test_every_patch_on_a_kernel_or_a_pass_overrides_the_hook_that_the_entry_names() -> None:
+    checked = 0
+    for fault in catalogue().faults:
+        owner, _, method = fault.hook.partition(".")
+        if owner in HOOKS:
+            patch = resolve(fault.patch)
+            assert vars(patch)[method] is not getattr(resolve(f"{HOOKS[owner]}:{owner}"), method)
+            checked += 1
+    assert checked >= 64
+
+
+def test_no_test_and_no_part_of_the_normal_plan_knows_about_a_fault() -> None:
+    sources = [path for path in PATH.parent.rglob("*.py") if PATH not in path.parents and path.name != "faults.py"]
+    ids = {fault.id for fault in catalogue().faults if fault.subject == "kernel"}
+    assert len(sources) > 30
+    found = {path.name: name for path in sources for name in ids if name in path.read_text(encoding="utf-8")}
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", kernel_faults())
+def test_every_kernel_fault_loads_as_a_backend_that_declares_the_right_kernels_dataflow(name: str) -> None:
+    backend = backends.backend(f"verify.faults.backend:{name}")
+    assert backend.name == f"fault:{name}"
+    assert isinstance(backend, type(backends.backend("emulated")))
+
+
+def test_a_whole_entry_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue_mine.toml"
+    path.write_text(ENTRY)
+    assert [fault.id for fault in load(path).faults] == ["XX-01"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('links = ["https://example.org/1"]\n', "", "lacks links"),
+        ('["https://example.org/1"]', '["seen somewhere"]', "at least one https:// source"),
+        ('hook = "Arithmetic.round_sum"\n', "", "lacks hook"),
+        ("Arithmetic.round_sum", "Arithmetic.round_everything", "expected a method of Arithmetic"),
+        ("Arithmetic.round_sum", "Arithmetic.cast", "does not override its hook Arithmetic.cast"),
+        ("Arithmetic.round_sum", "Lamport.rotate", "expected a subclass of Lamport"),
+        ("KeepsSumWide", "Nothing", "cannot be loaded"),
+        ('"arithmetic"', '"arithmetics"', "expected one of: arithmetic"),
+        ('"arithmetic"', '"graph"', "expected a hook of a pass in the group graph"),
+        ('stage = "residual"', 'stage = "residual"\nseverity = 3', "unknown field 'severity'"),
+        ('stage = "residual"', 'stage = "residual"\ndataflow = "mine"', "dataflow='mine'"),
+    ],
+)
+def test_an_entry_without_source_or_hook_is_refused_with_its_line(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    path = tmp_path / "catalogue_mine.toml"
+    assert old in ENTRY
+    path.write_text("# a comment\n" + ENTRY.replace(old, new))
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert str(error.value).startswith("catalogue_mine.toml:3: fault XX-01")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_id_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue_mine.toml"
+    path.write_text(ENTRY + ENTRY)
+    with pytest.raises(UsageError, match="XX-01 is there twice"):
+        load(path)
+
+
+def test_an_unknown_id_is_answered_with_the_nearest_ones() -> None:
+    with pytest.raises(UsageError, match=r"unknown fault 'KA-1', did you mean KA-01, ") as error:
+        catalogue().select(ids=["KA-1"])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_group_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="unknown group 'kernel', expected one of: arithmetic, protocol"):
+        catalogue().select(groups=["kernel"])

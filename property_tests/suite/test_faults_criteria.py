@@ -1,0 +1,129 @@
+"""The field's pass criteria: all accept the reference itself, and each has the blind spots it is known for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from verify.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
+from verify.faults.criteria import CRITERIA, Criterion
+from verify.faults.peer_tests import MOST_ELEMENTS, PROFILES, inputs_of, operands
+from verify.float8 import encode_float32
+
+BY_NAME = {criterion.name: criterion for criterion in CRITERIA}
+SCALE = 0.0125
+Change = Callable[[Outputs], Outputs]
+
+
+def evidence(change: Change = lambda outputs: outputs) -> Evidence:
+    """Outputs of 64 x 256 elements as they should be, then changed."""
+    import torch
+
+    rng = np.random.default_rng(3)
+    norm = torch.from_numpy(rng.normal(size=(64, 256))).to(torch.bfloat16)
+    codes: Codes = encode_float32(norm.float() / SCALE, saturate=True, code_of_nan="nan").numpy()
+    right = Outputs(rng.normal(size=(64, 256)), norm.double().numpy(), codes)
+    got = change(Outputs(right.residual.copy(), right.norm.copy(), codes.copy()))  # type: ignore[union-attr]
+    return Evidence(got, right, SCALE, right.norm, codes, 8)
+
+
+def verdict(name: str, change: Change) -> bool:
+    return BY_NAME[name].rule(evidence(change))
+
+
+def all_nan(outputs: Outputs) -> Outputs:
+    nan = np.full_like(outputs.residual, np.nan)
+    return Outputs(nan, nan, np.full_like(outputs.codes, 0x7F))  # type: ignore[arg-type]
+
+
+def one_code_up(outputs: Outputs) -> Outputs:
+    assert outputs.codes is not None
+    normal = ((outputs.codes & 0x7F) < 0x7E) & ((outputs.codes & 0x7F) >= 8)
+    return replace(outputs, codes=(outputs.codes + normal).astype(np.uint8))
+
+
+def zero_codes(outputs: Outputs) -> Outputs:
+    return replace(outputs, codes=np.zeros_like(outputs.codes))  # type: ignore[arg-type]
+
+
+def no_residual(outputs: Outputs) -> Outputs:
+    return replace(outputs, residual=outputs.residual * 2 + 5)
+
+
+def one_in_128_flipped(outputs: Outputs) -> Outputs:
+    assert outputs.codes is not None
+    flipped = outputs.codes.copy()
+    flipped.reshape(-1)[::128] ^= 0x80
+    return replace(outputs, codes=flipped)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: str(c.name))
+def test_a_criterion_accepts_the_reference_itself_and_names_its_source(criterion: Criterion) -> None:
+    assert criterion.rule(evidence())
+    assert "/" in criterion.source
+    assert criterion.formula
+    assert not criterion.profile or criterion.profile in PROFILES
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: str(c.name))
+def test_a_criterion_rejects_something(criterion: Criterion) -> None:
+    def garbage(outputs: Outputs) -> Outputs:
+        codes = np.random.default_rng(1).integers(0, 0x7E, outputs.residual.shape).astype(np.uint8)
+        return Outputs(outputs.residual + 9, outputs.residual - 9, codes)
+
+    assert not criterion.rule(evidence(garbage))
+
+
+@pytest.mark.parametrize("name", ["TRT", "TE compare", "TE overlap"])
+def test_a_criterion_that_counts_what_is_far_passes_outputs_that_are_all_nan(name: str) -> None:
+    assert verdict(name, all_nan)
+
+
+@pytest.mark.parametrize("name", ["TRT", "FI fusion", "FI bench", "JAX", "torchao", "TE compare"])
+def test_every_normal_code_may_be_one_too_large_for_some(name: str) -> None:
+    # JAX's tolerance of ten per cent lies inside the widest step, 12.5 %: it sees those codes only.
+    assert verdict(name, one_code_up) == (name != "JAX")
+
+
+@pytest.mark.parametrize("name", ["FI fusion", "FI unified", "FI gemma", "vLLM fused"])
+def test_criteria_that_never_look_at_codes_pass_codes_that_are_all_zero(name: str) -> None:
+    assert verdict(name, zero_codes)
+
+
+@pytest.mark.parametrize("name", ["AITER", "FI norm", "vLLM CUDA", "KernelBench", "DeepGEMM", "FI group"])
+def test_criteria_that_never_look_at_the_residual_pass_a_wrong_one(name: str) -> None:
+    assert verdict(name, no_residual)
+
+
+def test_one_element_of_a_hundred_may_be_anything_for_tensorrt_llm() -> None:
+    assert verdict("TRT", one_in_128_flipped)
+    assert not verdict("vLLM CUDA", one_in_128_flipped)
+
+
+def test_the_units_in_the_last_place_are_those_of_the_format() -> None:
+    one = np.array([1.0, 1.0, np.nan])
+    other = np.array([1 + 2.0**-7, 1.0, 1.0])
+    assert ulps(one, other, 8).tolist() == [1.0, 0.0, np.inf]
+    assert ulps(one, other, 11)[0] == 8.0
+    assert decoded(np.array([0x38, 0x7E], np.uint8)).tolist() == [1.0, 448.0]
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: str(p.name))
+def test_the_peers_data_have_the_property_that_their_tests_give_them(profile: object) -> None:
+    from verify.faults.peer_tests import Profile
+
+    assert isinstance(profile, Profile)
+    size, tokens, hidden = profile.shapes()[-1]
+    assert tokens * hidden <= MOST_ELEMENTS
+    made = operands(profile, size, tokens, hidden, seed=1)
+    assert len(made.partials) == size
+    equal = all((made.partials[0] == other).all() for other in made.partials[1:])
+    assert equal == profile.same_on_ranks
+    assert bool((made.residual == made.partials[0]).all()) == (profile.residual == "partial")
+    assert bool((made.gamma == 1).all()) == (profile.gamma == "ones")
+    received = inputs_of(made, size - 1)
+    assert bool((received.partial == made.partials[-1]).all())
+    assert profile.scale is None or float(received.scale) == np.float32(profile.scale)
