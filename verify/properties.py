@@ -14,6 +14,9 @@ from verify.rounding import E4M3, Format, round_to, trailing_unit, ulp
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""
 
+FEW = 64
+"""Cells below which one kind of value that is drawn for a share of them may be missing."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,7 +64,7 @@ def unit_rms(sample: Sample) -> str | None:
     if not sample.enough:
         return None
     mean = float(sample.stream.square().mean())
-    return _expect(0.9 < mean < 1.1, f"mean square {mean:.3g}, expected about 1")
+    return _expect(0.85 < mean < 1.15, f"mean square {mean:.3g}, expected about 1")
 
 
 def small_rows(sample: Sample) -> str | None:
@@ -91,7 +94,7 @@ def code_ties(sample: Sample) -> str | None:
     """Some quotients lie exactly between two codes."""
     quotient = (sample.normed / sample.scale).abs()
     share = _share((quotient < LARGEST) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
-    least = 2.0 ** (3 - sample.format.precision)  # half of one in 2^(p - 4), the share on the native grid
+    least = 2.0 ** (1 - sample.format.precision)  # an eighth of one in 2^(p - 4), the share on the native grid
     return _expect(not sample.enough or share > least, f"{share:.2%} ties, expected more than {least:.2%}")
 
 
@@ -118,7 +121,9 @@ def subnormal_codes(sample: Sample) -> str | None:
 def has_outliers(sample: Sample) -> str | None:
     """The largest magnitude is far above the median."""
     ratio = float(sample.stream.abs().max() / sample.stream.abs().median().clamp(min=2.0**-40))
-    return _expect(not sample.enough or ratio > 20, f"largest over median {ratio:.3g}, expected more than 20")
+    # One channel in 128 is an outlier: in a narrow row there may be none.
+    enough = sample.enough and sample.stream.shape[-1] >= 2048
+    return _expect(not enough or ratio > 20, f"largest over median {ratio:.3g}, expected more than 20")
 
 
 def one_lane(sample: Sample) -> str | None:
@@ -136,7 +141,8 @@ def constant_rows(sample: Sample) -> str | None:
 def negative_zeros(sample: Sample) -> str | None:
     """There are negative zeros on every rank."""
     minus = (sample.partials == 0) & torch.signbit(sample.partials)
-    return _expect(bool(minus.flatten(1).any(1).all()), "a rank without a negative zero, expected some on all")
+    found = sample.residual.numel() < FEW or bool(minus.flatten(1).any(1).all())
+    return _expect(found, "a rank without a negative zero, expected some on all")
 
 
 def special(sample: Sample) -> str | None:
@@ -149,7 +155,8 @@ def subnormal_inputs(sample: Sample) -> str | None:
     """There are subnormals on every rank."""
     least = 2.0**sample.format.emin
     small = (sample.partials != 0) & (sample.partials.abs() < least)
-    return _expect(bool(small.flatten(1).any(1).all()), "a rank without a subnormal, expected some on all")
+    found = sample.residual.numel() < FEW or bool(small.flatten(1).any(1).all())
+    return _expect(found, "a rank without a subnormal, expected some on all")
 
 
 def overflows(sample: Sample) -> str | None:

@@ -5,6 +5,7 @@ Yours would call the kernel under test in `run`; this one gathers every rank's p
 sums and does the rest in torch, with the partial sums added up in float32.
 """
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -44,7 +45,7 @@ class ExampleKernel:
     def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
         partials = [torch.empty_like(inputs.partial) for _ in range(self.rank.world_size)]
         dist.all_gather(partials, inputs.partial, group=self.rank.group)
-        total = torch.stack(partials).float().cumsum(0)[-1].to(inputs.partial.dtype)
+        total = functools.reduce(torch.add, [partial.float() for partial in partials]).to(inputs.partial.dtype)
         residual = total + inputs.residual
         wide = residual.float()
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + inputs.eps)
