@@ -40,6 +40,7 @@ console = Console()
 _PLUGGED: tuple[str, ...] = (
     "verify.pace",
     "verify.exhaust",
+    "verify.latency.command",
     "verify.graph.command",
     "verify.faults.command",
     "eval.command",

@@ -1,0 +1,155 @@
+"""`fusecheck latency`: measure, compare, predict, propose a policy, draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from verify.errors import Inconclusive, UsageError
+from verify.latency import analysis
+from verify.latency.analysis import Site, Timing
+from verify.latency.plot import draw
+from verify.models import model as model_named
+from verify.ranks import Pool
+from verify.report import Verdict, make_run_dir, write_result
+from verify.report.result import write_aside
+
+WORKER = "verify.latency.worker:LatencyWorker"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("latency")(command)
+
+
+def measure(
+    backend: str, tp: int, tokens: Sequence[int], hidden: int, replays: int, *, graphs: bool
+) -> list[dict[str, Any]]:
+    """Time every path at every token count.
+
+    Raises:
+        Inconclusive: too few GPUs, or a rank failed.
+    """
+    from verify.latency.worker import slowest
+
+    if torch.cuda.device_count() < tp:
+        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} are needed: run it where there are")
+    timings = []
+    with Pool(WORKER, tp, device="cuda", preload=("verify.worker",)) as pool:
+        for rows in tokens:
+            replies = pool.call("measure", backend, rows, hidden, max(tokens), replays, graphs, timeout=120.0)
+            failure = next((reply.failure for reply in replies if reply.failure is not None), None)
+            if failure is not None:
+                raise Inconclusive(f"{rows} tokens: {failure.error}: {failure.message}")
+            for path, times in slowest([reply.value for reply in replies]).items():
+                timings.append(Timing(rows, path, tuple(times)).to_record())
+    return timings
+
+
+def command(
+    backend: Annotated[str, typer.Option(help="The fused kernel: a name of `fusecheck backends`.")] = "flashinfer",
+    tp: Annotated[int, typer.Option(help="World size.")] = 2,
+    model: Annotated[str, typer.Option(help="Whose hidden size and number of sites.")] = "llama-3.1-8b",
+    tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,2,4,8,16,64,128,256,512,1024,2048",
+    concurrency: Annotated[str, typer.Option(help="Sequences per decode step to predict for.")] = "1,2,16,256",
+    replays: Annotated[int, typer.Option(help="Timed repeats of each path, interleaved.")] = 30,
+    eager: Annotated[bool, typer.Option(help="Launch call by call instead of CUDA graphs of 20 calls.")] = False,  # noqa: FBT002
+    max_regression: Annotated[str | None, typer.Option(help="Fail where fused is slower by more, such as 2%.")] = None,
+    recorded: Annotated[Path | None, typer.Option("--from", help="Take the times of this result.json.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+) -> None:
+    """Where does fusing the quantiser pay, and where does it cost?
+
+    Writes result.json, policy.yaml (for `fusecheck graph`) and latency.svg into the run's directory.
+    """
+    shape = model_named(model)
+    allowed = _fraction(max_regression)
+    if recorded is not None:
+        timings = _read(recorded)
+    else:
+        timings = measure(backend, tp, _numbers(tokens), shape.hidden, replays, graphs=not eager)
+    found = analysis.sites(timings)
+    rows = analysis.prediction(found, shape, _numbers(concurrency))
+    slower = analysis.regressions(found, allowed) if allowed is not None else []
+    words = analysis.reading(rows)
+    verdict = Verdict.FAIL if slower else Verdict.PASS
+    directory = make_run_dir("latency", run_dir)
+    write_aside(directory / "policy.yaml", analysis.policy_yaml(found))
+    draw(timings, directory / "latency.svg", f"{model}, hidden {shape.hidden}, tp {tp}")
+    summary = {
+        "model": model,
+        "hidden": shape.hidden,
+        "tp": tp,
+        "mode": "eager" if eager else "CUDA graph of 20 calls",
+        "l2": "warm: every call reads and writes the same buffers",
+        "timings": timings,
+        "break_even_tokens": analysis.threshold(found),
+        "prediction": rows,
+        "reading": words,
+        "policy": analysis.policy(found),
+    }
+    write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
+    _show(found, timings, rows, [*words, *slower])
+    if verdict is not Verdict.PASS:
+        raise typer.Exit(verdict.exit_code)
+
+
+def _show(
+    found: Mapping[int, Site],
+    timings: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    lines: Sequence[str],
+) -> None:
+    console = Console(highlight=False)
+    paths = list(dict.fromkeys(t["path"] for t in timings))
+    table = Table("tokens", *paths, "gain of fusing", box=None, pad_edge=False)
+    for tokens, site in found.items():
+        here = {t["path"]: t for t in timings if t["tokens"] == tokens}
+        cells = [f"{here[p]['median_us']:.2f}" if p in here else "-" for p in paths]
+        table.add_row(str(tokens), *cells, f"{site.gain:+.2f}")
+    console.print("microseconds per call, median of the replays", table)
+    most = analysis.threshold(found)
+    console.print(f"break-even: {'fused is faster at every count' if most is None else f'up to {most} tokens'}")
+    for row in rows:
+        published = "" if row["published_ms"] is None else f", published {row['published_ms']:+.2f} ms"
+        console.print(
+            f"concurrency {row['concurrency']}: {row['predicted_ms']:+.3f} ms a step ({row['sites']} sites){published}",
+            soft_wrap=True,
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        timings = json.loads(path.read_text(encoding="utf-8"))["summary"]["timings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: no timings in it ({error}); expected the result.json of a latency run") from None
+    return list(timings)
+
+
+def _fraction(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--max-regression {text!r}, expected a share such as 2% or 0.02") from None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"{text!r}, expected whole numbers of at least 1 such as 1,2,16")
+    return numbers
