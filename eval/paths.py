@@ -70,7 +70,7 @@ class KernelPath:
         Returns:
             What the readers read, and the new residual [tokens, hidden].
         """
-        scale, op = shared_scale(readers), choose_op(readers)
+        scale, op = shared_scale(readers), self.choose_op(readers)
         if scale is None:
             scale = torch.ones(1, dtype=torch.float32, device=partial.device)
         inputs = RankInputs(partial.contiguous(), residual, norm.gamma, scale, norm.eps, 0.0)
@@ -81,6 +81,10 @@ class KernelPath:
         self.rows += partial.shape[0]
         value = readers[0].input_scale_value if op.returns_quant else None
         return Feed(out.norm, out.quant, value), out.residual
+
+    def choose_op(self, readers: Sequence[Linear]) -> FusionOp:
+        """Say what the kernel must return for these readers."""
+        return choose_op(readers)
 
     def read(self, feed: Feed, linear: Linear) -> Tensor:
         """Apply a reader to what its norm handed on."""

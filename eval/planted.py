@@ -1,0 +1,220 @@
+"""Bugs planted in the fused kernel of a whole model, and which tier of the gate catches each.
+
+`python -m eval.planted [--limit N] [--run-dir DIR]` runs the golden model once with the unfused ops and once with each
+of `PLANTED` and prints a table. Each is a backend: `eval.planted:row_in_32` and so on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from eval.arm import FUSED, ORACLE, UNFUSED
+from eval.compare import compare
+from eval.gate import Verdict
+from eval.linear import Linear
+from eval.outcome import Comparison, Options
+from eval.paths import Feed, KernelPath, choose_op
+from eval.run import run_arms
+from eval.samples import Run, read_run
+from verify.backends.emulated import EmulatedBackend
+from verify.backends.emulated_arithmetic import Arithmetic, Row
+from verify.interface import FusionOp, RankInputs, RankOutputs
+
+TASK = "golden_mmlu"
+
+
+class RowIn32(Arithmetic):
+    """Every 32nd row of a block is quantised with twice its scale, as if it had taken a neighbour's."""
+
+    def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
+        """Quantise all rows, then the wrong ones again."""
+        super().epilogue(total, residual, row, outputs)
+        if outputs.quant is not None:
+            wrong = outputs.quant[31::32]
+            wrong.copy_(wrong.float() / 2)
+
+
+class Eps(Arithmetic):
+    """The norm adds an eps of its own."""
+
+    value = 0.0
+
+    def epsilon(self, inputs: RankInputs) -> float:
+        """Ignore the caller's."""
+        del inputs
+        return self.value
+
+
+class Eps1e4(Eps):
+    """Ten times the golden model's eps."""
+
+    value = 1e-4
+
+
+class Eps1(Eps):
+    """An eps of the size of the mean square."""
+
+    value = 1.0
+
+
+class ScaleToPowerOfTwo(Arithmetic):
+    """The scale is rounded down to a power of two, while the reader multiplies by the true one; codes saturate."""
+
+    def prepare(self, inputs: RankInputs) -> Row:
+        """Round the scale first."""
+        return super().prepare(replace(inputs, scale=torch.exp2(torch.floor(torch.log2(inputs.scale)))))
+
+
+class SkipsNormRounding(Arithmetic):
+    """The quantiser reads the unrounded norm, though the dataflow declares the bf16 round trip."""
+
+    def quantiser_input(self, normed: Tensor, norm: Tensor | None, native: torch.dtype) -> Tensor:
+        """Hand the float32 values on."""
+        del norm, native
+        return normed
+
+
+class SumsInFp8(Arithmetic):
+    """The collective accumulates in E4M3, unscaled."""
+
+    def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
+        """Round the sum to E4M3 on its way."""
+        narrow = accumulator.float().clamp(-448, 448).to(torch.float8_e4m3fn)
+        return super().round_sum(narrow.to(accumulator.dtype), native)
+
+
+class FirstScalePath(KernelPath):
+    """The graph gives every reader of a norm the first one's codes, though a reader has another scale."""
+
+    def choose_op(self, readers: Sequence[Linear]) -> FusionOp:
+        """Never ask for the norm beside codes."""
+        op = choose_op(readers)
+        return op if op is FusionOp.RESIDUAL_RMS_NORM else FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+
+    def read(self, feed: Feed, linear: Linear) -> Tensor:
+        """Take the codes whatever their scale."""
+        return super().read(feed if feed.codes is None else replace(feed, scale=linear.input_scale_value), linear)
+
+
+class FirstScaleBackend(EmulatedBackend):
+    """A right kernel in a wrong graph."""
+
+    path = FirstScalePath
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One candidate: its title, how to make its backend, and whether it is right."""
+
+    title: str
+    make: Callable[[], EmulatedBackend]
+    right: bool = False
+
+
+def _with(arithmetic: type[Arithmetic]) -> Callable[[], EmulatedBackend]:
+    return lambda: EmulatedBackend(arithmetic=arithmetic)
+
+
+PLANTED: dict[str, Planted] = {
+    "correct": Planted("fused, correct", EmulatedBackend, right=True),
+    "correct_fp32": Planted("fused, correct, float32 sum", lambda: EmulatedBackend("flashinfer-fp32"), right=True),
+    "skips_rounding": Planted("missing bf16 round trip before the cast", _with(SkipsNormRounding)),
+    "row_in_32": Planted("1 row in 32 with another scale", _with(RowIn32)),
+    "eps_1e4": Planted("eps 1e-4 for 1e-5", _with(Eps1e4)),
+    "eps_1": Planted("eps 1 for 1e-5", _with(Eps1)),
+    "first_scale": Planted("first consumer's scale for all", FirstScaleBackend),
+    "scale_power_of_two": Planted("scale rounded down to a power of two", _with(ScaleToPowerOfTwo)),
+    "sums_in_fp8": Planted("collective accumulates in FP8", _with(SumsInFp8)),
+}
+
+
+def __getattr__(name: str) -> EmulatedBackend:
+    """The backend of this name."""
+    if name not in PLANTED:
+        raise AttributeError(name)
+    made = PLANTED[name].make()
+    made.name = f"planted:{name}"
+    return made
+
+
+def tier(outcome: Comparison) -> str:
+    """Say which tier failed the candidate, the cheapest first; `none` where all passed."""
+    if outcome.verdict is Verdict.INVALID:
+        return "validity"
+    failed = []
+    if outcome.oracle is not None and outcome.oracle.verdict is Verdict.FAIL:
+        failed.append("log-probabilities")
+    if any(task.judgement.verdict is Verdict.FAIL for task in outcome.tasks):
+        failed.append("accuracy")
+    return " and ".join(failed) or "none"
+
+
+def run_planted(
+    names: Sequence[str], limit: int | None, folder: Path, tell: Callable[[str], None]
+) -> dict[str, Comparison]:
+    """Run the unfused arm and the oracle once, and the fused arm once per candidate; judge each.
+
+    Raises:
+        UsageError: a broken model or limit.
+        ArmError: the ranks failed.
+    """
+
+    def arms(wanted: Sequence[str], backend: str, out: Path) -> dict[str, Run]:
+        done = run_arms(None, tp=2, backend=backend, tasks=[TASK], data_dir=None, limit=limit, arms=wanted, run_dir=out)
+        return {arm.name: read_run(arm.folder) for arm in done}
+
+    tell("oracle and unfused")
+    base = arms([ORACLE, UNFUSED], "unfused", folder / "base")
+    outcomes = {}
+    for name in names:
+        tell(PLANTED[name].title)
+        candidate = arms([FUSED], f"eval.planted:{name}", folder / name)[FUSED]
+        outcomes[name] = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
+    return outcomes
+
+
+def table(outcomes: dict[str, Comparison]) -> Table:
+    """One row a candidate: accuracy, change, flips, the oracle rule, verdict, tier."""
+    found = Table(title=f"Planted bugs in the golden model, {TASK}, tp 2")
+    for column in ("candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "verdict", "caught by"):
+        found.add_column(column, justify="left" if column in ("candidate", "verdict", "caught by") else "right")
+    for name, outcome in outcomes.items():
+        flips = outcome.tasks[0].judgement.flips
+        oracle = outcome.oracle
+        found.add_row(
+            PLANTED[name].title,
+            f"{flips.candidate_right / flips.n:.4f}",
+            f"{100 * flips.delta:+.2f}",
+            f"{flips.lost}/{flips.gained}",
+            "" if oracle is None else f"{oracle.ratio:.2f}",
+            "" if oracle is None else f"{oracle.p:.1g}",
+            outcome.verdict.value,
+            tier(outcome),
+        )
+    return found
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(PLANTED), help=f"some of {', '.join(PLANTED)}")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--run-dir", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.run_dir or Path(scratch)
+        outcomes = run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True))
+    Console(width=150).print(table(outcomes))
+
+
+if __name__ == "__main__":
+    main()
