@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from verify.graph.plan import SCALES, GraphPlan, ReaderPlan, SitePlan
+from verify.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, SitePlan, View
 from verify.graph.random_graphs import BAD_SCALES, MAX_READERS, MAX_SITES, OBSTACLES, OTHERS, STRATEGIES
 
-VIEWS = ("none", "flat", "unsqueeze", "chain", "halves")
-FP8_KINDS = ("fp8", "quantize", "dead")
+VIEWS: tuple[View, ...] = ("none", "flat", "unsqueeze", "chain", "halves")
+FP8_KINDS: tuple[ReaderKind, ...] = ("fp8", "quantize", "dead")
 SMALL_HIDDEN = (16, 32, 64, 80)
 
 
@@ -27,7 +27,7 @@ def readers(draw: DrawFn) -> tuple[ReaderPlan, ...]:
     bad = draw(rare(st.sampled_from(BAD_SCALES), "static"), label="first scale kind")
     found = []
     for number in range(draw(st.integers(1, MAX_READERS), label="readers")):
-        kind = draw(rare(st.sampled_from(OTHERS), "") | st.sampled_from(FP8_KINDS), label="kind") or "fp8"
+        kind: ReaderKind = draw(rare(st.sampled_from(OTHERS), "fp8") | st.sampled_from(FP8_KINDS), label="kind")
         view = draw(st.sampled_from(VIEWS), label="view")
         if kind in OTHERS:
             found.append(ReaderPlan(kind=kind, view=view))

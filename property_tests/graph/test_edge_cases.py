@@ -32,16 +32,25 @@ def test_rows_have_distinct_names_and_cover_every_rule() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
     rules = {name.split("-")[0] for name in names}
-    assert rules == {*(f"F{n}" for n in range(1, 16)), *(f"D{n}" for n in range(1, 9)), *(f"N{n}" for n in range(1, 17))}
+    assert rules == {
+        *(f"F{n}" for n in range(1, 16)),
+        *(f"D{n}" for n in range(1, 9)),
+        *(f"N{n}" for n in range(1, 17)),
+    }
 
 
 def test_predictions_agree_with_the_rule_that_a_row_is_named_for() -> None:
     quant, norm = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, FusionOp.RESIDUAL_RMS_NORM
-    wanted = {"F": {quant, FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8}, "N1": {None}, "N2": {None}, "N3": {None}}
+    wanted: dict[str, set[FusionOp | None]] = {
+        "F": {quant, FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8},
+        "N1": {None},
+        "N2": {None},
+        "N3": {None},
+    }
     wanted |= {"N4": {None}, "N5": {None}, "N6": {None}, "N7": {norm}, "N8": {norm}, "N13": {None}, "N14": {norm}}
     for row in MULTI_RANK:
         rule = row.name.split("-")[0]
-        allowed = wanted.get(rule, wanted["F"] if rule.startswith("F") else None)
+        allowed = wanted["F"] if rule.startswith("F") else wanted.get(rule)
         if allowed is not None:
             assert expectation(row.plan, 0, 2).fused in allowed, row.name
 

@@ -10,8 +10,12 @@ from verify.graph.random_graphs import random_plan
 from verify.graph.run import GraphCase, GraphChecker
 from verify.interface import FusionOp
 
+GRAPHS_PER_EXAMPLE = 6.25
+"""Graphs are cheap beside kernel cases: profile `ci` checks 500 of them."""
+GRAPHS = min(2000, round(settings().max_examples * GRAPHS_PER_EXAMPLE))
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+@settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plan=plans())
 def test_sites_become_what_their_features_predict(checker: GraphChecker, plan: GraphPlan) -> None:
     result = checker.check(GraphCase("drawn", plan))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from verify.graph.plan import SCALES, GraphPlan, ReaderPlan, SitePlan
+from verify.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, ScaleKind, SitePlan
 
 OBSTACLES: tuple[dict[str, Any], ...] = (
     {"collective": "grouped"},
@@ -34,8 +34,8 @@ OBSTACLES: tuple[dict[str, Any], ...] = (
     {"norm_meta": False},
 )
 """What forbids the first fusion, as features of a site."""
-BAD_SCALES = ("vector", "bf16", "dynamic", "zero", "negative", "nan", "infinite", "per_rank")
-OTHERS = ("bf16", "router", "nvfp4", "capture", "weight", "e5m2")
+BAD_SCALES: tuple[ScaleKind, ...] = ("vector", "bf16", "dynamic", "zero", "negative", "nan", "infinite", "per_rank")
+OTHERS: tuple[ReaderKind, ...] = ("bf16", "router", "nvfp4", "capture", "weight", "e5m2")
 STRATEGIES = ("AUTO", "ONESHOT", "TWOSHOT", "NCCL")
 MAX_SITES, MAX_READERS = 3, 3
 
@@ -79,7 +79,7 @@ def _readers(draw: random.Random) -> tuple[ReaderPlan, ...]:
     found = []
     for number in range(draw.randint(1, MAX_READERS)):
         if draw.random() < 0.3:
-            found.append(ReaderPlan(kind=draw.choice(OTHERS), view=_view(draw)))  # type: ignore[arg-type]
+            found.append(ReaderPlan(kind=draw.choice(OTHERS), view=_view(draw)))
             continue
         kind = draw.choice(("fp8", "fp8", "fp8", "quantize", "dead"))
         other = draw.random() < 0.12
@@ -87,7 +87,7 @@ def _readers(draw: random.Random) -> tuple[ReaderPlan, ...]:
             ReaderPlan(
                 kind=kind,  # type: ignore[arg-type]
                 scale=draw.randrange(len(SCALES)) if other else common,
-                scale_kind=bad if number == 0 else "static",  # type: ignore[arg-type]
+                scale_kind=bad if number == 0 else "static",
                 bias=draw.random() < 0.3,
                 keywords=kind == "fp8" and draw.random() < 0.4,
                 packet=kind == "fp8" and draw.random() < 0.2,

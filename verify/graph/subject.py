@@ -50,7 +50,7 @@ def load_pass(name: str) -> Callable[..., Any]:
 def apply_pass(
     function: Callable[..., Any], gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
 ) -> GraphModule:
-    """Call a pass with the graph, with what the ranks share if it takes two arguments, and with `dialect=` if it has it.
+    """Call a pass with the graph, with what the ranks share if it takes two arguments, and with `dialect=` if it can.
 
     It may rewrite in place and return None or a count, or return a graph, alone or first in a tuple.
 

@@ -1,0 +1,123 @@
+"""Passes that are wrong, or no passes at all: each is reported, by a named check, and nothing hangs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from verify.errors import UsageError
+from verify.graph.faults import GRAPH_FAULTS, GraphFault
+from verify.graph.findings import Check
+from verify.graph.plan import GraphPlan, SitePlan
+from verify.graph.rows import ROWS
+from verify.graph.run import GraphCase, GraphChecker, Status, Subject, systemic
+from verify.graph.subject import load_pass
+
+HERE = "property_tests.graph"
+PLAIN = GraphCase("plain", GraphPlan(sites=(SitePlan(), SitePlan())))
+BY_NAME = {row.name: row for row in ROWS}
+PROBES = (
+    *("F1", "F2", "F4", "F6-reshape", "F6-halves", "F7", "F10-flashinfer", "F14", "D1", "D4", "D7"),
+    *("N1", "N2-alpha", "N2-none", "N3", "N3-dtype", "N5", "N5-float32", "N5-single", "N6"),
+    *("N7-vector", "N8-zero", "N14"),
+)
+"""Edge cases that together have every feature once."""
+
+
+def probe(name: str) -> GraphCase:
+    """An edge case by name."""
+    return GraphCase(name, BY_NAME[name].plan, BY_NAME[name].title)
+
+
+@pytest.mark.parametrize("fault", GRAPH_FAULTS, ids=[fault.id for fault in GRAPH_FAULTS])
+def test_a_faulty_pass_is_reported_by_a_named_check(quick_checker: GraphChecker, fault: GraphFault) -> None:
+    checker = quick_checker.for_subject(fault.subject)
+    results = (checker.check(probe(name)) for name in PROBES)
+    caught = next((result for result in results if not result.ok), None)
+    assert caught is not None, f"{fault.id} survived: {fault.title}"
+    assert {finding.check for finding in caught.findings} <= set(Check)
+    # The mistake must show in what the pass makes, not in that it falls over.
+    assert all(finding.check is not Check.RUNS for finding in caught.findings), caught.findings
+
+
+def test_the_original_transform_misses_and_breaks_what_its_description_predicts(quick_checker: GraphChecker) -> None:
+    checker = quick_checker.for_subject(Subject(f"{HERE}.original:fuse"))
+    names = (
+        "F1",
+        "F2",
+        "F3",
+        "F4",
+        "F5",
+        "F6",
+        "F8",
+        "F9",
+        "F9-packet",
+        "F12",
+        "F14",
+        "D1",
+        "D2",
+        "D3",
+        "D4",
+        "N7-bf16",
+        "N8-zero",
+        "N14",
+    )
+    results = {name: checker.check(probe(name)) for name in names}
+    common = systemic(list(results.values()))
+    assert set(common) == {Check.META}
+    status = {name: result.status(frozenset(common)) for name, result in results.items()}
+    missed = {name for name in names if status[name] is Status.MISSED}
+    broken = {name for name in names if status[name] is Status.BROKEN}
+    left = {name for name in names if status[name] is Status.LEFT}
+    assert missed == {"F3", "F4", "F6", "F9", "F9-packet"}
+    assert broken == {"F8", "F14", "N7-bf16", "N8-zero", "N14"}
+    assert left == {"D1", "D2"}
+    assert [finding.check for finding in results["F8"].findings] == [Check.LINT]
+    assert "used before it has been defined" in results["F8"].findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "message"),
+    [
+        ("raises", Check.RUNS, "the pass raised KeyError: 'no such node'"),
+        ("returns_text", Check.RUNS, "the pass returned a str, expected a GraphModule or None"),
+        ("does_not_lint", Check.LINT, "the rewritten graph is not sound"),
+        ("on_one_rank", Check.RANKS, "rank 0 has"),
+    ],
+)
+def test_what_is_no_pass_is_reported(quick_checker: GraphChecker, name: str, check: Check, message: str) -> None:
+    result = quick_checker.for_subject(Subject(f"{HERE}.subjects:{name}")).check(PLAIN)
+    assert {finding.check for finding in result.findings} == {check}
+    assert any(message in finding.message for finding in result.findings)
+    assert result.status() is Status.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("asks_on_one_rank", "hang"), ("dies_on_one_rank", "exited with status 7")]
+)
+def test_a_rank_that_hangs_or_dies_is_reported_and_the_next_graph_is_checked(name: str, message: str) -> None:
+    with GraphChecker(Subject(f"{HERE}.subjects:{name}"), 2, tokens=(), export=False, timeout=6.0) as checker:
+        started = time.monotonic()
+        result = checker.check(PLAIN)
+        assert time.monotonic() - started < 60
+        # A rank whose question was answered by another one's says that the ranks differ, and is right too.
+        assert Check.RUNS in {finding.check for finding in result.findings}
+        assert any(message in finding.message for finding in result.findings), result.findings
+        own = checker.for_subject(Subject())
+        own.timeout = 60.0
+        assert own.check(PLAIN).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "expected package.module:function"),
+        ("no_such_module:fuse", "importing no_such_module raised ModuleNotFoundError"),
+        (f"{HERE}.subjects:absent", "has no attribute 'absent'"),
+        (f"{HERE}.subjects:NOT_A_FUNCTION", "is a int, expected a function of a GraphModule"),
+    ],
+)
+def test_a_name_that_is_no_pass_is_wrong_usage(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_pass(name)
