@@ -194,7 +194,7 @@ def judge(flips: Flips, margin: float, *, tasks: int = 1, chance: float = 0.0, s
     verdict, reason, needed = Verdict.INCONCLUSIVE, "", None
     baseline = wilson_interval(flips.baseline_right, flips.n)
     if interval.low <= -margin and interval.high < 0:
-        verdict, reason = Verdict.FAIL, "worse, and by the margin or more as far as this run can tell"
+        verdict, reason = Verdict.FAIL, "worse, and a drop of the margin or more is not excluded"
     elif baseline.low <= chance:
         reason = f"the baseline is not above chance ({chance:.0%}), so that its accuracy says nothing"
     elif interval.low > -margin:

@@ -273,4 +273,5 @@ def _breakdowns(outcome: Comparison) -> Iterator[Block]:
 def _arms(outcome: Comparison) -> Block:
     names = list(dict.fromkeys(key for facts in outcome.facts.values() for key in facts))
     rows = [[name, *(facts.get(name, "") for facts in outcome.facts.values())] for name in names]
+    rows = [row for row in rows if any(row[1:])]
     return Block("Runs", ("", *outcome.facts), rows)

@@ -13,7 +13,7 @@ from eval.flips import FlippedQuestion
 from eval.outcome import Comparison, TaskResult
 from eval.report_blocks import Block, around, blocks, headline, oracle_line, points, shorten, task_line, visible
 
-_WIDTH, _ROW = 640, 34
+_WIDTH, _ROW = 640, 40
 
 
 def to_html(outcome: Comparison) -> str:
@@ -61,11 +61,11 @@ def _interval_figure(tasks: Sequence[TaskResult]) -> str:
     def x(value: float) -> float:
         return 120 + (value - low) / (high - low) * (_WIDTH - 140)
 
-    height = _ROW * len(tasks) + 30
+    height = _ROW * len(tasks) + 34
     zero = f'<line x1="{x(0):.1f}" y1="4" x2="{x(0):.1f}" y2="{height - 22}" stroke="currentColor" opacity="0.4"/>'
     marks = [zero, f'<text x="{x(0):.1f}" y="{height - 8}" text-anchor="middle">no change</text>']
     for index, task in enumerate(tasks):
-        j, y = task.judgement, _ROW * index + 20
+        j, y = task.judgement, _ROW * index + 30
         name, estimate, margin = _text(shorten(task.endpoint.name, 16)), x(j.flips.delta), x(-j.margin)
         marks += [
             f'<text x="4" y="{y + 4}">{name}</text>',
