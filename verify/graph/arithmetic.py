@@ -84,13 +84,20 @@ def linear_fp8(
         weight_scale: one element, float32.
         dtype: of the result, [..., out].
     """
-    if codes.is_cuda and torch.cuda.get_device_capability(codes.device) >= (8, 9):
+    if input_scale.numel() == 1 and _has_scaled_mm(codes, weight):
         return _linear_scaled_mm(codes, weight, bias, input_scale, weight_scale, dtype)
     wide, step = codes.to(torch.float64), input_scale.to(torch.float64)
     if step.numel() > 1:
         wide, step = wide * step, torch.ones_like(step[0])
     scaled = (wide @ weight.to(torch.float64).T) * (step.reshape(()) * weight_scale.to(torch.float64).reshape(()))
     return (scaled if bias is None else scaled + bias.to(torch.float64)).to(dtype)
+
+
+def _has_scaled_mm(codes: Tensor, weight: Tensor) -> bool:
+    """Whether the device has an FP8 matrix product that takes these sizes."""
+    if not codes.is_cuda or torch.cuda.get_device_capability(codes.device) < (8, 9):
+        return False
+    return weight.is_contiguous() and weight.dtype is codes.dtype and all(size % 16 == 0 for size in weight.shape)
 
 
 def _linear_scaled_mm(

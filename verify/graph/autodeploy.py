@@ -62,7 +62,9 @@ def status() -> str:
     """What this installation allows, in one line."""
     if not installed():
         return f"TensorRT-LLM AutoDeploy: {PACKAGE} is not installed, its own transforms were not checked ({NOT_RUN})"
-    return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; --pass autodeploy:{QUANT_PASS} checks its transform"
+    return (
+        f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; --pass verify.graph.autodeploy:{QUANT_PASS} checks its own"
+    )
 
 
 def find_operator(name: str) -> Operator | None:

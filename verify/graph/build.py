@@ -47,9 +47,14 @@ def site_of(gamma: str) -> int | None:
     return int(head[4:]) if rest.startswith("gamma") and head.startswith("site") else None
 
 
-def build(plan: GraphPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK) -> BuiltGraph:
+CPU = torch.device("cpu")
+
+
+def build(
+    plan: GraphPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
+) -> BuiltGraph:
     """Build a rank's graph; deterministic, so that every rank makes its own."""
-    canvas = Canvas(plan, rank, world_size, dialect)
+    canvas = Canvas(plan, rank, world_size, dialect, device)
     partial, stream = canvas.input("partial", per_rank=True), canvas.input("residual")
     for index, site in enumerate(canvas.plan.sites):
         partial, stream = _SiteComposer(canvas, index, site).compose(partial, stream)

@@ -21,12 +21,13 @@ class GraphBuilder:
         seed: of weights and inputs.
         rank: this rank; tensors that differ per rank are drawn with it.
         token_dimension: of the inputs, open in the graph; None for a graph of one size.
+        device: where attributes and inputs live.
     """
 
-    def __init__(self, seed: int, rank: int, token_dimension: int | None) -> None:
+    def __init__(self, seed: int, rank: int, token_dimension: int | None, device: torch.device) -> None:
         self.graph = Graph()
         self.root = nn.Module()
-        self.seed, self.rank, self.token_dimension = seed, rank, token_dimension
+        self.seed, self.rank, self.token_dimension, self.device = seed, rank, token_dimension, device
         self.mode = FakeTensorMode(shape_env=ShapeEnv())
         self.inputs: list[tuple[str, bool]] = []
 
@@ -48,7 +49,7 @@ class GraphBuilder:
                 owner.add_module(part, nn.Module())
             owner = getattr(owner, part)
         if not hasattr(owner, leaf):
-            owner.register_buffer(leaf, tensor)
+            owner.register_buffer(leaf, tensor.to(self.device))
         node = self.graph.create_node("get_attr", name)
         node.meta["val"] = self.mode.from_tensor(getattr(owner, leaf), static_shapes=True)
         return node
@@ -57,6 +58,7 @@ class GraphBuilder:
         """Take an input; all inputs have the shape of `example` and its open token dimension."""
         others = (node for node in self.graph.nodes if node.op != "placeholder")
         node = self.graph.placeholder(name)
+        example = example.to(self.device)
         if (first := next(others, node)) is not node:
             first.prepend(node)
         if self.token_dimension is None:

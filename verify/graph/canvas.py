@@ -21,13 +21,14 @@ class Canvas:
         rank: this rank.
         world_size: of the group.
         dialect: of the operators.
+        device: of the tensors.
     """
 
-    def __init__(self, plan: GraphPlan, rank: int, world_size: int, dialect: Dialect) -> None:
+    def __init__(self, plan: GraphPlan, rank: int, world_size: int, dialect: Dialect, device: torch.device) -> None:
         self.plan, self.rank, self.world_size, self.dialect = plan, rank, world_size, dialect
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
         dimension = int(plan.batched)
-        self.builder = GraphBuilder(plan.seed, rank, dimension if plan.dynamic else None)
+        self.builder = GraphBuilder(plan.seed, rank, dimension if plan.dynamic else None, device)
         self.outputs: list[Node] = []
         self.without_meta: list[Node] = []
         self.replicated: list[int] = []
@@ -43,7 +44,7 @@ class Canvas:
             self.builder.normal(f"{name}@{tokens}", *self.shape(tokens), per_rank=per_rank)
             for name, per_rank in self.builder.inputs
         ]
-        return tuple((tensor * self.plan.magnitude).to(self.dtype) for tensor in drawn)
+        return tuple((tensor * self.plan.magnitude).to(self.builder.device, self.dtype) for tensor in drawn)
 
     def input(self, name: str, *, per_rank: bool = False) -> Node:
         """A graph input like the activations."""

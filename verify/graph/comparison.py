@@ -131,7 +131,7 @@ class Comparison:
                 self._add(GraphFinding(check, what))
 
     def _replicated(self, outputs: tuple[Tensor, ...], label: str) -> None:
-        digests = {index: zlib.crc32(bits(outputs[index]).numpy().tobytes()) for index in self.built.replicated}
+        digests = {index: zlib.crc32(bits(outputs[index]).cpu().numpy().tobytes()) for index in self.built.replicated}
         everyone = [json.loads(text) for text in self.context.gather_text(json.dumps(digests))]
         for index in digests:
             if len({each[str(index)] for each in everyone}) > 1:

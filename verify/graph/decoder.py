@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from verify.graph.build import BuiltGraph
+from verify.graph.build import CPU, BuiltGraph
 from verify.graph.builder import GraphBuilder
 from verify.graph.dialect import FUSECHECK, Dialect
 from verify.graph.model_plan import ModelPlan
@@ -26,19 +26,21 @@ EPS = 1e-5
 INPUT_SCALE = 4 / 448
 
 
-def build_decoder(plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK) -> BuiltGraph:
+def build_decoder(
+    plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
+) -> BuiltGraph:
     """One rank's graph; the inputs are `h`, the embedded tokens, [tokens, hidden], equal on all ranks."""
-    return _Decoder(plan, rank, world_size, dialect).build()
+    return _Decoder(plan, rank, world_size, dialect, device).build()
 
 
 class _Decoder:
     """Writes the layers; `stream` is the residual, `partial` this rank's addend of the next sum."""
 
-    def __init__(self, plan: ModelPlan, rank: int, world_size: int, dialect: Dialect) -> None:
+    def __init__(self, plan: ModelPlan, rank: int, world_size: int, dialect: Dialect, device: torch.device) -> None:
         self.plan, self.world_size, self.dialect = plan, world_size, dialect
         self.hidden, self.intermediate = plan.hidden, 2 * plan.hidden
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.builder = GraphBuilder(plan.seed, rank, 0 if plan.dynamic else None)
+        self.builder = GraphBuilder(plan.seed, rank, 0 if plan.dynamic else None, device)
         self.call = self.builder.call
         self.sites = 0
 
@@ -64,7 +66,8 @@ class _Decoder:
 
     def example(self, tokens: int) -> tuple[Tensor, ...]:
         """Inputs for a token count."""
-        return ((self.builder.normal(f"h@{tokens}", tokens, self.hidden) * self.plan.magnitude).to(self.dtype),)
+        drawn = self.builder.normal(f"h@{tokens}", tokens, self.hidden) * self.plan.magnitude
+        return (drawn.to(self.builder.device, self.dtype),)
 
     def reduce_add(self, partial: Node, stream: Node, *, residual_first: bool) -> Node:
         """The sum over ranks and the residual, in either order of the add."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.errors import UsageError
-from verify.graph.build import BuiltGraph
+from verify.graph.build import CPU, BuiltGraph
 from verify.graph.decoder import build_decoder
 from verify.graph.dialect import FUSECHECK, Dialect
 from verify.graph.model_plan import DECODER, ModelPlan
@@ -30,7 +30,9 @@ ROW = ("o_proj", "down_proj")
 CONFIGS = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
 
 
-def build_model(plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK) -> BuiltGraph:
+def build_model(
+    plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
+) -> BuiltGraph:
     """One rank's graph of a model; deterministic, so that every rank makes its own.
 
     Raises:
@@ -39,10 +41,11 @@ def build_model(plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = 
     if 4 % world_size:
         raise UsageError(f"tp {world_size} does not divide the 4 key/value heads, expected 1, 2 or 4")
     if plan.model == DECODER:
-        return build_decoder(plan, rank, world_size, dialect)
+        return build_decoder(plan, rank, world_size, dialect, device)
     model = _tiny(plan)
     _quantize_and_shard(model, _calibrate(model, plan), plan, rank, world_size, dialect)
-    example = (_token_ids(plan, plan.tokens),)
+    model.to(device)
+    example = (_token_ids(plan, plan.tokens).to(device),)
     dimension = torch.export.Dim("tokens", min=2, max=LONGEST)
     shapes = ({1: dimension},) if plan.dynamic else None
     with torch.no_grad():
@@ -50,7 +53,7 @@ def build_model(plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = 
     module = exported.module(check_guards=False)
 
     def inputs(tokens: int) -> tuple[Tensor, ...]:
-        return (_token_ids(plan, tokens),)
+        return (_token_ids(plan, tokens).to(device),)
 
     return BuiltGraph(module, inputs, (0,), 1 if plan.dynamic else None, LONGEST)
 

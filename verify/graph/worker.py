@@ -122,13 +122,13 @@ class _Case:
         if is_model(self.job.source):
             plan = ModelPlan.from_json(self.job.source)
             self._own_tokens = plan.tokens
-            return build_model(plan, self.rank.index, self.rank.world_size, self.dialect)
+            return build_model(plan, self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
         if is_file(self.job.source):
             self._own_tokens = 0
             return load_file(FilePlan.from_json(self.job.source), self.rank.index)
         graph = GraphPlan.from_json(self.job.source)
         self._own_tokens = graph.tokens
-        return build(graph, self.rank.index, self.rank.world_size, self.dialect)
+        return build(graph, self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
 
     def _rewrite(self, built: BuiltGraph) -> Graphs | None:
         """Run the passes; None where a rank has no sound graph, or the ranks' graphs differ."""
