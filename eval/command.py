@@ -26,7 +26,7 @@ from eval.options import (
 from eval.outcome import Options
 from eval.report_text import print_block
 from eval.samples import read_run
-from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms
+from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms, require_lm_eval
 from verify.errors import UsageError
 from verify.report import make_run_dir, write_result
 
@@ -133,6 +133,7 @@ def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies
 def _run_sequentially(
     arguments: RunArguments, settings: GateSettings, folder: Path, copies: Copies, *, block: int, seed: int
 ) -> int:
+    require_lm_eval()
     from eval.engine import ArmError
     from eval.session_sequential import judge_sequentially, overall
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from eval.report_files import findings, summary, to_json, to_junit
 from eval.report_html import to_html
 from eval.report_text import print_comparison, to_markdown
 from eval.samples import read_run
+from verify.errors import UsageError
 from verify.report import write_result
 from verify.report.result import write_aside
 
@@ -47,6 +49,17 @@ class Copies:
     markdown: Path | None = None
 
 
+def require_lm_eval() -> None:
+    """Check that what runs the arms is installed; `compare` needs none of it.
+
+    Raises:
+        UsageError: a package is missing.
+    """
+    for name in ("lm_eval", "tokenizers", "safetensors"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"running the arms needs {name}, which is not installed; pip install 'fusecheck[eval]'")
+
+
 def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick: bool, tell: Tell) -> Comparison:
     """Run the arms into `folder` and judge them: oracle, unfused, fused and, unless `quick`, unfused again.
 
@@ -56,6 +69,7 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         UsageError: a broken checkpoint, task, data folder or argument.
         ArmError: the ranks failed in the middle of an arm.
     """
+    require_lm_eval()
     from eval.run import run_arms
 
     if options.same_kernel:
@@ -89,6 +103,10 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     and accuracy.html (the section for the report).
     """
     print_comparison(outcome, console, full=full)
+    # A pair that is not one could not be judged; the exit code says that the input is at fault.
+    verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
+    write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
+    # This JUnit knows more than the one that every run gets.
     junit, markdown = to_junit(outcome), to_markdown(outcome)
     write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
     write_aside(folder / "accuracy.html", to_html(outcome) + "\n")
@@ -100,9 +118,6 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     ):
         if path is not None:
             write_aside(path, text)
-    # A pair that is not one could not be judged; the exit code says that the input is at fault.
-    verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
-    write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
     console.print(Text(f"written to {folder}"), soft_wrap=True)
     return outcome.verdict.exit_code
 

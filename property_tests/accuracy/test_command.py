@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -111,6 +112,32 @@ def test_wrong_usage_is_said_in_one_line(runs: Path, tmp_path: Path, arguments: 
     assert isinstance(result.exception, UsageError)
     assert re.search(message, str(result.exception))
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize("mode", [(), ("--sequential",), ("--aa",)])
+def test_running_without_lm_eval_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = call([*mode, "--run-dir", tmp_path])
+    assert isinstance(result.exception, UsageError)
+    assert "pip install 'fusecheck[eval]'" in str(result.exception)
+
+
+def test_a_dead_arm_is_a_failure_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
+    from eval.engine import ArmError
+
+    def die(*_: object, **__: object) -> None:
+        raise ArmError("rank 1 of the fused arm hung for 60 s")
+
+    monkeypatch.setattr("eval.run.run_arms", die)
+    result = call(["--run-dir", tmp_path])
+    assert result.exit_code == 1
+    assert "FAIL  an arm died before its last answer: rank 1 of the fused arm hung" in result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["verdict"] == "fail"
+    assert record["findings"][0]["stage"] == "alive"
 
 
 def test_one_mode_at_a_time() -> None:
