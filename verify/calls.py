@@ -109,7 +109,7 @@ def blocks(rows: range, hidden: int, device: torch.device) -> list[range]:
 
 def limits_of(problem: Problem, given: list[int] | None) -> Limits:
     """The workspace that a case needs: the largest call of its schedule, and [max_tokens, hidden] if given."""
-    calls = [step for _, step in problem.calls()]
+    calls = [step for _, step in problem.calls()] if problem.schedule else [problem]
     tokens, hidden = max(c.tokens for c in calls), max(c.hidden for c in calls)
     if given is not None:
         tokens, hidden = max(tokens, given[0]), max(hidden, given[1])

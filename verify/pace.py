@@ -72,23 +72,24 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
     """Judge batches for so long; while the ranks work on one, the replies of the one before are read."""
     pace = Pace()
 
-    def submit() -> list[dict[str, Any]]:
-        cases = [request(problem, backend) for problem in itertools.islice(mix, batch)]
-        pool.submit(method, cases, timeout=120.0)
-        return cases
+    def more() -> list[dict[str, Any]]:
+        return [request(problem, backend) for problem in itertools.islice(mix, batch)]
 
     def replies() -> list[Any]:
         while (got := pool.poll()) is None:
             time.sleep(0.0001)
         return got
 
+    cases, following = more(), more() if seconds else []
     began = time.perf_counter()
-    cases = submit()
+    pool.submit(method, cases, timeout=120.0)
     while True:
         got, done = replies(), cases
         late = time.perf_counter() - began >= seconds
         if not late and all(reply.ok for reply in got):
-            cases = submit()
+            cases = following
+            pool.submit(method, cases, timeout=120.0)
+            following = more()
         _read(pace, done, got)
         if late or pace.findings:
             break
@@ -164,7 +165,7 @@ def command(
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,128,1024,2048",
     hidden: Annotated[str, typer.Option(help="Hidden sizes, comma-separated.")] = "1024,2048,4096,8192",
     seconds: Annotated[float, typer.Option(help="How long to measure, after a warm-up.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Cases per message.")] = 48,
+    batch: Annotated[int, typer.Option(help="Cases per message.")] = 144,
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,

@@ -80,7 +80,7 @@ class CaseWorker:
             flow = self._flow(problem, backend, case)
             if available(self.rank.device) and takes(case, problem, flow):
                 kernel = self._kernel(backend, limits_of(problem, case.get("limits")))
-                places.append((index, batch.start(kernel, problem, flow)))
+                places.append((index, batch.start(kernel, problem, flow, case["problem"])))
             else:
                 results[index] = self.run(case)
         finished = batch.finish()

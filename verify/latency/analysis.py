@@ -142,8 +142,9 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         each = published * 1000 / row["sites"]
         lines.append(
             f"at {row['concurrency']} the kernel would change a step by {row['predicted_ms']:+.2f} ms, but"
-            f" {published:+.2f} ms was published: {each:+.1f} us a site, which this kernel does not explain. The cause lies outside it:"
-            " the algorithm that is picked, calls outside captured graphs, or other fusions that are lost."
+            f" {published:+.2f} ms was published: {each:+.1f} us a site, which this kernel does not explain. The cause"
+            " lies outside it: the algorithm that is picked, calls outside captured graphs, or other fusions that are"
+            " lost."
         )
     return lines
 

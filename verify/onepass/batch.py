@@ -46,6 +46,7 @@ class Pending:
     step: Step
     share: range
     doubted: bool
+    line: str
     events: list[Any] = field(default_factory=list)
 
 
@@ -62,7 +63,7 @@ class Batch:
         self._counts = torch.zeros(size, SLOTS, dtype=torch.int64, device=rank.device)
         self._pending: list[Pending] = []
 
-    def start(self, kernel: Kernel, problem: Problem, flow: Dataflow) -> int:
+    def start(self, kernel: Kernel, problem: Problem, flow: Dataflow, line: str) -> int:
         """Make the operands, launch the kernel under test and the judge; returns the case's place."""
         place, device = len(self._pending), self._rank.device
         share = shard(problem.tokens, self._rank.index, self._rank.world_size)
@@ -78,7 +79,7 @@ class Batch:
         if not doubted:
             judge.launch(step, made, share, self._counts[place])
         events.append(_now(device))
-        self._pending.append(Pending(step, share, doubted, events))
+        self._pending.append(Pending(step, share, doubted, line, events))
         return place
 
     def finish(self) -> list[tuple[Step, dict[str, Any] | None]]:
@@ -93,7 +94,7 @@ class Batch:
             return step, None
         problem = step.problem
         return step, {
-            "problem": problem.to_json(),
+            "problem": pending.line,
             "kernel_seconds": spans[1],
             "making_seconds": spans[0],
             "judge_seconds": spans[2],

@@ -1,0 +1,105 @@
+"""`fusecheck golden record` and `fusecheck golden check`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from golden import check, record
+from verify import backends
+from verify.cases import WORKER, Caller
+from verify.errors import Inconclusive, UsageError
+from verify.ranks import Pool
+from verify.report import Verdict, make_run_dir, write_result
+from verify.virtual import VirtualPool
+
+HERE = Path(__file__).parent
+"""Where the committed recordings lie: `golden/*/records/*.json`."""
+
+app = typer.Typer(help="Record what a real kernel returns, and check such records.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands."""
+    root.add_typer(app, name="golden")
+
+
+def committed() -> list[Path]:
+    """The recordings that come with Fusecheck."""
+    return sorted(HERE.glob("*/records/*.json"))
+
+
+def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
+    device = str(getattr(backends.backend(backend), "device", "cpu"))
+    found, wanted = torch.cuda.device_count(), 1 if virtual else world_size
+    if (device == "cuda" or virtual) and found < wanted:
+        raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
+    options: dict[str, Any] = {"device": device, "preload": ("verify.worker",)}
+    return VirtualPool(world_size, **options) if virtual else Pool(WORKER, world_size, **options)
+
+
+@app.command("record")
+def record_command(
+    out: Annotated[Path, typer.Argument(help="The JSON file to write; tensors go beside it.")],
+    backend: Annotated[str, typer.Option(help="Whose kernel.")] = "flashinfer",
+    tp: Annotated[int, typer.Option(help="World size.")] = 2,
+    virtual: Annotated[bool, typer.Option(help="All ranks on one GPU.")] = False,  # noqa: FBT002
+    count: Annotated[int, typer.Option(help="Problems.")] = 200,
+) -> None:
+    """Run Problems that pass, and keep their outputs."""
+    given = list(record.problems(backend, tp, count, virtual=virtual))
+    if not given:
+        raise UsageError(f"backend {backend} takes no Problem of the plan at tp {tp}")
+    with closing(_pool(backend, tp, virtual=virtual)) as pool:
+        caller: Caller = pool
+        golden = record.record(caller, backend, given, virtual=virtual)
+    record.write(golden, out)
+    whole = sum(bool(entry.outputs) for entry in golden.entries)
+    Console().print(f"{out}: {len(golden.entries)} Problems, {whole} with whole tensors", soft_wrap=True)
+
+
+@app.command("check")
+def check_command(
+    records: Annotated[list[Path] | None, typer.Argument(help="Recordings; default the committed ones.")] = None,
+    again: Annotated[bool, typer.Option(help="Run the backend again: bit for bit, on the chip.")] = False,  # noqa: FBT002
+    dataflow: Annotated[str | None, typer.Option(help="Judge by this dataflow, not the recorded one.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+) -> None:
+    """Do the recorded outputs follow the recorded dataflow; with --again, does the kernel still return them?"""
+    paths = records or committed()
+    if not paths:
+        raise Inconclusive("no golden records here: make some with fusecheck golden record")
+    console = Console(highlight=False)
+    wrong: list[str] = []
+    summaries = []
+    for path in paths:
+        golden = record.read(path)
+        if dataflow is not None:
+            golden = check.wrong_dataflow(golden, dataflow)
+        if again:
+            size = golden.entries[0].problem.world_size
+            with closing(_pool(golden.backend, size, virtual=golden.virtual)) as pool:
+                found = check.check_same(golden, pool)
+        else:
+            found = check.check_anywhere(golden)
+        wrong += found.wrong
+        summaries.append({"record": path.name, **{k: v for k, v in vars(found).items() if k != "wrong"}})
+        console.print(
+            f"{path.name}: {found.entries} Problems, {found.outputs} outputs bit for bit, {found.elements:,} elements"
+            f" judged ({found.off_nominal} off nominal), {found.undecided} undecided, {len(found.wrong)} wrong",
+            soft_wrap=True,
+        )
+    for line in wrong[:5]:
+        console.print(line, soft_wrap=True, markup=False)
+    verdict = Verdict.FAIL if wrong else Verdict.PASS
+    findings = [{"message": line} for line in wrong]
+    write_result(make_run_dir("golden", run_dir), "golden", verdict, {"records": summaries}, findings, json_file)
+    console.print(verdict.value)
+    if wrong:
+        raise typer.Exit(verdict.exit_code)
