@@ -18,15 +18,15 @@ from verify.dataflow import DATAFLOWS, dataflow
 from verify.errors import Inconclusive, UsageError
 from verify.families import FAMILIES
 from verify.interface import FusionOp, Strategy
-from verify.journal import FILE_NAME, Journal, finished
+from verify.journal import FILE_NAME, finished
 from verify.kernel import Budget, Run
 from verify.kernel_report import KernelReport, Subject
 from verify.models import model as model_named
 from verify.plan import Case, Plan
 from verify.problem import WORLD_SIZES, Problem
 from verify.ranks.mpi import enter
-from verify.report import Verdict, make_run_dir, write_result
-from verify.screen import KernelProgress, show_kernel
+from verify.report import Verdict
+from verify.session import run_kernel
 
 app = typer.Typer(
     name="fusecheck",
@@ -38,9 +38,12 @@ app = typer.Typer(
 console = Console()
 
 _PLUGGED: tuple[str, ...] = (
+    "verify.verify_command",
+    "verify.report.command",
     "verify.pace",
     "verify.exhaust",
     "verify.latency.command",
+    "golden.command",
     "verify.graph.command",
     "verify.faults.command",
     "eval.command",
@@ -48,6 +51,7 @@ _PLUGGED: tuple[str, ...] = (
 """Modules that add further commands."""
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a summary here.", dir_okay=False)]
 RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
 Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")]
@@ -87,6 +91,7 @@ def kernel(
         str | None, typer.Option(help="World sizes like --tp, all ranks on one GPU and in one process.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on after the run in this directory.")] = None,
+    markdown: MarkdownFile = None,
     json_file: JsonFile = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -122,19 +127,7 @@ def kernel(
     skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
     where = _device(backend, device)
     run = Run(subjects, plan, budget, device=where, virtual=virtual_ranks is not None, timeout=case_timeout, skip=skip)
-    _finish(_run_kernel("kernel", run, run_dir or resume, json_file))
-
-
-@app.command("verify")
-def verify_all(
-    seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
-    json_file: JsonFile = None,
-    run_dir: RunDir = None,
-) -> None:
-    """Run all that this machine can run: the kernel question for the emulator under every known dataflow."""
-    subjects = [Subject(f"emulated:{name}", size) for size in (2, 4, 8) for name in DATAFLOWS]
-    run = Run(subjects, Plan(seed=seed), Budget(cases=2 * len(FAMILIES)))
-    _finish(_run_kernel("verify", run, run_dir, json_file))
+    _finish(run_kernel("kernel", run, run_dir or resume, json_file, markdown))
 
 
 @app.command("replay")
@@ -144,6 +137,7 @@ def replay(
     dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
     device: Device = None,
     case_timeout: Timeout = 60.0,
+    markdown: MarkdownFile = None,
     json_file: JsonFile = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -156,7 +150,7 @@ def replay(
     plan = _Given(problems)
     where = _device(backend, device)
     run = Run(subjects, plan, Budget(cases=len(problems)), device=where, timeout=case_timeout)
-    _finish(_run_kernel("replay", run, run_dir, json_file))
+    _finish(run_kernel("replay", run, run_dir, json_file, markdown))
 
 
 @app.command("backends")
@@ -181,22 +175,6 @@ class _Given(Plan):
     def case(self, world_size: int, index: int) -> Case:
         mine = [p for p in self.__dict__["_problems"] if p.world_size == world_size]
         return Case(mine[index % len(mine)], CHECKS)
-
-
-def _run_kernel(command: str, run: Run, run_dir: Path | None, json_file: Path | None) -> KernelReport:
-    """Validate, run with progress, show, and write the run's files."""
-    run.validate()
-    directory = make_run_dir(command, run_dir)
-    with Journal(directory / FILE_NAME) as journal:
-        watched = Run(**{**run.__dict__, "journal": journal})
-        with KernelProgress(watched, console) as progress:
-            watched = Run(**{**watched.__dict__, "progress": progress})
-            report = watched.execute()
-    show_kernel(report, console)
-    findings = [finding.to_record() for finding in report.findings]
-    write_result(directory, command, report.verdict, report.summary(), findings, json_file)
-    console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)
-    return report
 
 
 def _device(backend: str, given: str | None) -> str:

@@ -43,6 +43,7 @@ class KernelReport:
 
     groups: dict[Subject, Group] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    origins: list[Subject] = field(default_factory=list)
     suggestions: dict[str, list[str]] = field(default_factory=dict)
     off_nominal: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
@@ -81,6 +82,7 @@ class KernelReport:
         group.elements += outcome.elements
         group.failed += not outcome.passed
         self.findings.extend(outcome.findings)
+        self.origins.extend([subject] * len(outcome.findings))
         self.off_nominal.update(outcome.off_nominal)
         self.judged.update(outcome.judged)
         self.histogram.update(outcome.histogram)
@@ -89,6 +91,13 @@ class KernelReport:
         self.judge_seconds += outcome.judge_seconds
         problem = outcome.problem
         self.coverage[f"{problem.family}/{problem.hidden}"] += 1
+
+    def finding_records(self) -> list[dict[str, Any]]:
+        """The findings of `result.json`, each with whose kernel it is about and by what dataflow it was judged."""
+        return [
+            finding.to_record() | {"backend": subject.backend, "judged_by": subject.flow}
+            for finding, subject in zip(self.findings, self.origins, strict=True)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """The figures of `result.json`."""

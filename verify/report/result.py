@@ -1,4 +1,4 @@
-"""`result.json`, the run directory, and exit codes."""
+"""The run directory and its files, and exit codes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from verify.errors import UsageError
-
-SCHEMA = 1
+from verify.report.junit import to_junit
+from verify.report.markdown import to_markdown
+from verify.report.page import to_html
+from verify.report.record import SCHEMA
 
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
 
@@ -101,7 +103,7 @@ def write_result(
     findings: Sequence[dict[str, Any]],
     json_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Write `result.json` into the run directory, and a copy where `--json` asks for it; returns the record.
+    """Write `result.json`, and from it `junit.xml` and `report.html`, into the run directory; returns the record.
 
     Args:
         run_dir: an existing directory.
@@ -109,7 +111,7 @@ def write_result(
         verdict: `pass`, `fail` or `inconclusive`.
         summary: the command's own figures.
         findings: JSON-ready records.
-        json_file: a second place.
+        json_file: a second place for `result.json`.
 
     Raises:
         UsageError: a file cannot be written.
@@ -128,4 +130,16 @@ def write_result(
     write_aside(run_dir / "result.json", text)
     if json_file is not None:
         write_aside(json_file, text)
+    plain = json.loads(text)
+    write_aside(run_dir / "junit.xml", to_junit(plain))
+    write_aside(run_dir / "report.html", to_html(plain))
     return record
+
+
+def write_markdown(path: Path, record: dict[str, Any]) -> None:
+    """Write the Markdown summary of a record, for job summaries and comments.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    write_aside(path, to_markdown(json.loads(json.dumps(record))))

@@ -1,0 +1,239 @@
+"""What a part of a run showed, as case groups and sentences that JUnit, Markdown and HTML share."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from verify.report.record import Part
+
+QUESTIONS = {
+    "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
+    "graph": "Does the graph rewrite put it where it belongs, and nowhere else?",
+    "accuracy": "Does the model answer as before?",
+    "latency": "Where does it pay, and where does it cost?",
+    "faults": "Would Fusecheck notice if it were wrong?",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that stand and fall together: a subject, a graph, a task, a fault.
+
+    Attributes:
+        name: what they are.
+        verdict: `pass`, `fail` or `inconclusive`.
+        note: one line of figures.
+        text: the findings with their replay lines, one a line; empty without any.
+        seconds: that they took; 0 where unknown.
+    """
+
+    name: str
+    verdict: str
+    note: str = ""
+    text: str = ""
+    seconds: float = 0.0
+
+
+def groups(part: Part) -> list[Group]:
+    """The case groups of a part; at least one."""
+    found = list(_GROUPS.get(part.question, _plain)(part))
+    return found or list(_plain(part))
+
+
+def sentence(part: Part) -> str:
+    """What a part showed, in one sentence without its verdict."""
+    return _SENTENCES.get(part.question, _plain_sentence)(part)
+
+
+def finding_line(finding: dict[str, Any]) -> str:
+    """A finding as one line: what, and the command that shows it again."""
+    what = finding.get("stage") or finding.get("check") or finding.get("kind") or finding.get("title") or "finding"
+    where = finding.get("case") or finding.get("fault") or finding.get("subject") or ""
+    said = finding.get("message") or finding.get("detail") or ""
+    line = ": ".join(str(x) for x in (what, where, said) if x)
+    again = replay(finding)
+    return f"{line}  replay: {again}" if again else line
+
+
+def replay(finding: dict[str, Any]) -> str:
+    """The command that shows a finding again; empty where there is none."""
+    if "problem" in finding:
+        words = ["fusecheck", "replay", str(finding["problem"])]
+        words += ["--backend", str(finding["backend"])] if finding.get("backend") else []
+        words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
+        return shlex.join(words)
+    if "graph" in finding:
+        return f"{finding.get('replay', 'fusecheck graph')} --graph {shlex.quote(str(finding['graph']))}"
+    if "fault" in finding:
+        return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
+    return ""
+
+
+def with_replay(part: Part) -> list[dict[str, Any]]:
+    """The findings of a part; a graph's know which pass they are about."""
+    base = part.summary.get("replay")
+    return [{"replay": base, **finding} if base else finding for finding in part.findings]
+
+
+def count(value: Any) -> str:
+    """A whole number with thousands separated, or the value as text."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _text(findings: list[dict[str, Any]]) -> str:
+    return "\n".join(finding_line(finding) for finding in findings)
+
+
+def _verdict(findings: list[dict[str, Any]], *, ran: bool = True) -> str:
+    return "fail" if findings else "pass" if ran else "inconclusive"
+
+
+def _of_kernel(part: Part) -> Iterator[Group]:
+    subjects = part.summary.get("subjects", [])
+    rest = list(part.findings)
+    for subject in subjects:
+        mine = [f for f in rest if _is_of(f, subject)]
+        rest = [f for f in rest if f not in mine]
+        flow = f" as {subject['dataflow']}" if subject.get("dataflow") else ""
+        note = f"{subject['cases']} cases, {count(subject['elements'])} elements, {subject['refused']} refused"
+        name = f"{subject['backend']}{flow} tp {subject['world_size']}"
+        yield Group(name, _verdict(mine, ran=subject["cases"] > 0), note, _text(mine), subject["seconds"])
+    if rest:
+        yield Group("findings", "fail", f"{len(rest)} findings", _text(rest))
+    if part.summary.get("interrupted"):
+        yield Group("all cases", "inconclusive", "interrupted before the last case")
+
+
+def _is_of(finding: dict[str, Any], subject: dict[str, Any]) -> bool:
+    return (
+        finding.get("backend") == subject["backend"]
+        and finding.get("judged_by") == subject.get("dataflow")
+        and f'"world_size":{subject["world_size"]},' in str(finding.get("problem"))
+    )
+
+
+def _of_graph(part: Part) -> Iterator[Group]:
+    findings = with_replay(part)
+    names = list(dict.fromkeys(str(f.get("case", "run")) for f in findings))
+    for name in names:
+        mine = [f for f in findings if str(f.get("case", "run")) == name]
+        yield Group(name, "fail", f"{len(mine)} findings", _text(mine))
+    rest = part.summary.get("graphs", 0) - len(names)
+    if rest > 0:
+        yield Group(f"{rest} graphs" if names else "graphs", "pass", f"{rest} graphs without a finding")
+
+
+def _of_faults(part: Part) -> Iterator[Group]:
+    loose = list(part.findings)
+    for row in part.summary.get("rows", []):
+        if "id" not in row:
+            continue
+        mine = [f for f in loose if f.get("fault") == row["id"]]
+        loose = [f for f in loose if f not in mine]
+        note = f"caught by {row.get('stage')} in case {row.get('cases')}" if row.get("killed") else "not caught"
+        verdict = _verdict(mine, ran=bool(row.get("killed")))
+        yield Group(f"{row['id']} {row.get('title', '')}", verdict, note, _text(mine), float(row.get("seconds", 0)))
+    if loose:
+        yield Group("right kernels", "fail", f"{len(loose)} findings", _text(loose))
+
+
+def _of_accuracy(part: Part) -> Iterator[Group]:
+    tasks = part.summary.get("tasks") or {}
+    for name, task in tasks.items():
+        verdict = str(task.get("verdict", "inconclusive"))
+        mine = [f for f in part.findings if f.get("title") == name]
+        note = str(task.get("line", "")) or _change(task)
+        verdict = verdict if verdict in ("pass", "fail") else "inconclusive"
+        yield Group(name, verdict, note, _text(mine) or note)
+    rest = [f for f in part.findings if f.get("title") not in tasks]
+    if rest:
+        yield Group(
+            "validity", "fail" if part.verdict == "fail" else "inconclusive", rest[0].get("detail", ""), _text(rest)
+        )
+
+
+def _change(task: dict[str, Any]) -> str:
+    keys = ("change", "low", "high", "margin")
+    if not all(isinstance(task.get(key), (int, float)) for key in keys):
+        return ""
+    change, low, high, margin = (100 * float(task[key]) for key in keys)
+    return (
+        f"change {change:+.2f} points, interval {low:+.2f} to {high:+.2f}, margin {-margin:+.2f}; "
+        f"{task.get('lost')} lost, {task.get('gained')} gained of {count(task.get('n'))}"
+    )
+
+
+def _plain(part: Part) -> Iterator[Group]:
+    yield Group(part.command, part.verdict, f"{len(part.findings)} findings", _text(part.findings))
+
+
+_GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
+    "kernel": _of_kernel,
+    "graph": _of_graph,
+    "faults": _of_faults,
+    "accuracy": _of_accuracy,
+}
+
+
+def _kernel_sentence(part: Part) -> str:
+    s = part.summary
+    subjects = s.get("subjects", [])
+    names = list(dict.fromkeys(subject["backend"] for subject in subjects))
+    sizes = ", ".join(map(str, dict.fromkeys(subject["world_size"] for subject in subjects)))
+    who = f"{names[0]} at tp {sizes}" if len(names) == 1 else f"{len(names)} backends at tp {sizes}"
+    facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} output elements of {who}"
+    if part.findings:
+        failed = sum(subject["failed"] for subject in subjects)
+        return (
+            f"{failed} of {count(s.get('cases', 0))} cases of {who} show what no conforming kernel may do; "
+            f"the first finding is at stage {part.findings[0].get('stage', 'unknown')}"
+        )
+    if s.get("interrupted"):
+        return f"interrupted after {facts}"
+    if not s.get("cases"):
+        return "no case was run"
+    idle = sum(not subject["cases"] for subject in subjects)
+    return f"{facts}, all inside their enclosures" + (f"; {idle} backends ran nothing" if idle else "")
+
+
+def _graph_sentence(part: Part) -> str:
+    s = part.summary
+    found = f"{len(part.findings)} findings" if part.findings else "no finding"
+    return f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}, {found}"
+
+
+def _faults_sentence(part: Part) -> str:
+    s = part.summary
+    alarms = s.get("false_alarms", 0)
+    return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults caught, {alarms or 'no'} false alarms"
+
+
+def _accuracy_sentence(part: Part) -> str:
+    headline = str(part.summary.get("headline", ""))
+    return headline.partition("  ")[2] or headline or _plain_sentence(part)
+
+
+def _plain_sentence(part: Part) -> str:
+    return f"{len(part.findings)} findings" if part.findings else "no finding"
+
+
+_SENTENCES: dict[str, Callable[[Part], str]] = {
+    "kernel": _kernel_sentence,
+    "graph": _graph_sentence,
+    "faults": _faults_sentence,
+    "accuracy": _accuracy_sentence,
+}
+
+
+def verdict_sentence(all_parts: list[Part], verdict: str) -> str:
+    """The verdict of a whole record, in one sentence: that of the part that decides it."""
+    deciding = next((part for part in all_parts if part.verdict == verdict), all_parts[0] if all_parts else None)
+    if deciding is None:
+        return f"{verdict.capitalize()}: nothing was run."
+    run = f"{deciding.run}: " if deciding.run else ""
+    others = len([part for part in all_parts if part.verdict == verdict]) - 1
+    more = f" ({others} more {verdict})" if others > 0 else ""
+    return f"{verdict.capitalize()}: {run}{sentence(deciding)}{more}."
