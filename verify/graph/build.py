@@ -91,7 +91,7 @@ class _SiteComposer:
         if self.site.second_norm:
             gamma = self.gamma("gamma2")
             second = self.call(self.dialect.norms["triton"], total, gamma, self.site.eps)
-            results.append(self.readers.plain_linear(f"{self.prefix}.second", second, self.hidden))
+            results.append(self.readers.plain_linear(f"{self.prefix}.second", self.narrow(second), self.hidden))
         if self.site.reduced_read:
             results.append(self.call(aten.mul.Tensor, reduced, 0.5))
         return self.next_partial([found for found in results if found is not None], total), self.next_residual(total)
@@ -174,11 +174,8 @@ class _SiteComposer:
         call, eps, flavour = self.call, self.site.eps, self.site.norm
         if flavour in self.dialect.norms:
             target = self.dialect.norms[flavour]
-            return (
-                call(target, total, weight=gamma, eps=eps)
-                if self.site.norm_keywords
-                else call(target, total, gamma, eps)
-            )
+            by_keyword = {"weight": gamma, "eps": eps} if self.site.norm_keywords else {}
+            return call(target, total, **by_keyword) if by_keyword else call(target, total, gamma, eps)
         if flavour == "gemma":
             return call(own.gemma_rms_norm.default, total, gamma, eps)
         if flavour == "partial":
@@ -186,10 +183,15 @@ class _SiteComposer:
             heads = call(aten.view.default, total, [*self.canvas.open_shape[:-1], self.hidden // HEAD, HEAD])
             normed = call(self.dialect.norms["triton"], heads, head, eps)
             return call(aten.view.default, normed, self.canvas.open_shape)
-        bias = self.gamma("bias")
         if flavour == "biased":
-            return call(own.biased_rms_norm.default, total, gamma, bias, eps)
-        return call(aten.layer_norm.default, total, [self.hidden], gamma, bias, eps)
+            return call(own.biased_rms_norm.default, total, gamma, self.gamma("bias"), eps)
+        # LayerNorm takes weights of its input's dtype and no other.
+        dtype = torch.float32 if self.site.add == "float32" else self.canvas.dtype
+        layer = [
+            self.builder.attribute(f"{self.prefix}.layer_{part}", self.gamma_values(part).to(dtype))
+            for part in ("weight", "bias")
+        ]
+        return call(aten.layer_norm.default, total, [self.hidden], *layer, eps)
 
     def next_partial(self, results: list[Node], total: Node) -> Node:
         """A row-parallel layer over what the readers made; this rank's addend of the next sum."""
