@@ -100,7 +100,7 @@ class Asker:
         lm = EngineLM(self.engine, self.job.tokens, end_ids=self.job.shape.end_ids, max_length=self.job.shape.positions)
         lengths = map(len, self.job.tokens.encode_all(part.contexts()))
         longest = min(self.job.shape.positions + 1, max(lengths) + NEW_TOKENS)
-        self.engine.open_arm(arm, self.job.backend_of(arm), BATCHES[False], longest)
+        self.engine.open_arm(arm, self.job.backend_of(arm), BATCHES[self.job.device][0], longest)
         results = lm_eval.evaluate(lm, part.loaded, samples=part.samples, bootstrap_iters=0, log_samples=True)
         counters = self.engine.close_arm()
         if not all(c["finite"] for c in counters):
@@ -139,6 +139,8 @@ def open_asker(arguments: RunArguments) -> Iterator[Asker]:
     Raises:
         UsageError: a broken checkpoint, task, data folder or argument.
     """
+    if arguments.device not in BATCHES:
+        raise UsageError(f"--device {arguments.device}: expected one of: {', '.join(BATCHES)}")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     job = open_job(arguments.model or GOLDEN, tp=arguments.tp, backend=arguments.backend, device=arguments.device)
     with (

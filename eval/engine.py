@@ -17,6 +17,8 @@ from verify.ranks.replies import culprits
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Row = Sequence[int] | NDArray[np.int32]
+"""The tokens of one text."""
 
 WORKER = "eval.worker:EvalRank"
 CHUNK = 16
@@ -58,7 +60,7 @@ def batches(lengths: Sequence[int], plan: BatchPlan) -> Iterator[list[int]]:
         yield batch
 
 
-def padded(rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+def padded(rows: Sequence[Row]) -> tuple[Ints, Ints]:
     """Pad token rows on the right with 0: tokens [batch, longest] and lengths [batch]."""
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.zeros((len(rows), int(lengths.max())), np.int64)
@@ -118,7 +120,7 @@ class Engine:
         """Close the arm and return the counters of every rank."""
         return self.call("close_arm")
 
-    def last(self, rows: Sequence[Sequence[int]], keep: Callable[[int, int, Floats], None]) -> None:
+    def last(self, rows: Sequence[Row], keep: Callable[[int, int, Floats], None]) -> None:
         """Score the token after each row.
 
         Args:
@@ -133,7 +135,7 @@ class Engine:
             for k, i in enumerate(batch):
                 keep(i, k * ids.shape[1] + int(lengths[k]) - 1, table[k])
 
-    def spans(self, rows: Sequence[Sequence[int]], begins: Sequence[int]) -> list[tuple[Floats, Ints]]:
+    def spans(self, rows: Sequence[Row], begins: Sequence[int]) -> list[tuple[Floats, Ints]]:
         """Score the tokens of each row from `begins` on: their log-probabilities, and the most likely tokens."""
         found: dict[int, tuple[Floats, Ints]] = {}
         for batch in batches([len(row) for row in rows], self.plan):
@@ -146,9 +148,7 @@ class Engine:
                 found[i] = (scores[part], top[part])
         return [found[i] for i in range(len(rows))]
 
-    def generate(
-        self, rows: Sequence[Sequence[int]], limit: int, stops: Callable[[list[int]], bool]
-    ) -> list[Generated]:
+    def generate(self, rows: Sequence[Row], limit: int, stops: Callable[[list[int]], bool]) -> list[Generated]:
         """Decode greedily after each row until `stops` says so of its new tokens, or `limit` new tokens are there."""
         found: dict[int, Generated] = {}
         # A decode step is as long as its longest neighbour's; the cache holds prompt and answer.
@@ -157,7 +157,7 @@ class Engine:
         return [found[i] for i in range(len(rows))]
 
     def _generate(
-        self, batch: list[int], rows: list[Sequence[int]], limit: int, stops: Callable[[list[int]], bool]
+        self, batch: list[int], rows: list[Row], limit: int, stops: Callable[[list[int]], bool]
     ) -> Iterator[tuple[int, Generated]]:
         ids, lengths = padded(rows)
         first = self.call("begin", ids, lengths, ids.shape[1] + limit)[0]

@@ -93,11 +93,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         ids = {c: self.tokens.encode(c, special=False) for c in continuations}
         if any(len(tokens) != 1 for tokens in ids.values()) or any(not c or c[-1:].isspace() for c, _ in pairs):
             return None
-        once = dict(pairs)
-        whole = self.tokens.encode_all([context + continuation for context, continuation in once.items()])
-        apart = self.tokens.encode_all(list(once))
-        joined = (a + ids[c] == w for w, a, c in zip(whole, apart, once.values(), strict=True))
-        return {c: tokens[0] for c, tokens in ids.items()} if all(joined) else None
+        once = list(dict(pairs).items())
+        return {c: tokens[0] for c, tokens in ids.items()} if self.tokens.stay_apart(once) else None
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
-BATCHES = {False: BatchPlan(96, 8192), True: BatchPlan(40, 3500)}
-"""Batch plans; True for the arm that repeats the unfused one, so that its difference is the noise of batching."""
+BATCHES = {
+    "cpu": (BatchPlan(96, 8192), BatchPlan(40, 3500)),
+    "cuda": (BatchPlan(256, 65536), BatchPlan(90, 30000)),
+}
+"""Batch plans by device; the second is for the arm that repeats the unfused one, whose difference is batching noise."""
 
 Progress = Callable[[str], None]
 
@@ -118,6 +121,8 @@ def run_arms(
         UsageError: a broken checkpoint, task, data folder or argument.
         ArmError: the ranks failed in the middle of an arm.
     """
+    if device not in BATCHES:
+        raise UsageError(f"--device {device}: expected one of: {', '.join(BATCHES)}")
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise UsageError(f"unknown arm {unknown[0]!r}, expected some of: {', '.join(ARMS)}")
@@ -148,7 +153,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
 
     from eval.lm import NEW_TOKENS, EngineLM
 
-    plan = BATCHES[arm == NOISE]
+    plan = BATCHES[job.device][arm == NOISE]
     length = job.shape.positions
     lm = EngineLM(engine, job.tokens, end_ids=job.shape.end_ids, max_length=length)
     prepared.rewind()

@@ -6,10 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from eval.config import Shape
 from verify.errors import UsageError
+
+Ints = NDArray[np.int32]
+
+BLOCK = 1000
+"""Texts that are encoded at once: the library keeps much more of each than its tokens."""
 
 
 class Tokens:
@@ -42,19 +49,38 @@ class Tokens:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.digest = hashlib.sha256(content).hexdigest()
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, Ints] = {}
+        self._apart: set[tuple[str, str]] = set()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Encode a text, with the tokens that the tokenizer puts before every text unless `special` is off."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts in one go, each distinct one once."""
+    def encode_all(self, texts: Sequence[str]) -> list[Ints]:
+        """Encode texts in one go, each distinct one once; int32 [tokens] each."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
-        for text, encoding in zip(fresh, self._tokenizer.encode_batch(fresh), strict=True):
-            self._known[text] = encoding.ids
+        for start in range(0, len(fresh), BLOCK):
+            block = fresh[start : start + BLOCK]
+            for text, encoding in zip(block, self._tokenizer.encode_batch(block), strict=True):
+                self._known[text] = np.array(encoding.ids, np.int32)
         return [self._known[text] for text in texts]
+
+    def stay_apart(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        """Say whether each (text, continuation) encodes as the text's tokens and then the continuation's.
+
+        Joining two texts can merge tokens across the boundary. A pair is looked at once, for all arms.
+        """
+        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in self._apart]
+        for start in range(0, len(fresh), BLOCK):
+            block = fresh[start : start + BLOCK]
+            whole = self._tokenizer.encode_batch([text + continuation for text, continuation in block])
+            heads = self.encode_all([text for text, _ in block])
+            for (_, continuation), joined, head in zip(block, whole, heads, strict=True):
+                if joined.ids != [*head.tolist(), *self.encode(continuation, special=False)]:
+                    return False
+        self._apart.update(fresh)
+        return True
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these tokens, without special tokens."""
