@@ -149,6 +149,8 @@ class Run:
             with source.lock:
                 self.journal.start(line, backend=subject.backend)
         checks = [check for check in case.checks if not (self.virtual and check == "unfused")]  # it needs a group
+        if self.device == "cuda" and not self.virtual and "repeat" in checks:
+            checks += ["graphs", "producer"] if getattr(backends.backend(subject.backend), "pdl", False) else ["graphs"]
         asked = request(case.problem, subject.backend, flow=subject.flow, checks=checks)
         outcome = run_case(pool, asked, timeout=self.timeout)
         names = explain(pool, outcome) if outcome.findings else []

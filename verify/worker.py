@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from verify import alive, backends, digest
+from verify import alive, backends, device_checks, digest
 from verify.calls import Done, Step, blocks, limits_of, part_of, pause, rows_of, shard, within
 from verify.compare import code_differences, compare_bits
 from verify.dataflow import DATAFLOWS, Dataflow, dataflow
@@ -274,6 +274,16 @@ class CaseWorker:
             within_one = not step.flow.round_squares  # such squares may overflow in fp16
             histogram = code_differences(step.done().outputs, outputs, share, merged, within_one=within_one)
         return _check_record("unfused", step, merged) | {"histogram": histogram}
+
+    def _check_graphs(self, backend: Backend, step: Step) -> dict[str, Any]:
+        """CUDA only: calls captured in graphs and replayed with changed inputs."""
+        tally = device_checks.replay_graphs(self._kernel(backend, limits_of(step.problem, None)), step)
+        return _check_record("graphs", step, tally)
+
+    def _check_producer(self, backend: Backend, step: Step) -> dict[str, Any]:
+        """CUDA only: the operands come from a kernel right before that triggers its dependents early."""
+        tally = device_checks.follow_producer(self._kernel(backend, limits_of(step.problem, None)), step)
+        return _check_record("producer", step, tally)
 
     def _again(self, backend: Backend, step: Step, problem: Problem) -> RankOutputs:
         arena = alive.Arena(self.rank.device)
