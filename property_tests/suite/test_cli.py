@@ -42,8 +42,8 @@ def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.Mon
 def test_a_kernel_judged_by_another_dataflow_fails_and_is_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4, "--tokens", 16)
-    arguments += ("--hidden", 512, "--family", "gaussian", "--dtype", "bf16", "--cases", 2)
+    arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
+    arguments += ("--tokens", 16, "--hidden", 512, "--family", "gaussian", "--dtype", "bf16", "--cases", 2)
     assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
     printed = capsys.readouterr().out
     assert "residual: rank" in printed
