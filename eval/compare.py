@@ -20,6 +20,8 @@ from eval.slices import RowShare, by_batch_row, by_quartile, by_subject
 from eval.validity import Check, check_pair
 from verify.errors import UsageError
 
+_EXAMPLES = 6
+
 
 def compare(
     baseline: Run, candidate: Run, oracle: Run | None = None, noise: Run | None = None, *, options: Options
@@ -52,7 +54,7 @@ def compare(
     if invalid:
         reason = f"{invalid[0].name}: {invalid[0].detail}"
         return Comparison(
-            Verdict.INVALID, reason, checks, (), None, (0, 0, 0), None, (), (), (), facts, options.settings
+            Verdict.INVALID, reason, checks, (), None, (0, 0, 0), None, (), (), (), (), facts, options.settings
         )
     endpoints, warnings = choose_endpoints(baseline, options.metrics)
     joined = [join(e, baseline, candidate) for e in endpoints]
@@ -65,6 +67,7 @@ def compare(
         verdicts.append(Verdict.INCONCLUSIVE)
     lost = sum(t.judgement.flips.lost for t in tasks)
     gained = sum(t.judgement.flips.gained for t in tasks)
+    flipped = [f for p in joined for f in list_flips(p, max(options.flips, _EXAMPLES))]
     return Comparison(
         verdict=worst(verdicts),
         reason=_reason(tasks, judgement, missing),
@@ -74,7 +77,8 @@ def compare(
         pooled_flips=(lost, gained, sum(t.judgement.flips.n for t in tasks)),
         oracle=judgement,
         worst_questions=farthest,
-        flipped=[f for p in joined for f in list_flips(p, options.flips)][: options.flips],
+        flipped=flipped[: options.flips],
+        examples=flipped[:_EXAMPLES],
         warnings=[*warnings, *_warnings(checks, tasks, same_kernel=options.same_kernel)],
         facts=facts,
         settings=options.settings,

@@ -90,7 +90,23 @@ class WorstQuestion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of a comparison; `oracle` is None where no oracle run was given or it has no log-probabilities."""
+    """The outcome of a comparison.
+
+    Attributes:
+        verdict: over all tiers and tasks.
+        reason: the clauses that decide it.
+        checks: the validity checks.
+        tasks: what was judged; empty for an INVALID pair.
+        pooled: McNemar's test over all tasks together; None without any.
+        pooled_flips: lost, gained and questions over all tasks.
+        oracle: the oracle rule; None where no oracle run was given or it has no log-probabilities.
+        worst_questions: farthest from the oracle.
+        flipped: the questions that `--flips` asks for.
+        examples: a few flipped questions for the report, asked for or not.
+        warnings: what a reader should know, and does not change the verdict.
+        facts: what each run says of itself.
+        settings: the rule.
+    """
 
     verdict: Verdict
     reason: str
@@ -101,6 +117,7 @@ class Comparison:
     oracle: OracleJudgement | None
     worst_questions: Sequence[WorstQuestion]
     flipped: Sequence[FlippedQuestion]
+    examples: Sequence[FlippedQuestion]
     warnings: Sequence[str]
     facts: Mapping[str, Mapping[str, str]]
     settings: GateSettings

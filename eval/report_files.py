@@ -8,9 +8,10 @@ from enum import Enum
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from eval.flips import FlippedQuestion
 from eval.gate import Verdict
 from eval.outcome import Comparison
-from eval.report_blocks import blocks, headline, oracle_line, task_line, visible
+from eval.report_blocks import blocks, headline, oracle_line, shorten, task_line, visible
 
 
 def to_json(outcome: Comparison) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def summary(outcome: Comparison) -> dict[str, Any]:
     tasks = {
         t.endpoint.name: {
             "verdict": t.judgement.verdict.value,
+            "line": task_line(t),
             "n": t.judgement.flips.n,
             "baseline": t.judgement.flips.baseline_right / t.judgement.flips.n,
             "candidate": t.judgement.flips.candidate_right / t.judgement.flips.n,
@@ -45,8 +47,13 @@ def summary(outcome: Comparison) -> dict[str, Any]:
         "headline": headline(outcome),
         "tasks": tasks,
         "oracle": _plain(outcome.oracle),
+        "flipped": [_shortened(f) for f in outcome.examples],
         "warnings": list(outcome.warnings),
     }
+
+
+def _shortened(flip: FlippedQuestion) -> dict[str, Any]:
+    return {k: shorten(v, 600) if isinstance(v, str) else v for k, v in _plain(flip).items()}
 
 
 def findings(outcome: Comparison) -> list[dict[str, Any]]:

@@ -28,9 +28,10 @@ def to_html(outcome: Comparison) -> str:
     if outcome.tasks:
         parts += [_interval_figure(outcome.tasks), *(_margin_figure(t) for t in outcome.tasks)]
     parts += [_table(block) for block in blocks(outcome)]
-    if outcome.flipped:
+    flipped = outcome.flipped or outcome.examples
+    if flipped:
         parts.append("<h3>Flipped answers</h3>")
-        parts += [_flip(flip) for flip in outcome.flipped]
+        parts += [_flip(flip) for flip in flipped]
     parts.append("</section>")
     return "\n".join(p for p in parts if p)
 

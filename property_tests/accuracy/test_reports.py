@@ -191,6 +191,11 @@ def test_the_summary_and_the_findings_agree_with_the_verdict(folder: Path, outco
     short = json.loads(json.dumps(summary(outcome), allow_nan=False))
     assert short["tasks"]["mmlu"]["lost"] == 30
     assert short["tasks"]["mmlu"]["verdict"] == "fail"
+    assert short["tasks"]["mmlu"]["line"].startswith("FAIL  mmlu 75.00 -> 67.11")
+    assert len(short["flipped"]) == 6
+    assert {"question", "target", "baseline", "candidate", "baseline_text", "candidate_text"} <= set(
+        short["flipped"][0]
+    )
     assert {f["title"] for f in findings(outcome)} == {"mmlu", "gsm8k"}
     run = read_run(folder / "a")
     assert findings(compare(run, run, options=Options()))[0]["stage"] == "validity"
