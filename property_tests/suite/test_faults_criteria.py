@@ -26,7 +26,8 @@ def evidence(change: Change = lambda outputs: outputs) -> Evidence:
     norm = torch.from_numpy(rng.normal(size=(64, 256))).to(torch.bfloat16)
     codes: Codes = encode_float32(norm.float() / SCALE, saturate=True, code_of_nan="nan").numpy()
     right = Outputs(rng.normal(size=(64, 256)), norm.double().numpy(), codes)
-    got = change(Outputs(right.residual.copy(), right.norm.copy(), codes.copy()))  # type: ignore[union-attr]
+    assert right.norm is not None
+    got = change(Outputs(right.residual.copy(), right.norm.copy(), codes.copy()))
     return Evidence(got, right, SCALE, right.norm, codes, 8)
 
 
@@ -36,7 +37,7 @@ def verdict(name: str, change: Change) -> bool:
 
 def all_nan(outputs: Outputs) -> Outputs:
     nan = np.full_like(outputs.residual, np.nan)
-    return Outputs(nan, nan, np.full_like(outputs.codes, 0x7F))  # type: ignore[arg-type]
+    return Outputs(nan, nan, np.full_like(outputs.codes, 0x7F))
 
 
 def one_code_up(outputs: Outputs) -> Outputs:
@@ -46,7 +47,7 @@ def one_code_up(outputs: Outputs) -> Outputs:
 
 
 def zero_codes(outputs: Outputs) -> Outputs:
-    return replace(outputs, codes=np.zeros_like(outputs.codes))  # type: ignore[arg-type]
+    return replace(outputs, codes=np.zeros_like(outputs.codes))
 
 
 def no_residual(outputs: Outputs) -> Outputs:

@@ -113,9 +113,10 @@ def _others(kernels: list[listed.Listed], settings: Settings, seed: int) -> Outc
 
 
 def _sensitivity(seed: int) -> Outcome:
-    rows = sensitivity.table(seed)
-    any_order = sensitivity.smallest_scale_error(depth=False, seed=seed)
-    deep = sensitivity.smallest_scale_error(depth=True, seed=seed)
+    with sensitivity.one_thread():
+        rows = sensitivity.table(seed)
+        any_order = sensitivity.smallest_scale_error(depth=False, seed=seed)
+        deep = sensitivity.smallest_scale_error(depth=True, seed=seed)
     screen.show_sensitivity(console, rows, any_order, deep)
     blunt = [row.defect.name for row in rows if not row.kept]
     blunt += ["scale error, any order"] if any_order > MOST_SCALE_ERROR else []

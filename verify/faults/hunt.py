@@ -83,16 +83,14 @@ class Hunter:
     Args:
         pools: by world size, with workers of `verify.cases.WORKER`'s interface.
         budget: for each fault.
-        most_elements: of one case.
     """
 
-    def __init__(self, pools: Mapping[int, Pool], budget: Budget, most_elements: int = MOST_ELEMENTS) -> None:
+    def __init__(self, pools: Mapping[int, Pool], budget: Budget) -> None:
         self.pools, self.budget = pools, budget
-        self.most_elements = most_elements
 
-    def stream(self, seed: int, backend: str) -> Iterator[Case]:
+    def stream(self, seed: int, backend: str, most_elements: int = MOST_ELEMENTS) -> Iterator[Case]:
         """The normal plan's cases for this backend, world sizes in turn; what it refuses is left out."""
-        plan = Plan(seed=seed, most_elements=self.most_elements)
+        plan = Plan(seed=seed, most_elements=most_elements)
         known = backends.backend(backend)
         sizes = [size for size in WORLD_SIZES if size in self.pools]
         streams = {size: plan.cases(size) for size in sizes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from verify import backends, digest
 from verify.dataflow import Dataflow
 from verify.faults.catalogue import resolve
 from verify.faults.comparison import Evidence, Floats, Outputs
-from verify.faults.criteria import CRITERIA
+from verify.faults.criteria import CRITERIA, Criterion
 from verify.faults.peer_tests import PROFILES, inputs_of, operands
 from verify.inputs import Inputs
 from verify.interface import FusionOp, Limits, RankOutputs, Strategy
@@ -61,12 +62,14 @@ class FaultWorker(CaseWorker):
             outputs = kernel.run(given, op=step.op, strategy=step.strategy)
             if call.overwrite:
                 given.partial.fill_(torch.nan)
-            replies.append(_verdicts(kernel_of.dataflow(step), made.operands(range(step.tokens)), outputs))
+            operands_of = made.operands(range(step.tokens))
+            replies.append(_verdicts(kernel_of.dataflow(step), operands_of, outputs, CRITERIA))
         kernel.close()
         return replies
 
     def own_test(self, profile: str, shape: tuple[int, int, int], seed: int, backend: str) -> list[dict[str, Any]]:
-        """Every criterion's verdict on the data of one project's own test, as `criteria` returns them."""
+        """The verdicts on the data of a project's own test of the criteria that it is the test of; as `criteria`."""
+        asked = [criterion for criterion in CRITERIA if criterion.profile == profile]
         kernel_of, data = backends.backend(backend), PROFILES[profile]
         world_size, tokens, hidden = shape
         made = operands(data, world_size, tokens, hidden, seed)
@@ -78,12 +81,12 @@ class FaultWorker(CaseWorker):
             for _ in range(1 + data.warmups):
                 outputs = kernel.run(inputs_of(made, self.rank.index), op=op, strategy=strategy)
             problem = Problem(dtype=data.dtype, world_size=world_size, tokens=tokens, hidden=hidden)
-            replies.append(_verdicts(kernel_of.dataflow(problem), made, outputs))
+            replies.append(_verdicts(kernel_of.dataflow(problem), made, outputs, asked))
         kernel.close()
         return replies
 
 
-def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs) -> dict[str, Any]:
+def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
     oracle = Oracle(flow, made)
     residual = oracle.residual()
     norm = oracle.norm(residual)
@@ -98,7 +101,7 @@ def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs) -> dict[str,
         own_codes=None if own_codes is None else own_codes.numpy(),
         bits=8 if residual.dtype is torch.bfloat16 else 11,
     )
-    passed = {criterion.name: bool(criterion.rule(evidence)) for criterion in CRITERIA}
+    passed = {criterion.name: bool(criterion.rule(evidence)) for criterion in asked}
     return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
 
 
