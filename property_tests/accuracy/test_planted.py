@@ -1,0 +1,77 @@
+"""Bugs planted in a whole model: each does what its title says, and the gate tells them from the correct kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.arm import FUSED, UNFUSED
+from eval.gate import Verdict
+from eval.planted import PLANTED, run_planted, table, tier
+from eval.worker import EvalRank
+from property_tests.accuracy.tiny_models import CONFIG, SoloRank, write_checkpoint
+from verify.backends import backend
+from verify.interface import FusionOp, Limits, RankInputs, Strategy
+
+pytest.importorskip("lm_eval")
+
+IN_THE_GRAPH = ("first_scale",)
+
+
+def quantised(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    partial, residual = (torch.randn(64, 64, generator=generator).to(torch.bfloat16) for _ in range(2))
+    gamma = torch.full((64,), 3.0, dtype=torch.bfloat16)
+    inputs = RankInputs(partial, residual * 5, gamma, torch.tensor([0.018]), 1e-5, 0.0)
+    kernel = backend(f"eval.planted:{name}").open(SoloRank(), Limits(64, 64, torch.bfloat16))
+    out = kernel.run(inputs, op=FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, strategy=Strategy.TWOSHOT)
+    assert out.quant is not None
+    return out.quant.float()
+
+
+@pytest.mark.parametrize("name", [n for n, p in PLANTED.items() if not p.right and n not in IN_THE_GRAPH])
+def test_a_planted_bug_changes_codes_of_the_correct_kernel(name: str) -> None:
+    changed = (quantised(name) != quantised("correct")).float().mean()
+    # A skipped rounding moves few codes; eps 1e-4 beside a mean square near 30 none, and shows in no model either.
+    assert changed > 0 or name == "eps_1e4"
+
+
+def test_one_row_in_32_is_wrong_and_no_other() -> None:
+    changed = (quantised("row_in_32") != quantised("correct")).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == [31, 63]
+
+
+def test_the_first_scale_for_all_changes_only_models_whose_readers_differ(tmp_path: Path) -> None:
+    ids = np.arange(60).reshape(2, 30) + 300
+    rank = EvalRank(SoloRank(), str(write_checkpoint(tmp_path)))
+    tables = {}
+    for name in ("eval.planted:correct", "eval.planted:first_scale"):
+        rank.open_arm(FUSED, name, 256)
+        tables[name] = rank.score_last(ids, np.array([30, 30]))
+        assert rank.close_arm()["calls"] == 2 * CONFIG["num_hidden_layers"]
+    right, wrong = tables.values()
+    assert right is not None
+    assert wrong is not None
+    # v_proj's scale is a quarter larger than q_proj's in these checkpoints.
+    assert np.abs(right - wrong).max() > 0.01
+
+
+def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_on_few_questions(
+    tmp_path: Path,
+) -> None:
+    outcomes = run_planted(["correct", "first_scale"], 56, tmp_path, lambda _: None)
+    right, wrong = outcomes["correct"].oracle, outcomes["first_scale"].oracle
+    assert right is not None
+    assert wrong is not None
+    assert right.n == wrong.n == 56
+    assert right.ratio < 1.5 < 2.5 < wrong.ratio
+    assert wrong.p < 1e-4 < right.p
+    # 56 questions are fewer than the rule asks for: no verdict on the log-probabilities, however clear they look.
+    assert wrong.verdict is right.verdict is Verdict.INCONCLUSIVE
+    assert outcomes["correct"].verdict is Verdict.INCONCLUSIVE
+    assert tier(outcomes["correct"]) == "none"
+    assert {arm.name for arm in (tmp_path / "base").iterdir()} == {"oracle", UNFUSED}
+    assert table(outcomes).row_count == 2
