@@ -20,7 +20,7 @@ def draw(timings: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         mine = sorted((t for t in timings if t["path"] == name), key=lambda t: int(t["tokens"]))
         tokens = [t["tokens"] for t in mine]
         line = axes.plot(tokens, [t["median_us"] for t in mine], marker="o", markersize=3, label=name)[0]
-        low, high = ([t["spread_us"][end] for t in mine] for end in (0, 1))
+        low, high = ([t.get("spread_us", [t["median_us"]] * 2)[end] for t in mine] for end in (0, 1))
         axes.fill_between(tokens, low, high, alpha=0.2, color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="microseconds per call", title=title)
     axes.set_xscale("log", base=2)
