@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def faults(
     group: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join(GROUPS)}; may be repeated.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="An id, such as KA-01; may be repeated.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The thirty highest-ranked kinds only.")] = False,  # noqa: FBT002
+    quick: Annotated[bool, typer.Option("--quick", help="One of each of the thirty ranked kinds.")] = False,  # noqa: FBT002
     peers: Annotated[bool, typer.Option("--peers", help="Ask the field's criteria too.")] = False,  # noqa: FBT002
     sensitive: Annotated[bool, typer.Option("--sensitivity", help="Print how small an error is rejected.")] = False,  # noqa: FBT002
     backend: Annotated[

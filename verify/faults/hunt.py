@@ -164,7 +164,7 @@ class Hunter:
             steps = [step for _, step in problem.calls()]
             return problem.world_size in self.pools and all(known.supports(step).ok for step in steps)
 
-        runs = min(self.budget.shrink_runs, 4) if hangs else self.budget.shrink_runs
+        runs = min(self.budget.shrink_runs, 2) if hangs else self.budget.shrink_runs
         return Shrinker(fails, taken, runs, self.budget.shrink_seconds).shrink(case.problem)
 
 

@@ -62,7 +62,8 @@ def _show_criteria(console: Console, report: Report) -> None:
             matrix.add_row(result.fault.id, result.stages[0] if result.stages else "SURVIVED", *marks)
     console.print(matrix)
     console.print(
-        "x rejects it, . does not, h noticed by its CI's timeout only; columns in the order above, on our inputs"
+        "x rejects it, . does not, h noticed by its CI's timeout only; columns in the order above, on our inputs. "
+        "Where two of the own tests hang, the rest are taken to hang too."
     )
     console.print(
         "Every criterion is given a perfect reference. A rejection counts where the right kernel passes on the same "

@@ -1,0 +1,211 @@
+"""`fusecheck faults` from end to end, on a few faults of every kind; the whole catalogue is in `golden/faults.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from verify.errors import UsageError
+from verify.faults import accuracy, command, listed
+from verify.faults.catalogue import catalogue
+from verify.faults.hunt import Budget
+from verify.faults.run import FaultRun, Settings
+from verify.plan import Case
+from verify.problem import Problem
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "faults.json"
+BUDGET = Budget(cases=60, timeout=5.0, shrink_seconds=3.0)
+DETERMINISTIC = ("arithmetic", "launcher")
+"""Groups whose recorded cases fail every time; protocol faults race."""
+
+SLOW = "property_tests.suite.slow_backend:SlowBackend"
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[FaultRun]:
+    with FaultRun(Settings(budget=BUDGET)) as made:
+        yield made
+
+
+def recorded() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return record
+
+
+def test_the_recorded_run_killed_the_whole_catalogue_without_a_false_alarm() -> None:
+    record = recorded()
+    summary = record["summary"]
+    assert record["command"] == "faults"
+    assert record["verdict"] == "pass"
+    assert {row["id"] for row in summary["rows"]} == {fault.id for fault in catalogue().faults}
+    assert [row["id"] for row in summary["rows"] if not row["killed"]] == []
+    assert summary["killed"] == summary["faults"] > 0
+    assert summary["false_alarms"] == 0 < summary["legal_cases"]
+
+
+def test_the_recorded_cases_still_catch_their_faults_and_right_kernels_still_pass_them(run: FaultRun) -> None:
+    tried = 0
+    for row in recorded()["summary"]["rows"]:
+        if row["group"] not in DETERMINISTIC or row["message"].startswith("hang") or tried % 3:
+            tried += row["group"] in DETERMINISTIC
+            continue
+        tried += 1
+        case = Case(Problem.from_json(row["case"]), tuple(row["checks"]))
+        found = run.hunter.judge(case, f"verify.faults.backend:{row['id']}").findings
+        assert [finding.stage.value for finding in found][:1] == [row["stage"]], row["id"]
+        right = run.hunter.judge(case, f"emulated:{catalogue().fault(row['id']).dataflow}", timeout=60)
+        assert right.passed, [finding.line() for finding in right.findings]
+    assert tried > 12
+
+
+def test_a_fault_is_caught_and_its_shrunk_case_is_small_and_still_caught(run: FaultRun) -> None:
+    caught = run.hunter.hunt("verify.faults.backend:KA-19", seed=5, right="emulated")
+    assert caught.killed
+    assert caught.false_alarms == []
+    assert caught.case is not None
+    assert caught.shrunk is not None
+    assert (caught.shrunk.tokens, caught.shrunk.hidden, caught.shrunk.world_size) == (1, 64, 2)
+    again = run.hunter.judge(Case(caught.shrunk), "verify.faults.backend:KA-19")
+    assert again.findings[0].stage.value == caught.stages[0] == "quant"
+
+
+def test_a_case_that_the_right_kernel_fails_too_catches_nothing(run: FaultRun) -> None:
+    hunter = run.hunter
+    hunter.budget = replace(BUDGET, cases=3)
+    try:
+        caught = hunter.hunt("verify.faults.backend:KA-19", seed=5, right="verify.faults.backend:KA-19")
+    finally:
+        hunter.budget = BUDGET
+    assert not caught.killed
+    assert caught.cases == 3
+    assert caught.false_alarms
+
+
+def test_ranks_out_of_step_are_no_fault(run: FaultRun) -> None:
+    hunter = run.hunter
+    hunter.budget = replace(BUDGET, cases=24, timeout=30.0)
+    try:
+        caught = hunter.hunt(SLOW, seed=2)
+    finally:
+        hunter.budget = BUDGET
+    assert (caught.stages, caught.message) == ([], "")
+    assert caught.cases == 24
+
+
+@pytest.mark.parametrize("name", ["KP-05", "KP-09", "LW-09a", "LW-11"])
+def test_faults_of_protocol_and_launcher_are_caught_in_real_processes(run: FaultRun, name: str) -> None:
+    result = run.run(catalogue().fault(name), seed=1)
+    assert result.killed, f"{name} survived {result.cases} cases"
+    assert result.false_alarms == []
+
+
+def test_a_hang_is_caught_within_its_deadline(run: FaultRun) -> None:
+    result = run.run(catalogue().fault("LW-03"), seed=0)
+    assert result.stages == ["alive"]
+    assert "hang" in result.message
+
+
+@pytest.mark.parametrize("name", ["AC-08e", "AC-08f", "KA-07"])
+def test_a_weakened_judge_is_noticed(run: FaultRun, name: str) -> None:
+    result = run.run(catalogue().fault(name), seed=0)
+    assert result.stages == ["right kernel fails"], f"{name} was not noticed"
+
+
+def test_a_judge_without_a_stage_is_noticed_by_a_fault_that_passes(run: FaultRun) -> None:
+    run.run(catalogue().fault("KA-04a"), seed=0)
+    result = run.run(catalogue().fault("AC-08c"), seed=0)
+    assert result.stages == ["known fault passes"]
+    assert result.message.startswith("KA-04a passes")
+
+
+@pytest.mark.parametrize("name", [fault.id for fault in catalogue().faults if fault.subject == "pair"])
+def test_the_gate_passes_no_spoiled_pair(pair: accuracy.Pair, name: str) -> None:
+    from eval.compare import compare
+    from eval.gate import Verdict
+    from eval.outcome import Options
+    from verify.faults.catalogue import resolve
+
+    fault = catalogue().fault(name)
+    verdict = compare(*resolve(fault.patch)(pair), options=Options()).verdict
+    assert verdict is not Verdict.PASS
+    assert verdict.value == fault.stage
+
+
+@pytest.fixture(scope="module")
+def pair() -> accuracy.Pair:
+    return accuracy.right_pair(4)
+
+
+def test_the_field_is_credited_where_it_notices_and_not_where_its_inputs_hide_the_fault(run: FaultRun) -> None:
+    fault = catalogue().fault("KA-19")  # multiplies by the scale: with scale 1 that is right
+    caught = run.hunter.hunt("verify.faults.backend:KA-19", seed=0, shrink=False)
+    columns = run.peers.judge(fault, caught, seed=0)
+    assert columns.ours["TRT"] == columns.ours["Modular"] == "kill"
+    assert columns.own["TRT"] == "miss"
+    assert columns.ours["FI fusion"] == columns.own["FI fusion"] == "miss"
+    assert "JAX" not in columns.own
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[[kernel]]\nbackend = "no.such.module:thing"\n', r"kernel 1: .*no\.such\.module"),
+        ('[[kernel]]\nbackend = "emulated"\nexpect = "crash"\n', "expect='crash', expected one of: fail, pass"),
+        ('[[kernel]]\nexpect = "fail"\n', "kernel 1: no backend"),
+        ('[[kernel]]\nbackend = "emulated"\nexpects = "pass"\n', "unknown field 'expects'"),
+        ("[other]\n", r"no \[\[kernel\]\] entries"),
+        ("[[kernel\n", "is not TOML"),
+    ],
+)
+def test_a_broken_list_of_kernels_is_refused_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "kernels.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=told) as error:
+        listed.read(str(path))
+    assert "\n" not in str(error.value)
+
+
+def app() -> typer.Typer:
+    made = typer.Typer()
+    command.register(made)
+    made.command("other")(lambda: None)
+    return made
+
+
+def test_the_command_judges_a_list_of_kernels_by_what_is_expected_of_each(tmp_path: Path) -> None:
+    path, out = tmp_path / "kernels.toml", tmp_path / "out.json"
+    path.write_text(
+        '[[kernel]]\nbackend = "verify.faults.backend:KA-19"\ntitle = "wrong way round"\n'
+        '[[kernel]]\nbackend = "emulated"\nexpect = "pass"\n'
+    )
+    common = ["faults", "--backend", str(path), "--cases", "4", "--json", str(out), "--run-dir", str(tmp_path / "r")]
+    assert CliRunner().invoke(app(), common).exit_code == 0
+    summary = json.loads(out.read_text())["summary"]
+    assert (summary["faults"], summary["killed"], summary["false_alarms"]) == (1, 1, 0)
+    path.write_text('[[kernel]]\nbackend = "emulated"\nexpect = "fail"\n')
+    assert CliRunner().invoke(app(), common).exit_code == 1
+    assert json.loads(out.read_text())["verdict"] == "fail"
+
+
+def test_the_command_runs_a_fault_and_writes_its_row(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    asked = ["faults", "--fault", "AC-02", "--json", str(out), "--run-dir", str(tmp_path / "r")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "Settings", lambda **options: Settings(legal_cases=0, **options))
+        result = CliRunner().invoke(app(), asked)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(out.read_text())["summary"]["rows"]
+    assert (row["id"], row["killed"], row["stage"]) == ("AC-02", True, "invalid")
+
+
+def test_the_command_prints_the_catalogue_with_its_sources() -> None:
+    result = CliRunner().invoke(app(), ["faults", "--list", "--fault", "KA-01"], env={"COLUMNS": "400"})
+    assert result.exit_code == 0
+    assert "https://github.com/ROCm/aiter/pull/2586" in result.output
