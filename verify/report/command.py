@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,7 +39,7 @@ def report(
       fusecheck report runs/*-kernel --markdown summary.md
       fusecheck report before/result.json after/result.json --run-dir runs/compared
     """
-    records = {name: read_run(path) for name, path in zip(_names(runs), runs, strict=True)}
+    records = dict(single for name, path in zip(_names(runs), runs, strict=True) for single in _single(name, path))
     verdict = Verdict.worst([Verdict(record["verdict"]) for record in records.values()])
     findings = [{**finding, "run": name} for name, record in records.items() for finding in record["findings"]]
     summary = {"runs": [{"name": name, "record": {**record, "findings": []}} for name, record in records.items()]}
@@ -53,6 +54,17 @@ def report(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{directory}/report.html", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(verdict.exit_code)
+
+
+def _single(name: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A run under its name; of a comparison each of its runs, with its own findings."""
+    record = read_run(path)
+    if record["command"] != "report":
+        yield name, record
+        return
+    for each in record["summary"]["runs"]:
+        own = [{k: v for k, v in f.items() if k != "run"} for f in record["findings"] if f.get("run") == each["name"]]
+        yield f"{name}/{each['name']}", {**each["record"], "findings": own}
 
 
 def _names(runs: list[Path]) -> list[str]:

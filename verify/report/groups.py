@@ -83,6 +83,10 @@ def count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def _findings(found: list[dict[str, Any]]) -> str:
+    return "1 finding" if len(found) == 1 else f"{len(found)} findings"
+
+
 def _text(findings: list[dict[str, Any]]) -> str:
     return "\n".join(finding_line(finding) for finding in findings)
 
@@ -102,7 +106,7 @@ def _of_kernel(part: Part) -> Iterator[Group]:
         name = f"{subject['backend']}{flow} tp {subject['world_size']}"
         yield Group(name, _verdict(mine, ran=subject["cases"] > 0), note, _text(mine), subject["seconds"])
     if rest:
-        yield Group("findings", "fail", f"{len(rest)} findings", _text(rest))
+        yield Group("findings", "fail", _findings(rest), _text(rest))
     if part.summary.get("interrupted"):
         yield Group("all cases", "inconclusive", "interrupted before the last case")
 
@@ -120,7 +124,7 @@ def _of_graph(part: Part) -> Iterator[Group]:
     names = list(dict.fromkeys(str(f.get("case", "run")) for f in findings))
     for name in names:
         mine = [f for f in findings if str(f.get("case", "run")) == name]
-        yield Group(name, "fail", f"{len(mine)} findings", _text(mine))
+        yield Group(name, "fail", _findings(mine), _text(mine))
     rest = part.summary.get("graphs", 0) - len(names)
     if rest > 0:
         yield Group(f"{rest} graphs" if names else "graphs", "pass", f"{rest} graphs without a finding")
@@ -137,7 +141,7 @@ def _of_faults(part: Part) -> Iterator[Group]:
         verdict = _verdict(mine, ran=bool(row.get("killed")))
         yield Group(f"{row['id']} {row.get('title', '')}", verdict, note, _text(mine), float(row.get("seconds", 0)))
     if loose:
-        yield Group("right kernels", "fail", f"{len(loose)} findings", _text(loose))
+        yield Group("right kernels", "fail", _findings(loose), _text(loose))
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
@@ -167,7 +171,7 @@ def _change(task: dict[str, Any]) -> str:
 
 
 def _plain(part: Part) -> Iterator[Group]:
-    yield Group(part.command, part.verdict, f"{len(part.findings)} findings", _text(part.findings))
+    yield Group(part.command, part.verdict, _findings(part.findings), _text(part.findings))
 
 
 _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
@@ -201,7 +205,7 @@ def _kernel_sentence(part: Part) -> str:
 
 def _graph_sentence(part: Part) -> str:
     s = part.summary
-    found = f"{len(part.findings)} findings" if part.findings else "no finding"
+    found = _findings(part.findings) if part.findings else "no finding"
     return f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}, {found}"
 
 
@@ -217,7 +221,7 @@ def _accuracy_sentence(part: Part) -> str:
 
 
 def _plain_sentence(part: Part) -> str:
-    return f"{len(part.findings)} findings" if part.findings else "no finding"
+    return _findings(part.findings) if part.findings else "no finding"
 
 
 _SENTENCES: dict[str, Callable[[Part], str]] = {

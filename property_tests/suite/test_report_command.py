@@ -1,0 +1,196 @@
+"""`fusecheck report` and `fusecheck verify`: merged runs, parts that are left out, and one line for every bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+
+from property_tests.suite import report_records as made
+from property_tests.suite.test_cli import run
+from verify import verify_command
+from verify.dataflow import DATAFLOWS
+from verify.errors import UsageError
+from verify.verify_command import Step, Steps, duration
+
+SCHEMA = json.loads((resources.files("verify.report") / "result.schema.json").read_text(encoding="utf-8"))
+
+
+def put(folder: Path, record: dict[str, Any] | str) -> Path:
+    """A run directory with this result.json."""
+    folder.mkdir()
+    text = record if isinstance(record, str) else json.dumps(record)
+    (folder / "result.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of a run directory, which the schema must allow."""
+    record: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    jsonschema.validate(record, SCHEMA)
+    return record
+
+
+def test_runs_are_merged_into_one_comparison_with_the_worst_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = put(tmp_path / "good", made.kernel()), put(tmp_path / "bad", made.kernel("fail"))
+    out, markdown, html = tmp_path / "out", tmp_path / "summary.md", tmp_path / "copy.html"
+    assert run(monkeypatch, "report", good, bad, "--run-dir", out, "--markdown", markdown, "--html", html) == 1
+    printed = capsys.readouterr().out
+    assert "pass  good  kernel: " in printed
+    assert "fail  bad  kernel: " in printed
+    record = read(out)
+    assert (record["command"], record["verdict"]) == ("report", "fail")
+    assert [finding["run"] for finding in record["findings"]] == ["bad"]
+    page = html.read_text(encoding="utf-8")
+    assert page == (out / "report.html").read_text(encoding="utf-8")
+    assert "Runs compared" in page
+    assert '<h1 id="verdict" class="verdict fail">Fail: bad: ' in page
+    assert markdown.read_text(encoding="utf-8").startswith("### Fusecheck: Fail: bad: ")
+    suites = ET.parse(out / "junit.xml").getroot()
+    assert [(suite.get("name"), suite.get("failures")) for suite in suites] == [
+        ("fusecheck kernel good", "0"),
+        ("fusecheck kernel bad", "1"),
+    ]
+
+
+def test_one_run_can_be_shown_again_and_a_comparison_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = put(tmp_path / "whole", made.verify())
+    assert run(monkeypatch, "report", whole / "result.json", "--run-dir", tmp_path / "first") == 1
+    assert run(monkeypatch, "report", tmp_path / "first", "--run-dir", tmp_path / "second") == 1
+    first, second = ((tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("first", "second"))
+    for section in ("verify", "graph", "accuracy", "faults"):
+        assert f"whole · {section}" in first
+        assert f"first/whole · {section}" in second
+    assert len(read(tmp_path / "second")["findings"]) == len(read(tmp_path / "first")["findings"]) == 1
+
+
+BROKEN: list[tuple[str, dict[str, Any] | str | None, str]] = [
+    ("empty", None, "no result.json here"),
+    ("nothing", "", "broken or cut off at line 1"),
+    ("truncated", json.dumps(made.kernel(), indent=1)[:600], "broken or cut off at line"),
+    ("newer", made.kernel() | {"schema": 2}, "schema 2 is of a newer Fusecheck"),
+    ("foreign", json.dumps({"results": {"mmlu": 1}}), "not written by fusecheck"),
+    ("list", "[1, 2]", "not written by fusecheck"),
+    ("deep", "[" * 100_000, "cannot be read as JSON"),
+    ("half", {"schema": 1, "command": "kernel"}, "verdict, environment, summary, findings is missing or malformed"),
+    ("odd", made.kernel() | {"verdict": "maybe"}, "verdict is missing or malformed"),
+    ("parts", made.verify() | {"summary": {"parts": {"graph": 3}}}, "its parts are malformed"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), BROKEN, ids=[name for name, _, _ in BROKEN])
+def test_a_run_that_cannot_be_read_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: dict[str, Any] | str | None,
+    told: str,
+) -> None:
+    folder = tmp_path / name
+    if content is None:
+        folder.mkdir()
+    else:
+        put(folder, content)
+    assert run(monkeypatch, "report", folder, "--run-dir", tmp_path / "out") == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert told in complaint
+    assert name in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_wrong_calls_are_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "cases.jsonl").touch()
+    once = put(tmp_path / "once", made.kernel())
+    for arguments, told in (
+        (("report", tmp_path / "absent"), "no such run"),
+        (("report", unfinished), "the run did not end"),
+        (("report", once, once), "is given twice"),
+        (("report",), "Missing argument"),
+        (("verify", "--budget", "soon"), "--budget 'soon', expected a time"),
+        (("verify", "--only", "all"), "--only 'all', expected none or of: graph, accuracy, faults"),
+    ):
+        assert run(monkeypatch, *arguments) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.count("\n") == 1
+        assert told in complaint
+
+
+def test_verify_writes_one_record_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
+    monkeypatch.setattr(verify_command, "FAMILIES", ("gaussian", "exact"))
+    out, markdown = tmp_path / "run", tmp_path / "summary.md"
+    assert run(monkeypatch, "verify", "--only", "none", "--run-dir", out, "--markdown", markdown) == 0
+    record = read(out)
+    assert (record["summary"]["cases"], record["summary"]["parts"]) == (4, {})
+    left = {entry["part"]: entry["reason"] for entry in record["summary"]["not_run"]}
+    assert set(left) == {"graph", "accuracy", "faults", "latency"}
+    printed = capsys.readouterr().out
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for part, reason in left.items():
+        assert f"not run: {part}: {reason}" in printed
+        assert reason in page
+        assert f"not run: {part}: " in markdown.read_text(encoding="utf-8")
+    assert len(list(ET.parse(out / "junit.xml").getroot().iter("skipped"))) == 4
+
+
+def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4, "--tokens", 5)
+    arguments += ("--hidden", 256, "--family", "gaussian", "--dtype", "bf16", "--cases", 1)
+    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
+    found = read(tmp_path)["findings"][0]
+    assert (found["backend"], found["judged_by"]) == ("emulated:trtllm", "trtllm-fp32")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "--backend emulated:trtllm --dataflow trtllm-fp32" in page
+    assert "<svg" in page
+    failure = next(ET.parse(tmp_path / "junit.xml").getroot().iter("failure"))
+    assert found["problem"] in (failure.text or "")
+
+
+def test_a_part_that_has_no_time_is_left_out_and_one_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, time.monotonic() + 0.5)
+    steps.take(Step("graph", (), 60.0), wanted=True)
+    steps.take(Step("graph", ("--random", "0"), 0.0), wanted=True)
+    reasons = [entry["reason"] for entry in steps.not_run]
+    assert reasons[0].startswith("takes about 60 s, ")
+    assert "and stopped; give more --budget" in reasons[1]
+    assert (steps.done, steps.verdicts()) == ({}, [])
+
+
+def test_a_part_that_dies_is_left_out_with_what_it_said_last(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, None)
+    steps.take(Step("graph", ("--tp", "3"), 1.0), wanted=True)
+    steps.take(Step("faults", (), verify_command.CHEAP + 1), wanted=True)
+    steps.take(Step("accuracy", (), 1.0), wanted=False)
+    reasons = {entry["part"]: entry["reason"] for entry in steps.not_run}
+    assert "exit code 2: fusecheck: --tp 3, expected one of" in reasons["graph"]
+    assert "give --budget" in reasons["faults"]
+    assert reasons["accuracy"] == "left out by --only"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_a_budget_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-5m", "5d", "m", "nan", sys.executable])
+def test_anything_else_is_no_budget(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a time such as 90s"):
+        duration(text)
