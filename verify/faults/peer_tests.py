@@ -55,9 +55,14 @@ class Profile:
     warmups: int = 0
 
     def shapes(self) -> list[tuple[int, int, int]]:
-        """(world_size, tokens, hidden) of every call that is run."""
-        pairs = [(min(t, max(1, MOST_ELEMENTS // h)), h) for t in self.tokens for h in self.hidden]
-        return [(size, *pair) for pair in dict.fromkeys(pairs) for size in self.world_sizes]
+        """(world_size, tokens, hidden) of every call that is run: each value of each, but not every combination."""
+        count = max(len(self.tokens), len(self.hidden), len(self.world_sizes))
+        made = []
+        for index in range(count):
+            hidden = self.hidden[index % len(self.hidden)]
+            tokens = min(self.tokens[index % len(self.tokens)], max(1, MOST_ELEMENTS // hidden))
+            made.append((self.world_sizes[index % len(self.world_sizes)], tokens, hidden))
+        return made
 
 
 _ALL = (

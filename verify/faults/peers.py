@@ -18,7 +18,7 @@ from verify.faults.peer_tests import PROFILES
 from verify.plan import Case
 from verify.ranks import Pool
 
-CASES = 12
+CASES = 8
 """Of the plan, for each fault, on which the criteria are asked; the case that caught it comes on top."""
 
 MOST_ELEMENTS = 2**13
