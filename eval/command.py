@@ -24,7 +24,7 @@ from eval.options import (
     read_tasks,
 )
 from eval.outcome import Options
-from eval.report_text import print_block
+from eval.report_text import open_console, print_block
 from eval.samples import read_run
 from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms, require_lm_eval
 from verify.errors import UsageError
@@ -101,13 +101,13 @@ def accuracy(
         from eval.plan import plan_block
 
         share = None if expected_flips is None else expected_flips / 100
-        print_block(plan_block(names, settings, limit=limit, seconds=seconds, flips=share), Console(), full=True)
+        print_block(plan_block(names, settings, limit=limit, seconds=seconds, flips=share), open_console(), full=True)
         return
     if operating:
         from eval.operating import operating_blocks
 
         for table in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
-            print_block(table, Console(), full=True)
+            print_block(table, open_console(), full=True)
         return
     options = Options(settings=settings, metrics=read_metrics(metrics), flips=flips, same_kernel=aa)
     arguments = RunArguments(model, tp, backend, names, data, limit, shots, device)
@@ -120,7 +120,7 @@ def accuracy(
 def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
     from eval.engine import ArmError
 
-    console = Console()
+    console = open_console()
     progress = Console(stderr=True)
     try:
         with progress.status("starting") as status:
@@ -137,7 +137,7 @@ def _run_sequentially(
     from eval.engine import ArmError
     from eval.session_sequential import judge_sequentially, overall
 
-    console, progress = Console(), Console(stderr=True)
+    console, progress = open_console(), Console(stderr=True)
     try:
         with progress.status("starting") as status:
             outcomes = judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=status.update)
@@ -180,4 +180,4 @@ def compare_runs(
     arms = [None if path is None else read_run(path) for path in (oracle, noise)]
     outcome = compare(read_run(baseline), read_run(candidate), *arms, options=options)
     folder = make_run_dir("accuracy", run_dir)
-    raise typer.Exit(deliver(outcome, folder, Console(), full=full, copies=Copies(json_file, junit, markdown)))
+    raise typer.Exit(deliver(outcome, folder, open_console(), full=full, copies=Copies(json_file, junit, markdown)))

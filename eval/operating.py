@@ -123,11 +123,11 @@ def _gate_block(runs: int, seed: int, alpha: float) -> Block:
         covered = []
         for index, drift in enumerate(DRIFTS):
             found = simulate(setting, drift * setting.margin, runs=runs, seed=seed + index, alpha=alpha)
-            cells.append("-" if found is None else f"{found.passed:.3f} / {found.failed:.3f} / {found.open:.3f}")
+            cells.append("-" if found is None else f"{found.passed:.3f}/{found.failed:.3f}/{found.open:.3f}")
             covered += [] if found is None else [found.covered]
         rows.append([*cells, f"{min(covered):.3f} to {max(covered):.3f}"])
     columns = ("task", "n", "margin, pt", "flips", "true 0", "true -M/2", "true -M", "true -2M", "bound covers")
-    notes = [f"PASS / FAIL / INCONCLUSIVE in {runs:,} simulated runs a cell, seed {seed}; '-': more change than flips"]
+    notes = [f"PASS/FAIL/INCONCLUSIVE in {runs:,} simulated runs a cell, seed {seed}; '-': more change than flips"]
     return Block("Operating characteristics of the gate", columns, rows, notes)
 
 

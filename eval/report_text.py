@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich import box
@@ -18,6 +19,12 @@ from eval.outcome import Comparison
 from eval.report_blocks import Block, around, blocks, headline, oracle_line, shorten, task_line, visible
 
 _STYLE = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.INVALID: "bold red", Verdict.INCONCLUSIVE: "yellow"}
+
+
+def open_console() -> Console:
+    """A console on standard output; 150 columns wide where that is a file or a pipe and COLUMNS says nothing."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=150)
 
 
 def print_comparison(outcome: Comparison, console: Console, *, full: bool = False) -> None:
