@@ -152,8 +152,8 @@ def test_verify_writes_one_record_and_says_what_it_left_out(
 
 
 def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    arguments = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4, "--tokens", 5)
-    arguments += ("--hidden", 256, "--family", "gaussian", "--dtype", "bf16", "--cases", 1)
+    arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
+    arguments += ("--tokens", 5, "--hidden", 256, "--family", "gaussian", "--dtype", "bf16", "--cases", 1)
     assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
     found = read(tmp_path)["findings"][0]
     assert (found["backend"], found["judged_by"]) == ("emulated:trtllm", "trtllm-fp32")
