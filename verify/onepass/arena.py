@@ -44,6 +44,10 @@ class FlatArena(Arena):
         tensor = self._carve(tuple(source.shape), source.dtype, name)
         return super().copy(source, name) if tensor is None else tensor.copy_(source)
 
+    def canary(self) -> Tensor:
+        """The bytes before the first buffer."""
+        return self._flat[: self._gaps[0][1]]
+
     def canaries_lost(self) -> Tensor:
         """How many bytes between the buffers were written, as a tensor on the device."""
         gaps = (*self._gaps, (self._used, min(self._used + MARGIN, len(self._flat))))
