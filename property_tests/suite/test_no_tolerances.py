@@ -7,7 +7,7 @@ from pathlib import Path
 
 import verify
 
-TOLERANCE = re.compile(r"\b(atol|rtol|allclose|isclose|rel_tol|abs_tol|assert_close|approx)\b")
+TOLERANCE = re.compile(r"\b(atol|rtol|allclose|isclose|rel_tol|abs_tol|assert_close)\b|\bapprox\(")
 
 
 def _offences(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ BUILT_IN = {
     "emulated": "verify.backends.emulated:EmulatedBackend",
     "unfused": "verify.backends.unfused:UnfusedBackend",
     "flashinfer": "verify.backends.flashinfer:FlashInferBackend",
+    "tensorrt_llm": "verify.backends.tensorrt_llm:TensorRTLLMBackend",
 }
 
 METHODS = ("supports", "dataflow", "open")

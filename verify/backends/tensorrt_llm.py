@@ -1,0 +1,184 @@
+"""TensorRT-LLM's fused kernel, `torch.ops.trtllm.allreduce`. Not yet run on TensorRT-LLM: see `STATUS`.
+
+Variants, after a colon and separated by commas: `fp32` (ALL_REDUCE_FUSION_KERNEL_ACC_FP32 is set in the environment)
+and one of the library's own strategies, `nccl`, `min-latency`, `nccl-symmetric`, in place of the Problem's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from verify.backends.unfused import check
+from verify.dataflow import Dataflow, dataflow
+from verify.errors import UsageError
+from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
+
+if TYPE_CHECKING:
+    from verify.problem import Problem
+
+STATUS = "not yet run on TensorRT-LLM: tested against ops registered under its published schemas"
+
+FUSION_OPS = {
+    FusionOp.RESIDUAL_RMS_NORM: 1,
+    FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8: 4,
+    FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8: 6,
+}
+"""`AllReduceFusionOp` by value."""
+
+STRATEGIES = {Strategy.AUTO: 3, Strategy.ONESHOT: 4, Strategy.TWOSHOT: 5}
+NAMED = {"nccl": 0, "min-latency": 1, "nccl-symmetric": 8}
+"""`AllReduceStrategy` by value."""
+
+ACCUMULATE = "ALL_REDUCE_FUSION_KERNEL_ACC_FP32"
+ONESHOT_TOKENS = 128
+"""`kOneShotMaxToken`: a longer one-shot call becomes two-shot."""
+
+
+class TensorRTLLMBackend:
+    """Backend `tensorrt_llm`: the op with the workspace that the library's own `AllReduce` module makes.
+
+    Args:
+        variant: comma-separated: `fp32`, and at most one name of `NAMED`.
+
+    Raises:
+        UsageError: an unknown variant.
+    """
+
+    device = "cuda"
+
+    def __init__(self, variant: str = "") -> None:
+        given = [part for part in variant.split(",") if part]
+        self.fp32 = "fp32" in given
+        named = [part for part in given if part != "fp32"]
+        if len(named) > 1 or any(part not in NAMED for part in named):
+            raise UsageError(f"tensorrt_llm variant {variant!r}, expected of: fp32 and one of {', '.join(NAMED)}")
+        self.strategy = named[0] if named else None
+        self.name = f"tensorrt_llm:{','.join(given)}" if given else "tensorrt_llm"
+
+    def supports(self, problem: Problem) -> Support:
+        """Refuse without TensorRT-LLM, and what its kernel would abort the process for."""
+        if importlib.util.find_spec("tensorrt_llm") is None:
+            return Support(ok=False, reason=f"tensorrt_llm is not installed ({STATUS})")
+        return shape_support(problem)
+
+    def dataflow(self, problem: Problem) -> Dataflow:
+        """`trtllm`, `trtllm-fp32`, or `trtllm-nccl` where NCCL adds up and the rest are ops of their own."""
+        del problem
+        if self.strategy in ("nccl", "nccl-symmetric"):
+            return dataflow("trtllm-nccl")
+        return dataflow("trtllm-fp32" if self.fp32 else "trtllm")
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Make the workspace; a collective call.
+
+        Raises:
+            ValueError: the accumulation of the environment is not that of the variant.
+        """
+        del limits
+        if (ACCUMULATE in os.environ) != self.fp32:
+            wanted = "set" if self.fp32 else "unset"
+            raise ValueError(f"{ACCUMULATE} must be {wanted} for {self.name}, before the ranks start")
+        return TensorRTLLMKernel(self, rank, workspace(rank))
+
+
+def shape_support(problem: Problem) -> Support:
+    """Whether the fused kernel takes the shape; a failing check inside the op ends the process."""
+    eighths = problem.hidden // 8
+    if problem.world_size not in (2, 4, 8, 16):
+        return Support(ok=False, reason=f"world size {problem.world_size} is none of 2, 4, 8, 16")
+    if problem.hidden > 65536 or (problem.hidden > 8192 and eighths % 2):
+        return Support(ok=False, reason=f"hidden {problem.hidden}: no block and cluster size covers it")
+    if problem.weight_bias:
+        return Support(ok=False, reason="the op has no weight bias")
+    if problem.strategy is Strategy.TWOSHOT and problem.tokens < problem.world_size:
+        return Support(ok=False, reason=f"two-shot needs at least one token a rank, got {problem.tokens}")
+    if problem.strategy is Strategy.ONESHOT and problem.tokens > ONESHOT_TOKENS:
+        return Support(ok=False, reason=f"one-shot takes {ONESHOT_TOKENS} tokens, got {problem.tokens}")
+    return Support(ok=True)
+
+
+def workspace(rank: Rank) -> Tensor:
+    """The pointer table that the library's own `AllReduce` module makes for this rank's `Mapping`.
+
+    Raises:
+        RuntimeError: this release offers no workspace where older and newer ones do.
+    """
+    mapping_of = importlib.import_module("tensorrt_llm.mapping").Mapping
+    mapping = mapping_of(world_size=rank.world_size, rank=rank.index, tp_size=rank.world_size)
+    module = importlib.import_module("tensorrt_llm._torch.distributed").AllReduce(mapping=mapping)
+    made = getattr(module, "workspace", None)
+    if made is None:
+        raise RuntimeError("tensorrt_llm's AllReduce has no workspace for this mapping: is there peer-to-peer access?")
+    return made  # type: ignore[no-any-return]
+
+
+def operator() -> tuple[Callable[..., Sequence[Tensor]], bool]:
+    """The all-reduce op of this release, and whether it ends in `trigger_completion_at_end`.
+
+    Raises:
+        RuntimeError: neither namespace has it.
+    """
+    for namespace in ("trtllm", "tensorrt_llm"):
+        packet = getattr(getattr(torch.ops, namespace), "allreduce", None)
+        if packet is not None:
+            names = [argument.name for argument in packet.default._schema.arguments]
+            return packet, "trigger_completion_at_end" in names
+    raise RuntimeError("neither torch.ops.trtllm nor torch.ops.tensorrt_llm has allreduce: import tensorrt_llm first")
+
+
+class TensorRTLLMKernel:
+    """The op on one rank."""
+
+    def __init__(self, backend: TensorRTLLMBackend, rank: Rank, table: Tensor) -> None:
+        self._backend, self._rank, self._table = backend, rank, table
+        self._op, self._triggers = operator()
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the op; a collective call.
+
+        Raises:
+            ValueError: an operand of a wrong shape, dtype or layout, which the op does not check.
+        """
+        check(inputs)
+        for name in ("partial", "residual", "gamma"):
+            if not getattr(inputs, name).is_contiguous():
+                raise ValueError(f"{name} is not contiguous, expected dense rows: the op would misread it")
+        named = self._backend.strategy
+        arguments: list[Any] = [
+            inputs.partial,
+            inputs.residual,
+            inputs.gamma,
+            inputs.scale if op.returns_quant else None,
+            None,
+            self._table,
+            list(range(self._rank.world_size)),
+            NAMED[named] if named is not None else STRATEGIES[strategy],
+            FUSION_OPS[op],
+            inputs.eps,
+        ]
+        return outputs_of(self._op(*arguments, *([True] if self._triggers else [])), op)
+
+    def close(self) -> None:
+        """The library keeps the workspace of a mapping."""
+
+
+def outputs_of(returned: Sequence[Tensor], op: FusionOp) -> RankOutputs:
+    """Name the op's outputs, whose order is norm, codes, residual, less what was not asked for.
+
+    Raises:
+        ValueError: another number of outputs.
+    """
+    expected = [*(["norm"] if op.returns_norm else []), *(["quant"] if op.returns_quant else []), "residual"]
+    if len(returned) != len(expected):
+        raise ValueError(f"{op.value} returned {len(returned)} tensors, expected {', '.join(expected)}")
+    named = dict(zip(expected, returned, strict=True))
+    if "quant" in named:
+        named["quant"] = named["quant"].view(torch.float8_e4m3fn)
+    return RankOutputs(**named)
