@@ -7,18 +7,19 @@ problems (tokens up to 16, hidden up to 1024, two ranks, every stage judged); th
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.multiprocessing
 
 from verify.cases import WORKER, collect, request, run_case
 from verify.cells import hash64
+from verify.interface import Rank
 from verify.problem import Problem
 from verify.ranks import Pool, Reply
 from verify.ranks.rank import LocalRank
@@ -60,17 +61,19 @@ def on_a_pool(seconds: float) -> float:
 
 
 def with_spawned_ranks(seconds: float) -> float:
-    """Cases a second when every case spawns its ranks, as tests that call `torch.multiprocessing.spawn` do."""
+    """Cases a second when every case spawns its ranks, as tests that start processes in their bodies do."""
 
     def judge(problem: Problem) -> None:
         case = request(problem, BACKEND)
         with tempfile.TemporaryDirectory() as directory:
-            context = torch.multiprocessing.get_context("spawn")
+            context = multiprocessing.get_context("spawn")
             answers = context.SimpleQueue()
-            ranks = torch.multiprocessing.spawn(_run_rank, (directory, case, answers), nprocs=WORLD_SIZE, join=False)
-            found = dict(answers.get() for _ in range(WORLD_SIZE))
-            while not ranks.join():
-                pass
+            ranks = [context.Process(target=_run_rank, args=(r, directory, case, answers)) for r in range(WORLD_SIZE)]
+            for rank in ranks:
+                rank.start()
+            found = dict(answers.get() for _ in ranks)
+            for rank in ranks:
+                rank.join()
         outcome = collect(case, [Reply(rank, found[rank]) for rank in range(WORLD_SIZE)])
         assert outcome.passed, outcome.findings
 
@@ -81,7 +84,7 @@ def _run_rank(index: int, directory: str, case: dict[str, Any], answers: Any) ->
     torch.set_num_threads(1)
     rendezvous = f"file://{directory}/rendezvous"
     rank = LocalRank(index, WORLD_SIZE, torch.device("cpu"), Path(directory), rendezvous)
-    answers.put((index, CaseWorker(rank).run(case)))
+    answers.put((index, CaseWorker(cast("Rank", rank)).run(case)))
 
 
 def _rate(judge: Callable[[Problem], None], source: Iterator[Problem], seconds: float, *, least: int) -> float:
