@@ -65,7 +65,11 @@ class Rank(Protocol):
     index: int
     world_size: int
     device: torch.device
-    group: ProcessGroup | None
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The process group of the ranks; None where there is none."""
+        ...
 
     def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
         """Map every rank's uint8 buffer of this name, `nbytes` long, in rank order.
