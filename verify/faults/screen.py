@@ -55,12 +55,11 @@ def _show_criteria(console: Console, report: Report) -> None:
         alarms = f"{row['false_alarms'][0]}/{row['false_alarms'][1]}"
         table.add_row(row["name"], row["formula"], f"{row['killed_on_our_inputs']}/{row['faults']}", own, alarms)
     console.print(table)
-    matrix = Table("fault", "Fusecheck", *[str(number) for number in range(1, len(CRITERIA) + 1)], padding=(0, 0))
     for result in report.results[report.seeds[0]]:
         if result.columns is not None:
-            marks = [MARKS[result.columns.ours[c.name]] for c in CRITERIA]
-            matrix.add_row(result.fault.id, result.stages[0] if result.stages else "SURVIVED", *marks)
-    console.print(matrix)
+            marks = "".join(MARKS[result.columns.ours[c.name]] for c in CRITERIA)
+            noticed = result.stages[0] if result.stages else "SURVIVED"
+            console.print(f"{result.fault.id:8} {noticed:14} {marks}", highlight=False)
     console.print(
         "x rejects it, . does not, h noticed by its CI's timeout only; columns in the order above, on our inputs. "
         "Where two of the own tests hang, the rest are taken to hang too."
@@ -68,7 +67,8 @@ def _show_criteria(console: Console, report: Report) -> None:
     console.print(
         "Every criterion is given a perfect reference. A rejection counts where the right kernel passes on the same "
         "inputs; a dash is a criterion without a test of such a kernel. "
-        "Of their own shapes some are run, the small ones."
+        "Of their own shapes some are run, the small ones. "
+        "False alarms are on our inputs, NaN and infinities among them."
     )
     for criterion in CRITERIA:
         if criterion.note:
