@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from property_tests.kernel.bench import Bench
-from property_tests.strategies import calls, seeds
+from property_tests.strategies import STRATEGIES, calls, seeds
 from verify.problem import Call, Problem
 
 FAMILIES = ("gaussian", "rank-tagged", "one-hot", "negative-zero", "outliers", "exact")
@@ -53,6 +53,18 @@ class Workspace(RuleBasedStateMachine):
     def call_as_before(self, back: int) -> None:
         """The shape of an earlier call again, as buffers that rotate are met again."""
         self.schedule.append(self.schedule[-min(back, len(self.schedule))])
+
+    @precondition(lambda self: len(self.schedule) + 5 <= LONGEST)
+    @rule(data=st.data(), long=st.integers(8, MOST_TOKENS), short=st.integers(1, 4))
+    def long_short_short_long(self, data: st.DataObject, long: int, short: int) -> None:
+        """Back to the buffer of the long call, with a rank that comes late, so that what was left there is read."""
+        late = data.draw(st.integers(0, self.bench.world_size - 1), label="late rank")
+        strategy = data.draw(st.sampled_from(STRATEGIES), label="strategy")
+        counts = (long, short, short, long, short)
+        added = [Call(tokens, hidden=HIDDEN[1], strategy=strategy) for tokens in counts]
+        added[3] = replace(added[3], delayed=late, delay_ms=3)
+        if all(self.bench.accepts(step_of(self.problem, call)) for call in added):
+            self.schedule += added
 
     @rule(milliseconds=st.integers(1, 5))
     def idle(self, milliseconds: int) -> None:
