@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from verify.errors import UsageError
@@ -205,7 +206,8 @@ def test_the_command_runs_a_fault_and_writes_its_row(tmp_path: Path) -> None:
     assert (row["id"], row["killed"], row["stage"]) == ("AC-02", True, "invalid")
 
 
-def test_the_command_prints_the_catalogue_with_its_sources() -> None:
-    result = CliRunner().invoke(app(), ["faults", "--list", "--fault", "KA-01"], env={"COLUMNS": "400"})
+def test_the_command_prints_the_catalogue_with_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "console", Console(width=400))
+    result = CliRunner().invoke(app(), ["faults", "--list", "--fault", "KA-01"])
     assert result.exit_code == 0
     assert "https://github.com/ROCm/aiter/pull/2586" in result.output

@@ -112,7 +112,7 @@ def test_a_family_has_its_property_at_every_world_size_dtype_and_scale(family: s
 def test_a_family_without_its_property_is_noticed(family: str, other: str) -> None:
     """The assertion of each family must be able to fail: here on another family's data."""
     kind = FAMILIES[other].scales[0]
-    problem = Problem(family=other, world_size=4, tokens=20, hidden=512, scale=draw_scale(kind, 1), seed=3)
+    problem = Problem(family=other, world_size=4, tokens=20, hidden=2048, scale=draw_scale(kind, 1), seed=3)
     assert FAMILIES[family].holds(sample_of(problem)) is not None
 
 
@@ -141,7 +141,7 @@ def test_the_plan_visits_every_family_strategy_op_dtype_and_check() -> None:
     assert {p.dtype for p in problems} == {"bf16", "fp16"}
     assert {p.gamma for p in problems} == set(GAMMAS)
     assert {p.weight_bias for p in problems} == {0.0, 1.0}
-    assert {check for case in cases for check in case.checks} == {"repeat", "strategies", "unfused"}
+    assert {check for case in cases for check in case.checks} == {"repeat", "strategies", "unfused", "layouts"}
     assert sum(bool(p.schedule) for p in problems) > 20
     assert len({p.scale for p in problems}) > 50
     assert {p.tokens % 4 for p in problems} == {0, 1, 2, 3}
