@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from verify.graph.build import BuiltGraph
 from verify.graph.context import RankContext
 from verify.graph.dialect import Dialect
-from verify.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing
+from verify.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing, value_bits
 from verify.graph.findings import Check, GraphFinding, GraphReport
 from verify.graph.fused_ops import resolve
 from verify.graph.inspection import count_roles, fused_nodes
@@ -131,7 +131,9 @@ class Comparison:
                 self._add(GraphFinding(check, what))
 
     def _replicated(self, outputs: tuple[Tensor, ...], label: str) -> None:
-        digests = {index: zlib.crc32(bits(outputs[index]).cpu().numpy().tobytes()) for index in self.built.replicated}
+        digests = {
+            index: zlib.crc32(value_bits(outputs[index]).cpu().numpy().tobytes()) for index in self.built.replicated
+        }
         everyone = [json.loads(text) for text in self.context.gather_text(json.dumps(digests))]
         for index in digests:
             if len({each[str(index)] for each in everyone}) > 1:

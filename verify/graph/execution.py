@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from verify.float8 import NAN_CODE, is_nan
 from verify.graph import nodes
 from verify.graph.arithmetic import quantize
 from verify.graph.context import RankContext
@@ -28,16 +30,25 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
+def value_bits(tensor: Tensor) -> Tensor:
+    """A tensor's bytes with every NaN made the same one: sign and payload of a NaN differ between processors."""
+    if tensor.dtype is torch.float8_e4m3fn:
+        codes = tensor.detach().contiguous().view(torch.uint8)
+        return bits(codes.masked_fill(is_nan(codes), NAN_CODE))
+    if tensor.is_floating_point():
+        return bits(tensor.detach().masked_fill(tensor.detach().isnan(), math.nan))
+    return bits(tensor)
+
+
 def count_differing(left: Values, right: Values) -> tuple[int, int]:
-    """Elements in both tuples of outputs, and how many of them differ in bits, dtype or shape."""
+    """Elements in both tuples of outputs, and how many of them differ in value, sign of zero, dtype or shape."""
     elements = differing = abs(len(left) - len(right))
     for mine, other in zip(left, right, strict=False):
         elements += mine.numel()
         if mine.dtype != other.dtype or mine.shape != other.shape:
             differing += max(mine.numel(), 1)
-        elif not torch.equal(bits(mine), bits(other)):
-            size = mine.element_size()
-            unequal = (bits(mine) != bits(other)).reshape(-1, size)
+        elif not torch.equal(ours := value_bits(mine), theirs := value_bits(other)):
+            unequal = (ours != theirs).reshape(-1, mine.element_size())
             differing += int(unequal.any(-1).sum())
     return elements, differing
 
