@@ -7,7 +7,7 @@ out=${2:-runs/mpirun}
 python=${PYTHON:-python3}
 mpirun=${MPIRUN:-mpirun --allow-run-as-root --oversubscribe}
 mkdir -p "$out"
-hidden=2048,2880,3072,3584,4096,5120,6144,7168,8192,12288,16384 # of the models in verify/models.toml
+hidden=2048,2880,3072,3584,4096,5120,6144,7168,8192,12288,16384 # of the models in verify/inputs/models.toml
 failed=0
 
 # step NAME EXPECTED-EXIT-CODE SECONDS COMMAND...: the log goes to $out, its end to the terminal

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from golden.record import Entry, Golden, as_quiet, finite, unsigned_zero
-from verify import alive, digest
-from verify.cases import Caller, request
+from verify.case import alive, digest
+from verify.case.run import Caller, request
 from verify.dataflow import Dataflow, dataflow
 from verify.errors import Inconclusive
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankOutputs
 from verify.oracle import Oracle
 from verify.verdict import judge_rows

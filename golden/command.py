@@ -12,11 +12,11 @@ from rich.console import Console
 
 from golden import check, record
 from verify import backends
-from verify.cases import WORKER, Caller
+from verify.case.run import WORKER, Caller
 from verify.errors import Inconclusive, UsageError
+from verify.kernel.virtual import VirtualPool
 from verify.ranks import Pool
 from verify.report import Verdict, make_run_dir, write_result
-from verify.virtual import VirtualPool
 
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
@@ -39,7 +39,7 @@ def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
     found, wanted = torch.cuda.device_count(), 1 if virtual else world_size
     if (device == "cuda" or virtual) and found < wanted:
         raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
-    options: dict[str, Any] = {"device": device, "preload": ("verify.worker",)}
+    options: dict[str, Any] = {"device": device, "preload": ("verify.case.worker",)}
     return VirtualPool(world_size, **options) if virtual else Pool(WORKER, world_size, **options)
 
 

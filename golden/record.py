@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from verify import backends
-from verify.cases import Caller, collect, request
+from verify.case.run import Caller, collect, request
 from verify.errors import Inconclusive, UsageError
-from verify.families import FAMILIES
-from verify.plan import Plan
+from verify.inputs.families import FAMILIES
+from verify.kernel.plan import Plan
+from verify.kernel.virtual import residency
 from verify.problem import Problem
 from verify.report.result import environment, write_aside
-from verify.virtual import residency
 
 SCHEMA = 1
 SMALL = 2048

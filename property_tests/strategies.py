@@ -13,11 +13,11 @@ from functools import cache
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from verify.families import FAMILIES
+from verify.inputs.families import FAMILIES
+from verify.inputs.models import models
+from verify.inputs.scales import SCALES, draw_scale
 from verify.interface import FusionOp, Strategy
-from verify.models import models
 from verify.problem import Call, Problem
-from verify.scales import SCALES, draw_scale
 
 LANES = 8
 LIMIT = 128

@@ -13,20 +13,20 @@ from rich.console import Console
 
 import verify
 from verify import backends
-from verify.cases import CHECKS
+from verify.case.run import CHECKS
 from verify.dataflow import DATAFLOWS, dataflow
 from verify.errors import Inconclusive, UsageError
-from verify.families import FAMILIES
+from verify.inputs.families import FAMILIES
+from verify.inputs.models import model as model_named
 from verify.interface import FusionOp, Strategy
 from verify.journal import FILE_NAME, finished
-from verify.kernel import Budget, Run
-from verify.kernel_report import KernelReport, Subject
-from verify.models import model as model_named
-from verify.plan import Case, Plan
+from verify.kernel.plan import Case, Plan
+from verify.kernel.report import KernelReport, Subject
+from verify.kernel.run import Budget, Run
+from verify.kernel.session import run_kernel
 from verify.problem import WORLD_SIZES, Problem
 from verify.ranks.mpi import enter
 from verify.report import Verdict
-from verify.session import run_kernel
 
 app = typer.Typer(
     name="fusecheck",
@@ -40,7 +40,7 @@ console = Console()
 _PLUGGED: tuple[str, ...] = (
     "verify.verify_command",
     "verify.report.command",
-    "verify.pace",
+    "verify.kernel.pace",
     "verify.exhaust",
     "verify.latency.command",
     "golden.command",

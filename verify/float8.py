@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verify.dataflow import CodeOfNan
-from verify.rounding import E4M3, round_to
+from verify.numerics.rounding import E4M3, round_to
 
 LARGEST = 448.0
 LARGEST_CODE = 0x7E

@@ -12,10 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from verify import enclosure, nominal
 from verify.dataflow import Dataflow
-from verify.enclosure import Interval
-from verify.rounding import FP32, NATIVE, Format, round_to
+from verify.numerics import enclosure, nominal
+from verify.numerics.enclosure import Interval
+from verify.numerics.rounding import FP32, NATIVE, Format, round_to
 
 TABLE_PAYS = 2**16
 """Elements from which looking codes up in a table of all native values is cheaper than forming each."""

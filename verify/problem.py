@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from verify.errors import UsageError
-from verify.families import FAMILIES, GAMMAS
+from verify.inputs.families import FAMILIES, GAMMAS
 from verify.interface import FusionOp, Strategy
-from verify.rounding import NATIVE, Format
+from verify.numerics.rounding import NATIVE, Format
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
 E = TypeVar("E", FusionOp, Strategy)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify import enclosure
 from verify.dataflow import Dataflow
 from verify.float8 import VALUES, code_at, is_nan, ordinal
 from verify.interface import RankOutputs
+from verify.numerics import enclosure
+from verify.numerics.rounding import Format
 from verify.oracle import Oracle, Where
-from verify.rounding import Format
 
 SHOWN = 3
 """Elements that a stage describes; all are counted."""

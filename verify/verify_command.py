@@ -15,15 +15,15 @@ import typer
 
 from verify.dataflow import DATAFLOWS
 from verify.errors import UsageError
-from verify.families import FAMILIES
-from verify.kernel import Budget, Run
-from verify.kernel_report import KernelReport, Subject
-from verify.plan import Plan
+from verify.inputs.families import FAMILIES
+from verify.kernel.plan import Plan
+from verify.kernel.report import KernelReport, Subject
+from verify.kernel.run import Budget, Run
+from verify.kernel.session import console, execute, say_where
 from verify.ranks.mpi import detect
 from verify.report import Verdict, make_run_dir, write_markdown, write_result
 from verify.report.groups import sentence
 from verify.report.record import parts, read_run
-from verify.session import console, execute, say_where
 
 WORLD_SIZES = (2, 4, 8)
 CHEAP = 90.0

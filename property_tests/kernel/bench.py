@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from verify import backends
-from verify.cases import Outcome, collect, request, run_case
+from verify.case.run import Outcome, collect, request, run_case
 from verify.dataflow import Dataflow, dataflow
 from verify.interface import Backend
 from verify.problem import Problem

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankInputs
 from verify.oracle import Operands
 from verify.problem import Problem

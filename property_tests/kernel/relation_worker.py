@@ -11,15 +11,15 @@ from property_tests.kernel.given import Given
 from property_tests.kernel.layouts import LAYOUTS, with_operand
 from property_tests.kernel.refusals import SPOILERS
 from property_tests.kernel.relations import RELATIONS
-from verify import alive, digest
-from verify.calls import limits_of, rows_of, shard
-from verify.compare import compare_bits
+from verify.case import alive, digest
+from verify.case.calls import limits_of, rows_of, shard
+from verify.case.compare import compare_bits
+from verify.case.worker import CaseWorker
 from verify.dataflow import Dataflow, dataflow
 from verify.interface import Backend, RankInputs, RankOutputs
 from verify.oracle import Oracle
 from verify.problem import Problem
 from verify.verdict import Stage, Tally, judge_rows, raw
-from verify.worker import CaseWorker
 
 OPERANDS = ("partial", "residual", "gamma", "scale")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from verify.case.worker import CaseWorker
 from verify.interface import FusionOp, Limits, RankInputs, Strategy
 from verify.verdict import raw
-from verify.worker import CaseWorker
 
 TOKENS, HIDDEN = 4, 64
 ROW, COLUMN = 1, 5

@@ -10,7 +10,7 @@ from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.kernel.layouts import OPERANDS
 from property_tests.strategies import PLAIN, STRATEGIES, problems
-from verify.cases import collect
+from verify.case.run import collect
 from verify.interface import Strategy
 from verify.problem import Problem
 from verify.ranks import Reply

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from property_tests.effort import share
 from property_tests.kernel.bench import Bench
 from property_tests.strategies import scales
-from verify.cases import collect
+from verify.case.run import collect
 from verify.interface import FusionOp
 from verify.problem import Problem
 from verify.ranks import Reply

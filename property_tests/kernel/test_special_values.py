@@ -39,7 +39,7 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
     name = str(request.config.getoption("--backend"))
     backend = name if name.startswith("flashinfer") else "emulated:flashinfer"
     device = "cuda" if name.startswith("flashinfer") else "cpu"
-    with Pool(WORKER, 2, device=device, preload=("verify.worker",)) as pool:
+    with Pool(WORKER, 2, device=device, preload=("verify.case.worker",)) as pool:
         yield Asker(pool, backend)
 
 

@@ -20,8 +20,8 @@ from property_tests.strategies import (
     problems,
     token_counts,
 )
-from verify.cases import CHECKS
-from verify.families import FAMILIES
+from verify.case.run import CHECKS
+from verify.inputs.families import FAMILIES
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from verify import DATAFLOWS, Problem, RankOutputs
-from verify.calls import blocks
-from verify.inputs import Inputs
+from verify.case.calls import blocks
+from verify.inputs.rank_inputs import Inputs
 from verify.oracle import Operands, Oracle
 from verify.verdict import judge_rows
 

@@ -12,10 +12,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from verify import alive, digest
-from verify.calls import Step, rows_of, shard
+from verify.case import alive, digest
+from verify.case.calls import Step, rows_of, shard
 from verify.dataflow import DATAFLOWS, Dataflow
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import FusionOp, RankOutputs
 from verify.onepass import judge, kernels
 from verify.onepass.arena import FlatArena

@@ -17,14 +17,14 @@ from typing import Any, cast
 
 import torch
 
-from verify.cases import WORKER, collect, request, run_case
-from verify.cells import hash64
+from verify.case.run import WORKER, collect, request, run_case
+from verify.case.worker import CaseWorker
+from verify.inputs.cells import hash64
+from verify.inputs.scales import draw_scale
 from verify.interface import Rank
 from verify.problem import Problem
 from verify.ranks import Pool, Reply
 from verify.ranks.rank import LocalRank
-from verify.scales import draw_scale
-from verify.worker import CaseWorker
 
 WORLD_SIZE = 2
 LIMITS = (16, 1024)
@@ -48,7 +48,7 @@ def problems() -> Iterator[Problem]:
 
 def on_a_pool(seconds: float) -> float:
     """Cases a second on a pool whose ranks stay."""
-    with Pool(WORKER, WORLD_SIZE, preload=["verify.worker"]) as pool:
+    with Pool(WORKER, WORLD_SIZE, preload=["verify.case.worker"]) as pool:
 
         def judge(problem: Problem) -> None:
             outcome = run_case(pool, request(problem, BACKEND, limits=LIMITS))

@@ -28,8 +28,8 @@ from property_tests.suite import legal_kernels
 from property_tests.suite.dataflows import draw_dataflow, draw_native
 from property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from property_tests.suite.legal_kernels import Floats, Inputs, Outputs
-from verify import enclosure
 from verify.dataflow import Dataflow
+from verify.numerics import enclosure
 from verify.oracle import Operands, Oracle
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)

@@ -18,7 +18,7 @@ from verify.faults import accuracy, command, listed
 from verify.faults.catalogue import catalogue
 from verify.faults.hunt import Budget
 from verify.faults.run import FaultRun, Settings
-from verify.plan import Case
+from verify.kernel.plan import Case
 from verify.problem import Problem
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "faults.json"

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 import golden
 from verify.errors import Inconclusive, UsageError
 from verify.graph.config import QUANT_PASS, PolicyKind, load_transforms
+from verify.inputs.models import model
 from verify.latency import analysis, command
 from verify.latency.analysis import Timing
 from verify.latency.worker import slowest
-from verify.models import model
 
 RECORDED = Path(golden.__path__[0]) / "h200x2" / "latency"
 

@@ -8,9 +8,9 @@ import pytest
 
 from verify import toml
 from verify.errors import UsageError
-from verify.models import Model, model, models
+from verify.inputs.models import Model, model, models
+from verify.numerics.rounding import NATIVE
 from verify.problem import WORLD_SIZES
-from verify.rounding import NATIVE
 
 
 def test_the_table_spans_models_from_1b_to_405b_with_the_odd_sizes_among_them() -> None:

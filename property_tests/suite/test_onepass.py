@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from verify import alive
-from verify.cases import WORKER, collect, request
+from verify.case import alive
+from verify.case.run import WORKER, collect, request
 from verify.dataflow import DATAFLOWS
 from verify.exhaust import cast_against_table, positive_normals, ulps_apart, worst_of
 from verify.float8 import encode
@@ -36,7 +36,7 @@ def test_one_pass_and_eager_judge_agree_on_random_problems_and_planted_errors() 
 
 def test_a_batch_gives_the_records_of_its_cases_one_by_one() -> None:
     cases = [request(Problem(tokens=n, hidden=64, seed=n), "emulated:flashinfer") for n in (1, 3)]
-    with Pool(WORKER, 2, preload=("verify.worker",)) as pool:
+    with Pool(WORKER, 2, preload=("verify.case.worker",)) as pool:
         together = pool.call("run_many", cases, timeout=60.0)
         for place, case in enumerate(cases):
             alone = collect(case, pool.call("run", case, timeout=60.0))

@@ -10,12 +10,12 @@ import torch
 
 from verify import FusionOp, Problem, Strategy
 from verify.errors import UsageError
-from verify.families import FAMILIES, GAMMAS
-from verify.inputs import Inputs
-from verify.plan import Plan
+from verify.inputs.families import FAMILIES, GAMMAS
+from verify.inputs.properties import Sample
+from verify.inputs.rank_inputs import Inputs
+from verify.inputs.scales import draw_scale
+from verify.kernel.plan import Plan
 from verify.problem import Call
-from verify.properties import Sample
-from verify.scales import draw_scale
 
 CPU = torch.device("cpu")
 

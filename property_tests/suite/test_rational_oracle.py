@@ -28,8 +28,8 @@ from property_tests.suite.rational_numbers import (
     preimage,
 )
 from property_tests.suite.rational_oracle import U
-from verify import enclosure
 from verify.dataflow import DATAFLOWS, Dataflow
+from verify.numerics import enclosure
 from verify.oracle import Operands, Oracle
 
 GRIDS = {torch.bfloat16: BF16, torch.float16: FP16}

@@ -8,8 +8,8 @@ from itertools import islice
 import pytest
 
 from verify import DATAFLOWS
-from verify.cases import request, run_case
-from verify.plan import Plan
+from verify.case.run import request, run_case
+from verify.kernel.plan import Plan
 from verify.ranks import Pool, values
 
 WORLD_SIZE = 4
@@ -28,7 +28,7 @@ rounding of a float32 sum; an undeclared scaling contains both; the two of Flash
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool("verify.worker:CaseWorker", WORLD_SIZE, preload=["verify.worker"]) as started:
+    with Pool("verify.case.worker:CaseWorker", WORLD_SIZE, preload=["verify.case.worker"]) as started:
         yield started
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from property_tests.strategies import LIMIT, ODD_HIDDEN, calls, problems, scales, token_counts, widths
-from verify.families import FAMILIES
+from verify.inputs.families import FAMILIES
 from verify.problem import Call, Problem
 
 often = settings(max_examples=400, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -15,7 +15,7 @@ from verify.backends import backend, tensorrt_llm
 from verify.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
 from verify.backends.unfused import quantise, rms_norm
 from verify.errors import UsageError
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import FusionOp, Limits, RankInputs, Strategy
 from verify.oracle import Oracle
 from verify.problem import Problem

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from verify import DATAFLOWS, Dataflow, Problem, RankOutputs
 from verify.dataflow import dataflow
-from verify.enclosure import kappa, preimage, sum_ends
 from verify.errors import UsageError
-from verify.families import FAMILIES
-from verify.inputs import Inputs
-from verify.nominal import reciprocal
+from verify.inputs.families import FAMILIES
+from verify.inputs.rank_inputs import Inputs
+from verify.numerics.enclosure import kappa, preimage, sum_ends
+from verify.numerics.nominal import reciprocal
+from verify.numerics.rounding import BF16, NATIVE, round_to, ulp
 from verify.oracle import Oracle
-from verify.rounding import BF16, NATIVE, round_to, ulp
 from verify.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_budget
 
 CPU = torch.device("cpu")

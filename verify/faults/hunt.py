@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from verify import backends
-from verify.cases import Finding, Outcome, request, run_case
+from verify.case.run import Finding, Outcome, request, run_case
 from verify.faults.shrink import Shrinker
-from verify.plan import Case, Plan
+from verify.kernel.plan import Case, Plan
 from verify.problem import Problem
 from verify.ranks import Pool
 from verify.verdict import Stage
@@ -81,7 +81,7 @@ class Hunter:
     """Runs cases on pools that it is lent, one for each world size.
 
     Args:
-        pools: by world size, with workers of `verify.cases.WORKER`'s interface.
+        pools: by world size, with workers of `verify.case.run.WORKER`'s interface.
         budget: for each fault.
     """
 

@@ -15,7 +15,7 @@ from verify.faults.catalogue import Fault
 from verify.faults.criteria import CRITERIA
 from verify.faults.hunt import Catch, Hunter
 from verify.faults.peer_tests import PROFILES
-from verify.plan import Case
+from verify.kernel.plan import Case
 from verify.ranks import Pool
 
 CASES = 8

@@ -11,7 +11,6 @@ from functools import cached_property
 from eval.compare import compare
 from eval.gate import Verdict as PairVerdict
 from eval.outcome import Options
-from verify.cells import hash64
 from verify.dataflow import DATAFLOWS
 from verify.faults import accuracy
 from verify.faults.catalogue import Fault, catalogue, resolve
@@ -20,7 +19,8 @@ from verify.faults.peers import Peers
 from verify.faults.results import Alarm, Report, Result
 from verify.graph.config import NORM_PASS
 from verify.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
-from verify.plan import Case
+from verify.inputs.cells import hash64
+from verify.kernel.plan import Case
 from verify.ranks import Pool
 from verify.verdict import Stage
 

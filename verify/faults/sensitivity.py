@@ -12,7 +12,7 @@ from torch import Tensor
 from verify.backends.emulated_arithmetic import Arithmetic
 from verify.dataflow import Dataflow
 from verify.faults.defects import DEFECTS, Defect, scaled_by
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankInputs, RankOutputs
 from verify.oracle import Operands, Oracle
 from verify.problem import Problem

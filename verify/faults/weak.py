@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify import alive, digest, verdict, worker
+from verify import verdict
+from verify.case import alive, digest, worker
 from verify.dataflow import Dataflow
 from verify.float8 import is_nan
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankInputs, RankOutputs
 from verify.oracle import Oracle
 from verify.problem import Problem

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verify import backends, digest
+from verify import backends
+from verify.case import digest
+from verify.case.worker import CaseWorker
 from verify.dataflow import Dataflow
 from verify.faults.catalogue import resolve
 from verify.faults.comparison import Evidence, Floats, Outputs
 from verify.faults.criteria import CRITERIA, Criterion
 from verify.faults.peer_tests import PROFILES, inputs_of, operands
-from verify.inputs import Inputs
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import FusionOp, Limits, RankOutputs, Strategy
 from verify.oracle import Operands, Oracle
 from verify.problem import Problem
-from verify.worker import CaseWorker
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 

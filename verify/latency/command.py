@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from verify.errors import Inconclusive, UsageError
+from verify.inputs.models import model as model_named
 from verify.latency import analysis
 from verify.latency.analysis import Site, Timing
 from verify.latency.plot import draw
-from verify.models import model as model_named
 from verify.ranks import Pool
 from verify.report import Verdict, make_run_dir, write_result
 from verify.report.result import write_aside
@@ -42,7 +42,7 @@ def measure(
     if torch.cuda.device_count() < tp:
         raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} are needed: run it where there are")
     timings = []
-    with Pool(WORKER, tp, device="cuda", preload=("verify.worker",)) as pool:
+    with Pool(WORKER, tp, device="cuda", preload=("verify.case.worker",)) as pool:
         for rows in tokens:
             replies = pool.call("measure", backend, rows, hidden, max(tokens), replays, graphs, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)

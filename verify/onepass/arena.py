@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from verify.alive import CANARY, MARGIN, POISON, Arena
+from verify.case.alive import CANARY, MARGIN, POISON, Arena
 from verify.problem import Problem
 
 _BUFFERS = 7

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify import alive
-from verify.calls import Step, shard
+from verify.case import alive
+from verify.case.calls import Step, shard
 from verify.dataflow import Dataflow
 from verify.interface import Kernel, Rank
 from verify.onepass import judge

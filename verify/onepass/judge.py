@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verify import nominal
-from verify.calls import Step
+from verify.case.calls import Step
 from verify.dataflow import Dataflow
-from verify.families import FAMILIES
+from verify.inputs.families import FAMILIES
+from verify.numerics import nominal
 from verify.onepass.arena import FlatArena
 from verify.onepass.operands import Made, power_of_two
 from verify.problem import Problem

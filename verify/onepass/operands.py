@@ -1,4 +1,4 @@
-"""Operands of a case on a CUDA rank: Gaussian ones by one kernel each, the others by `verify.inputs`."""
+"""Operands of a case on a CUDA rank: Gaussian ones by one kernel each, the others by `verify.inputs.rank_inputs`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verify.cells import hash64, normal_table
-from verify.inputs import GAMMA_SEED, Inputs
+from verify.inputs.cells import hash64, normal_table
+from verify.inputs.rank_inputs import GAMMA_SEED, Inputs
 from verify.interface import RankInputs
+from verify.numerics.rounding import Format
 from verify.problem import Problem
-from verify.rounding import Format
 
 _RESIDUAL = 100
 """The residual's stream of random bits, as in `families`."""
@@ -34,7 +34,7 @@ class Made:
 
 
 def make(problem: Problem, index: int, share: range, device: torch.device) -> Made:
-    """The operands of a case; bit for bit those of `verify.inputs`."""
+    """The operands of a case; bit for bit those of `verify.inputs.rank_inputs`."""
     source = Inputs(problem, device)
     if problem.family != "gaussian" or problem.hidden % 2:
         inputs = source.of_rank(index)

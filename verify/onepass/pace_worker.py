@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from verify.worker import CaseWorker
+from verify.case.worker import CaseWorker
 
 _COPIED = 2**31
 """Bytes of the copied buffer: many times the L2."""

@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 from property_tests.suite.repository.checkout import ROOT, python_files, tracked_files
 
 TOP_LEVEL = {
@@ -20,19 +18,20 @@ MACHINE_PATH = re.compile(r"(?<![\w./*])/(?:work|opt|root|home)/")
 INDEX_HOST = re.compile(r"\bpypi\.(?:org|python)|\bpythonhosted\.|\bdownload\.pytorch\.")
 KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
-MAY_IMPORT = {
-    "errors": set[str](),
-    "interface": {"dataflow", "problem"},
-    "dataflow": {"errors"},
-    "rounding": set[str](),
-    "float8": {"dataflow", "rounding"},
-    "toml": {"errors"},
-    "models": {"errors", "toml"},
-    "enclosure": {"dataflow", "float8", "rounding"},
-    "nominal": {"dataflow", "enclosure", "float8", "rounding"},
-    "oracle": {"dataflow", "enclosure", "nominal", "rounding"},
-}
-"""The modules at the bottom of the import graph, and which others of ours each may import."""
+LAYERS = (
+    {"errors"},
+    {"toml", "journal", "dataflow"},
+    {"numerics", "float8"},
+    {"oracle"},
+    {"interface", "problem", "inputs"},
+    {"verdict", "corpus", "ranks", "report", "backends"},
+    {"case", "onepass"},
+    {"graph", "kernel"},
+    {"latency", "exhaust", "faults", "pytest_session"},
+    {"verify_command", "pytest_plugin"},
+    {"cli"},
+)
+"""The modules and packages of `verify`, lowest first: each imports from its own layer and from those below it."""
 
 
 def _relative(path: Path) -> str:
@@ -92,11 +91,28 @@ def test_no_file_names_a_path_of_one_machine_or_the_host_of_a_package_index() ->
     assert _lines_matching(INDEX_HOST, others) == []
 
 
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_imports_point_one_way_at_the_bottom(module: str) -> None:
-    path = ROOT / "verify" / f"{module}.py"
-    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("verify.")}
-    assert ours <= MAY_IMPORT[module]
+def _height(unit: str) -> int:
+    return next(height for height, layer in enumerate(LAYERS) if unit in layer)
+
+
+def _units(path: Path) -> set[str]:
+    """The modules and packages directly under `verify` that a file imports."""
+    known = set().union(*LAYERS)
+    return {parts[1] for name in _imports(path) if (parts := name.split("."))[0] == "verify" and len(parts) > 1} & known
+
+
+def test_every_module_of_verify_has_its_layer() -> None:
+    units = {path.relative_to(ROOT / "verify").parts[0].removesuffix(".py") for path in (ROOT / "verify").rglob("*.py")}
+    assert units - {"__init__"} == set().union(*LAYERS)
+
+
+def test_imports_point_one_way() -> None:
+    upward = set()
+    for path in (ROOT / "verify").rglob("*.py"):
+        unit = path.relative_to(ROOT / "verify").parts[0].removesuffix(".py")
+        if unit != "__init__":
+            upward |= {f"{_relative(path)} -> {other}" for other in _units(path) if _height(other) > _height(unit)}
+    assert upward == set()
 
 
 def test_only_the_backends_import_a_kernel_under_test() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from verify.cases import Finding, Outcome
+from verify.case.run import Finding, Outcome
 from verify.report import Verdict
 
 

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from verify.kernel import Run
-from verify.kernel_report import KernelReport, Subject
+from verify.kernel.report import KernelReport, Subject
+from verify.kernel.run import Run
 from verify.ranks.mpi import detect
 from verify.report import Verdict
 

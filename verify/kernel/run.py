@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from verify import backends
-from verify.cases import WORKER, Caller, explain, request, run_case
+from verify.case.run import WORKER, Caller, explain, request, run_case
 from verify.errors import Inconclusive, UsageError
 from verify.interface import Backend, Support
 from verify.journal import Journal
-from verify.kernel_report import Group, KernelReport, Subject
-from verify.plan import Case, Plan
+from verify.kernel.plan import Case, Plan
+from verify.kernel.report import Group, KernelReport, Subject
+from verify.kernel.virtual import VirtualPool, VirtualPools, residency
 from verify.problem import Problem
 from verify.ranks.launch import Pools, open_pools
 from verify.ranks.mpi import detect
-from verify.virtual import VirtualPool, VirtualPools, residency
 
 MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
@@ -109,7 +109,7 @@ class Run:
         return report
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
-        options: dict[str, Any] = {"device": self.device, "preload": ("verify.worker",)}
+        options: dict[str, Any] = {"device": self.device, "preload": ("verify.case.worker",)}
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verify.dataflow import Dataflow
 from verify.float8 import encode, ordinal
-from verify.rounding import FP32, Format, round_to, trailing_unit, ulp
+from verify.numerics.rounding import FP32, Format, round_to, trailing_unit, ulp
 
 U = 2.0**-24
 """Unit roundoff of float32."""

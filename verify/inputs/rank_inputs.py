@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from verify.cells import Cells, hash64
-from verify.families import FAMILIES, GAMMAS
+from verify.inputs.cells import Cells, hash64
+from verify.inputs.families import FAMILIES, GAMMAS
 from verify.interface import RankInputs
 from verify.oracle import Operands
 from verify.problem import Problem

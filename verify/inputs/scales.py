@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from verify.cells import hash64
 from verify.float8 import LARGEST, MIDPOINTS
+from verify.inputs.cells import hash64
 
 
 def _unit(seed: int) -> float:

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from verify.rounding import Format
+from verify.numerics.rounding import Format
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from verify.cells import hash64
-from verify.families import FAMILIES
+from verify.inputs.cells import hash64
+from verify.inputs.families import FAMILIES
+from verify.inputs.scales import draw_scale
 from verify.interface import FusionOp, Strategy
 from verify.problem import Call, Problem
-from verify.scales import draw_scale
 
 T = TypeVar("T")
 

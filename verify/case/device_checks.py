@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from verify import alive
-from verify.calls import Step
-from verify.compare import compare_bits
+from verify.case import alive
+from verify.case.calls import Step
+from verify.case.compare import compare_bits
 from verify.interface import Kernel, RankInputs, RankOutputs
 from verify.verdict import Element, Stage, Tally
 

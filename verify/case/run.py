@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from verify.dataflow import dataflow
-from verify.families import FAMILIES
+from verify.dataflow import DATAFLOWS, dataflow
+from verify.inputs.families import FAMILIES
 from verify.problem import Problem
 from verify.ranks import Reply, culprits
 from verify.verdict import Stage, off_nominal_budget
 
-WORKER = "verify.worker:CaseWorker"
+WORKER = "verify.case.worker:CaseWorker"
 CHECKS = ("repeat", "strategies", "unfused", "layouts")
 """Stages 5 and 6: what a case may check beyond its own call."""
 
@@ -217,7 +217,7 @@ def _check_budget(
     """Fail the norm stage where more norms differ from the nominal than the legal error can explain."""
     if step.family not in _SPREAD or not FAMILIES[step.family].finite or name == "-":
         return
-    flow = dataflow(name) if name in _names() else None
+    flow = DATAFLOWS.get(name)
     if flow is None or not (flow.norm_reads_rounded or flow.order == "rank"):
         return
     tallies = [t for record in per_rank for t in record["tallies"] if t["stage"] == Stage.NORM.value]
@@ -226,12 +226,6 @@ def _check_budget(
     if off > budget:
         message = f"{off} of {elements} norms differ from the nominal, at most {budget:.0f} can by rounding alone"
         outcome.findings.append(Finding(Stage.NORM, case["problem"], message, name, off))
-
-
-def _names() -> frozenset[str]:
-    from verify.dataflow import DATAFLOWS
-
-    return frozenset(DATAFLOWS)
 
 
 def _locate(pool: Caller, finding: Finding, timeout: float) -> Finding:

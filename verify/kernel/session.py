@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from verify.journal import FILE_NAME, Journal
-from verify.kernel import Run
-from verify.kernel_report import KernelReport
+from verify.kernel.report import KernelReport
+from verify.kernel.run import Run
+from verify.kernel.screen import KernelProgress, show_kernel
 from verify.report import make_run_dir, write_markdown, write_result
-from verify.screen import KernelProgress, show_kernel
 
 console = Console()
 

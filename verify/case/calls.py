@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from verify import alive
+from verify.case import alive
 from verify.dataflow import Dataflow
 from verify.interface import Limits, RankInputs, RankOutputs
 from verify.oracle import Operands

@@ -15,15 +15,15 @@ import typer
 from rich.console import Console
 
 from verify import backends
-from verify.calls import shard
-from verify.cases import Finding, collect, request
-from verify.cells import hash64
+from verify.case.calls import shard
+from verify.case.run import Finding, collect, request
 from verify.errors import Inconclusive, UsageError
+from verify.inputs.cells import hash64
+from verify.inputs.scales import draw_scale
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
 from verify.ranks import Pool
 from verify.report import Verdict, make_run_dir, write_result
-from verify.scales import draw_scale
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""
@@ -182,7 +182,7 @@ def command(
         raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} are needed: run it where there are")
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)
-    with Pool(WORKER, tp, device=device, preload=("verify.worker",)) as pool:
+    with Pool(WORKER, tp, device=device, preload=("verify.case.worker",)) as pool:
         # Every kernel of the mix is compiled, and the workspace grown, before the clock starts.
         largest = Problem(world_size=tp, tokens=max(rows), hidden=max(columns))
         grown = iter([largest, *itertools.islice(mix, 9 * len(rows) * len(columns))])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from verify.dataflow import Dataflow
 from verify.float8 import encode_float32
-from verify.rounding import Format
+from verify.numerics.rounding import Format
 
 LEAST_NORMAL = 2.0**-126
 _SAFE_EXPONENT = 17 << 7

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verify.float8 import LARGEST
-from verify.rounding import E4M3, Format, round_to, trailing_unit, ulp
+from verify.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""

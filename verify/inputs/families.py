@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verify import properties
-from verify.cells import Cells, hash64
-from verify.properties import Sample
+from verify.inputs import properties
+from verify.inputs.cells import Cells, hash64
+from verify.inputs.properties import Sample
 
 Addend = Callable[[Cells, int, int], Tensor]
 """(cells, rank, world size) -> that rank's partial sums, [rows, hidden]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from verify.families import FAMILIES
+from verify.inputs.families import FAMILIES
 from verify.interface import RankInputs, RankOutputs
 from verify.problem import Problem
 from verify.verdict import Element, Stage, Tally, raw

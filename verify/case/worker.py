@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from verify import alive, backends, device_checks, digest
-from verify.calls import Done, Step, blocks, limits_of, part_of, pause, rows_of, shard, within
-from verify.compare import code_differences, compare_bits
+from verify import backends
+from verify.case import alive, device_checks, digest
+from verify.case.calls import Done, Step, blocks, limits_of, part_of, pause, rows_of, shard, within
+from verify.case.compare import code_differences, compare_bits
 from verify.dataflow import DATAFLOWS, Dataflow, dataflow
-from verify.families import FAMILIES
-from verify.inputs import Inputs
+from verify.inputs.families import FAMILIES
+from verify.inputs.properties import Sample
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from verify.onepass.batch import Batch, available, takes
 from verify.oracle import Operands, Oracle
 from verify.problem import Call, Problem
-from verify.properties import Sample
 from verify.verdict import Stage, Tally, admissible_codes, judge_rows, raw
 
 SAMPLED = 2**12

@@ -1,0 +1,1 @@
+"""The arithmetic that a dataflow declares: one rounding at a time, nominal values, and the ends that enclose them."""
