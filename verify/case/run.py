@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from verify.dataflow import DATAFLOWS, dataflow
+from verify.dataflow import DATAFLOWS
 from verify.inputs.families import FAMILIES
 from verify.problem import Problem
 from verify.ranks import Reply, culprits
