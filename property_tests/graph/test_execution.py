@@ -18,12 +18,13 @@ def test_a_nan_of_another_sign_is_the_same_nan(dtype: torch.dtype) -> None:
     assert count_differing((one,), (other.view(dtype),)) == (2, 0)
 
 
-def test_both_nan_codes_of_e4m3_are_the_same_nan() -> None:
-    one, other = (torch.tensor([0x38, code], dtype=torch.uint8).view(torch.float8_e4m3fn) for code in (0x7F, 0xFF))
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_the_nan_codes_of_float8_are_the_same_nan(dtype: torch.dtype) -> None:
+    one, other = (torch.tensor([0x38, code], dtype=torch.uint8).view(dtype) for code in (0x7F, 0xFF))
     assert count_differing((one,), (other,)) == (2, 0)
 
 
-@pytest.mark.parametrize("dtype", [*INTEGER, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [*INTEGER, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_zeros_of_other_sign_differ_and_so_does_a_nan_from_a_number(dtype: torch.dtype) -> None:
     one = torch.tensor([0.0, 1.0, 2.0]).to(dtype)
     other = torch.tensor([-0.0, float("nan"), 2.0]).to(dtype)

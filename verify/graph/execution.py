@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from verify.float8 import NAN_CODE, is_nan
 from verify.graph import nodes
 from verify.graph.arithmetic import quantize
 from verify.graph.context import RankContext
@@ -32,12 +30,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 def value_bits(tensor: Tensor) -> Tensor:
     """A tensor's bytes with every NaN made the same one: sign and payload of a NaN differ between processors."""
-    if tensor.dtype is torch.float8_e4m3fn:
-        codes = tensor.detach().contiguous().view(torch.uint8)
-        return bits(codes.masked_fill(is_nan(codes), NAN_CODE))
-    if tensor.is_floating_point():
-        return bits(tensor.detach().masked_fill(tensor.detach().isnan(), math.nan))
-    return bits(tensor)
+    if not tensor.is_floating_point():
+        return bits(tensor)
+    nan = tensor.detach().to(torch.float64).isnan().reshape(-1, 1)
+    return bits(tensor).reshape(-1, tensor.element_size()).masked_fill(nan, 0xFF).reshape(-1)
 
 
 def count_differing(left: Values, right: Values) -> tuple[int, int]:
