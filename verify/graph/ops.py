@@ -175,60 +175,36 @@ def _result_dtype(input: Tensor, bias: Tensor | None, out_dtype: str | None) -> 
     return bias.dtype
 
 
-@implement("fp8_linear")
-def _fp8_linear(
-    input: Tensor,  # noqa: A002
-    weight_fp8: Tensor,
-    bias: Tensor | None = None,
-    input_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
-    out_dtype: str | None = None,
-) -> Tensor:
-    if input_scale is None or weight_scale is None:
-        raise RuntimeError("fp8_linear needs input_scale and weight_scale")
-    codes = input if input.dtype is FP8 else quantize(input, input_scale)
-    dtype = _result_dtype(input, bias, out_dtype)
-    return arithmetic.linear_fp8(codes, weight_fp8, bias, input_scale, weight_scale, dtype)
+def _define_linear(name: str, default: str | None) -> None:
+    """Give a quantised linear both its kernels; the dispatcher leaves out arguments that equal their default."""
+    codes_only = default is not None
+
+    def compute(
+        input: Tensor,  # noqa: A002
+        weight_fp8: Tensor,
+        bias: Tensor | None = None,
+        input_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        out_dtype: str | None = default,
+    ) -> Tensor:
+        if codes_only and input.dtype is not FP8:
+            raise RuntimeError(f"{name} got {input.dtype} input, expected torch.float8_e4m3fn")
+        if input_scale is None or weight_scale is None:
+            raise RuntimeError(f"{name} needs input_scale and weight_scale")
+        codes = input if input.dtype is FP8 else quantize(input, input_scale)
+        dtype = _result_dtype(input, bias, out_dtype)
+        return arithmetic.linear_fp8(codes, weight_fp8, bias, input_scale, weight_scale, dtype)
+
+    def describe(input: Tensor, weight_fp8: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:  # noqa: A002
+        out_dtype = rest[2] if len(rest) > 2 else default
+        return input.new_empty((*input.shape[:-1], weight_fp8.shape[0]), dtype=_result_dtype(input, bias, out_dtype))
+
+    implement(name)(compute)
+    fake(name)(describe)
 
 
-@implement("fp8_prequant_linear")
-def _fp8_prequant_linear(
-    input: Tensor,  # noqa: A002
-    weight_fp8: Tensor,
-    bias: Tensor | None = None,
-    input_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
-    out_dtype: str | None = "bfloat16",
-) -> Tensor:
-    if input.dtype is not FP8:
-        raise RuntimeError(f"fp8_prequant_linear got {input.dtype} input, expected torch.float8_e4m3fn")
-    return _fp8_linear(input, weight_fp8, bias, input_scale, weight_scale, out_dtype)
-
-
-@fake("fp8_linear")
-def _fake_fp8_linear(
-    input: Tensor,  # noqa: A002
-    weight_fp8: Tensor,
-    bias: Tensor | None = None,
-    input_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
-    out_dtype: str | None = None,
-) -> Tensor:
-    shape = (*input.shape[:-1], weight_fp8.shape[0])
-    return input.new_empty(shape, dtype=_result_dtype(input, bias, out_dtype))
-
-
-@fake("fp8_prequant_linear")
-def _fake_fp8_prequant_linear(
-    input: Tensor,  # noqa: A002
-    weight_fp8: Tensor,
-    bias: Tensor | None = None,
-    input_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
-    out_dtype: str | None = "bfloat16",  # the dispatcher leaves out arguments that equal their default
-) -> Tensor:
-    result: Tensor = _fake_fp8_linear(input, weight_fp8, bias, input_scale, weight_scale, out_dtype)
-    return result
+_define_linear("fp8_linear", None)
+_define_linear("fp8_prequant_linear", "bfloat16")
 
 
 @implement("nvfp4_linear")
