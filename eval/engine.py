@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.fold import CLASSES
 from verify.errors import UsageError
 from verify.ranks.pool import Pool
 from verify.ranks.replies import culprits
@@ -37,6 +38,23 @@ class BatchPlan:
 
     rows: int = 32
     tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Next:
+    """What the model expects after a text.
+
+    Attributes:
+        row: of the text's last token in its batch's token matrix.
+        table: its log-probabilities, folded (see `eval.fold`), float32 [columns].
+        best: the most likely token.
+        scores: log-probabilities of the tokens that were asked for, float32, in their order.
+    """
+
+    row: int
+    table: Floats
+    best: int
+    scores: Floats
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class Engine:
     def __init__(self, folder: Path, world_size: int, *, device: str, vocabulary: int, timeout: float = 300.0) -> None:
         self._pool = Pool(WORKER, world_size, device=device, arguments=(str(folder.resolve()),), start_timeout=600.0)
         self._timeout = timeout
-        self._rows_a_reply = max(1, REPLY_BYTES // (4 * vocabulary))
+        self._rows_a_reply = max(1, REPLY_BYTES // (4 * min(vocabulary, CLASSES)))
         self.plan = BatchPlan()
         self.position: dict[int, int] = {}
 
@@ -120,20 +138,22 @@ class Engine:
         """Close the arm and return the counters of every rank."""
         return self.call("close_arm")
 
-    def last(self, rows: Sequence[Row], keep: Callable[[int, int, Floats], None]) -> None:
+    def last(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]], keep: Callable[[int, Next], None]) -> None:
         """Score the token after each row.
 
         Args:
             rows: tokens of each text.
-            keep: called with a text's number, the row of its last token in the batch's token matrix, and its
-                log-probabilities, float32 [vocabulary].
+            wanted: the tokens whose log-probabilities are asked for, by text.
+            keep: called with a text's number and what was found.
         """
         plan = BatchPlan(min(self.plan.rows, self._rows_a_reply), self.plan.tokens)
         for batch in batches([len(row) for row in rows], plan):
             ids, lengths = padded([rows[i] for i in batch])
-            table: Floats = self.call("score_last", ids, lengths)[0]
+            asked, _ = padded([wanted[i] for i in batch])
+            table, best, scores = self.call("score_last", ids, lengths, asked)[0]
             for k, i in enumerate(batch):
-                keep(i, k * ids.shape[1] + int(lengths[k]) - 1, table[k])
+                row = k * ids.shape[1] + int(lengths[k]) - 1
+                keep(i, Next(row, table[k], int(best[k]), scores[k, : len(wanted[i])]))
 
     def spans(self, rows: Sequence[Row], begins: Sequence[int]) -> list[tuple[Floats, Ints]]:
         """Score the tokens of each row from `begins` on: their log-probabilities, and the most likely tokens."""

@@ -40,9 +40,14 @@ class Layer:
 
 
 class Cache:
-    """Keys and values of a batch, [layers] of [batch, kv_heads, capacity, head_dim]."""
+    """Keys and values of a batch, [layers] of [batch, kv_heads, capacity, head_dim].
+
+    Attributes:
+        used: positions that the longest row has used, counted on the host: to ask the device would make it wait.
+    """
 
     def __init__(self, layers: int) -> None:
+        self.used = 0
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
 
@@ -133,13 +138,15 @@ class Llama:
             path: how to get from layer to layer.
             ids: tokens [batch, length], padded on the right; causal attention keeps padding out of the prompts.
             starts: position of each row's first token, int64 [batch]; all 0 for a prompt.
-            cache: written where given; read where `length` is 1 and it holds a prompt.
+            cache: written where given; read where it holds a prompt, and `length` is 1 then.
             capacity: positions that a new cache has room for.
 
         Returns:
             The activations after the last norm, [batch, length, hidden].
         """
         b, n = ids.shape
+        if cache is not None:
+            cache.used += n
         positions = starts[:, None] + torch.arange(n, device=ids.device)
         cos, sin = self._rotary(positions, path.dtype)
         residual = functional.embedding(ids.reshape(-1), self.embedding).to(path.dtype)
@@ -189,8 +196,8 @@ class Llama:
         if k.device.type == "cpu":
             # Most CPUs have no fast half-precision products; float32 also rounds less.
             q, k, v = q.float(), k.float(), v.float()
-        if cache is not None and n == 1 and cache.keys[index] is not None:
-            mixed = attend_cached(q, *cache.put(index, k, v, positions[:, 0]), positions)
+        if cache is not None and cache.keys[index] is not None:
+            mixed = attend_cached(q, *cache.put(index, k, v, positions[:, 0]), positions, cache.used)
         else:
             if cache is not None:
                 cache.fill(index, k, v, capacity)
@@ -210,7 +217,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, used: int) -> Tensor:
     """Attend from one new token per row to all up to it.
 
     Args:
@@ -218,12 +225,12 @@ def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) ->
         keys: [batch, kv_heads, capacity, head_dim].
         values: likewise.
         positions: of the new tokens, int64 [batch, 1].
+        used: how many positions the longest row has used.
 
     Returns:
         [batch, heads, 1, head_dim].
     """
     b, heads, _, size = q.shape
-    used = int(positions.max()) + 1
     keys, values = keys[:, :, :used], values[:, :, :used]
     grouped = q.view(b, keys.shape[1], -1, size)
     scores = grouped @ keys.transpose(-1, -2) / math.sqrt(size)

@@ -10,7 +10,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 
-from eval.engine import Engine
+from eval.engine import Engine, Next
 from eval.tokens import Tokens
 from verify.errors import UsageError
 
@@ -18,21 +18,6 @@ Floats = NDArray[np.float32]
 
 NEW_TOKENS = 256
 """Longest answer where a task names none; lm-eval's default."""
-CLASSES = 4096
-"""Columns kept of a row of log-probabilities; a larger vocabulary is folded."""
-
-
-def fold(row: Floats) -> Floats:
-    """Fold a row of log-probabilities to `CLASSES` columns: the probabilities of tokens equal modulo it add up.
-
-    By the data-processing inequality the KL of folded rows is a lower bound of the KL of the whole rows.
-    """
-    if len(row) <= CLASSES:
-        return row
-    wide = np.full(-(-len(row) // CLASSES) * CLASSES, -np.inf, np.float64)
-    wide[: len(row)] = row
-    folded: Floats = np.logaddexp.reduce(wide.reshape(-1, CLASSES), axis=0).astype(np.float32)
-    return folded
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
@@ -78,13 +63,13 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             wanted.setdefault(context, {})[continuation] = single[continuation]
         found: dict[tuple[str, str], tuple[float, bool]] = {}
 
-        def keep(i: int, row: int, table: Floats) -> None:
-            best = int(table.argmax())
-            self.kept[contexts[i]] = (fold(table), row)
-            for continuation, token in wanted[contexts[i]].items():
-                found[contexts[i], continuation] = (float(table[token]), token == best)
+        def keep(i: int, after: Next) -> None:
+            context = contexts[i]
+            self.kept[context] = (after.table, after.row)
+            for (continuation, token), score in zip(wanted[context].items(), after.scores.tolist(), strict=True):
+                found[context, continuation] = (score, token == after.best)
 
-        self.engine.last(rows, keep)
+        self.engine.last(rows, [list(wanted[context].values()) for context in contexts], keep)
         return [found[pair] for pair in pairs]
 
     def _single_tokens(self, pairs: Sequence[tuple[str, str]]) -> dict[str, int] | None:

@@ -15,6 +15,7 @@ from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm
 from eval.checkpoint import Checkpoint
 from eval.config import Shape
 from eval.engine import BatchPlan, Engine
+from eval.fold import CLASSES
 from eval.offline import go_offline
 from eval.tasks import FEWSHOT_SEED, Prepared, prepare
 from eval.tokens import Tokens
@@ -240,8 +241,6 @@ def _write_logprobs(lm: EngineLM, prepared: Prepared, folder: Path) -> None:
 
 def _gold_token(lm: EngineLM, task: Any, instance: Any) -> int:
     """Return the column of the right answer's token."""
-    from eval.lm import CLASSES
-
     choices, target = task.doc_to_choice(instance.doc), task.doc_to_target(instance.doc)
     letter = choices[target] if isinstance(target, int) else target
     return lm.tokens.encode(f"{task.config.target_delimiter}{letter}", special=False)[0] % CLASSES

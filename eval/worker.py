@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.arm import ORACLE
 from eval.checkpoint import Checkpoint
+from eval.fold import fold
 from eval.llama import Cache, Llama
 from eval.paths import KernelPath, OraclePath
 from verify.backends import backend
@@ -21,6 +22,9 @@ from verify.interface import Kernel, Limits, Rank
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+LOGITS = 1 << 27
+"""Logits that are held at once, 512 MiB in float32; more rows are scored in parts."""
 
 
 class EvalRank:
@@ -36,12 +40,12 @@ class EvalRank:
         self._cache: Cache | None = None
         self._next = torch.zeros(0, dtype=torch.int64)
         self._lengths = torch.zeros(0, dtype=torch.int64)
-        self._finite = True
+        self._finite = torch.ones((), dtype=torch.bool, device=rank.device)
         self._began = 0.0
 
     def open_arm(self, arm: str, backend_name: str, max_tokens: int) -> None:
         """Choose the way through the model: the oracle's, or the named backend's kernel."""
-        self._finite = True
+        self._finite = torch.ones_like(self._finite)
         self._began = time.process_time()
         if arm == ORACLE:
             self._path = OraclePath(self.rank)
@@ -61,19 +65,30 @@ class EvalRank:
             self._kernel.close()
         self._kernel, self._path, self._cache = None, None, None
         spent = time.process_time() - self._began
-        return {"calls": path.calls, "rows": path.rows, "finite": self._finite, "cpu_seconds": spent}
+        return {"calls": path.calls, "rows": path.rows, "finite": bool(self._finite), "cpu_seconds": spent}
 
-    def score_last(self, ids: Ints, lengths: Ints) -> Floats | None:
-        """Return the log-probabilities after the last token of each row, float32 [batch, vocabulary].
+    @torch.inference_mode()
+    def score_last(self, ids: Ints, lengths: Ints, wanted: Ints) -> tuple[Floats, Ints, Floats] | None:
+        """Score the token after each row.
 
         Args:
             ids: tokens [batch, length], padded on the right.
             lengths: tokens of each row [batch].
+            wanted: the continuations of each row [batch, some].
+
+        Returns:
+            The folded log-probabilities [batch, columns], the most likely tokens [batch], and the log-probabilities
+            of `wanted` [batch, some]. The whole rows stay on the device.
         """
         hidden = self._forward(ids)
         last = torch.from_numpy(lengths).to(hidden.device) - 1
-        return self._log_probabilities(hidden[torch.arange(len(last), device=hidden.device), last])
+        table = self._log_probabilities(hidden[torch.arange(len(last), device=hidden.device), last])
+        if table is None:
+            return None
+        picked = table.gather(1, torch.from_numpy(wanted).to(table.device))
+        return fold(table).cpu().numpy(), table.argmax(-1).cpu().numpy(), picked.cpu().numpy()
 
+    @torch.inference_mode()
     def score_spans(self, ids: Ints, lengths: Ints, begins: Ints) -> tuple[Floats, Ints] | None:
         """Score the tokens `begins[i]` to the end of each row, given those before them.
 
@@ -83,11 +98,16 @@ class EvalRank:
         hidden = self._forward(ids)
         spans = list(zip(begins.tolist(), lengths.tolist(), strict=True))
         picked = torch.cat([hidden[i, begin - 1 : end - 1] for i, (begin, end) in enumerate(spans)])
-        targets = np.concatenate([ids[i, begin:end] for i, (begin, end) in enumerate(spans)])
-        table = self._log_probabilities(picked)
-        if table is None:
-            return None
-        return table[np.arange(len(targets)), targets], table.argmax(-1).astype(np.int64)
+        targets = torch.from_numpy(np.concatenate([ids[i, begin:end] for i, (begin, end) in enumerate(spans)]))
+        scores, top = [], []
+        rows = max(1, LOGITS // self.model.shape.vocabulary)
+        for part, wanted in zip(picked.split(rows), targets.to(picked.device).split(rows), strict=True):
+            table = self._log_probabilities(part)
+            if table is None:
+                return None
+            scores.append(table.gather(1, wanted[:, None])[:, 0])
+            top.append(table.argmax(-1))
+        return torch.cat(scores).cpu().numpy(), torch.cat(top).cpu().numpy()
 
     def begin(self, ids: Ints, lengths: Ints, capacity: int) -> Ints | None:
         """Prefill prompts and return the first greedy token of each row, [batch]."""
@@ -120,22 +140,22 @@ class EvalRank:
         return self.model.forward(self._path, tokens, starts, self._cache if capacity else None, capacity)
 
     @torch.inference_mode()
-    def _log_probabilities(self, hidden: Tensor) -> Floats | None:
-        if self.rank.index != 0:
-            return None
+    def _log_probabilities(self, hidden: Tensor) -> Tensor | None:
+        """Return float32 [rows, vocabulary] on rank 0."""
+        return torch.log_softmax(self._logits(hidden), -1) if self.rank.index == 0 else None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits and remember whether they were finite, without waiting for the device."""
         logits = self.model.logits(hidden)
-        self._finite = self._finite and bool(torch.isfinite(logits).all())
-        table: Floats = torch.log_softmax(logits, -1).cpu().numpy()
-        return table
+        self._finite = self._finite & torch.isfinite(logits).all()
+        return logits
 
     @torch.inference_mode()
     def _choose(self, hidden: Tensor) -> Tensor:
         """Pick each row's most likely token on rank 0 and tell the others, [batch] int64."""
         tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         if self.rank.index == 0:
-            logits = self.model.logits(hidden)
-            self._finite = self._finite and bool(torch.isfinite(logits).all())
-            tokens = logits.argmax(-1)
+            tokens = self._logits(hidden).argmax(-1)
         if self.rank.world_size > 1:
             dist.broadcast(tokens, 0, group=self.rank.group)
         return tokens

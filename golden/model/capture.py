@@ -52,7 +52,7 @@ class CaptureRank(EvalRank):
 
         assert isinstance(self._path, KernelPath)
         self._path.tap = tap
-        self.score_last(ids, lengths)
+        self.score_last(ids, lengths, ids[:, :1])
         self._path.tap = None
         return calls
 

@@ -50,11 +50,11 @@ def test_the_first_scale_for_all_changes_only_models_whose_readers_differ(tmp_pa
     tables = {}
     for name in ("eval.planted:correct", "eval.planted:first_scale"):
         rank.open_arm(FUSED, name, 256)
-        tables[name] = rank.score_last(ids, np.array([30, 30]))
+        scored = rank.score_last(ids, np.array([30, 30]), ids[:, :1])
+        assert scored is not None
+        tables[name] = scored[0]
         assert rank.close_arm()["calls"] == 2 * CONFIG["num_hidden_layers"]
     right, wrong = tables.values()
-    assert right is not None
-    assert wrong is not None
     # v_proj's scale is a quarter larger than q_proj's in these checkpoints.
     assert np.abs(right - wrong).max() > 0.01
 
