@@ -7,7 +7,7 @@ import time
 import pytest
 
 from verify.errors import UsageError
-from verify.graph.faults import GRAPH_FAULTS, GraphFault
+from verify.faults.passes import FaultyPass, faulty_passes
 from verify.graph.findings import Check
 from verify.graph.model_plan import ModelPlan
 from verify.graph.plan import GraphPlan, SitePlan
@@ -31,8 +31,8 @@ def probe(name: str) -> GraphCase:
     return GraphCase(name, BY_NAME[name].plan, BY_NAME[name].title)
 
 
-@pytest.mark.parametrize("fault", GRAPH_FAULTS, ids=[fault.id for fault in GRAPH_FAULTS])
-def test_a_faulty_pass_is_reported_by_a_named_check(quick_checker: GraphChecker, fault: GraphFault) -> None:
+@pytest.mark.parametrize("fault", faulty_passes(), ids=lambda fault: str(fault.id))
+def test_a_faulty_pass_is_reported_by_a_named_check(quick_checker: GraphChecker, fault: FaultyPass) -> None:
     checker = quick_checker.for_subject(fault.subject)
     results = (checker.check(probe(name)) for name in PROBES)
     caught = next((result for result in results if not result.ok), None)

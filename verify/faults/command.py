@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verify.errors import UsageError
-from verify.faults import listed, screen, sensitivity
+from verify.faults import listed, record, screen, sensitivity
 from verify.faults.catalogue import GROUPS, Fault, catalogue
 from verify.faults.hunt import Budget
 from verify.faults.results import Result
@@ -23,8 +22,16 @@ console = Console()
 MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP = 2e-4, 3e-6
 """The smallest scale error must be rejected from here on: in any order, and with the depth declared."""
 
-QUICK = Settings(legal_cases=16, shrink=False)
+QUICK_LEGAL_CASES = 16
+"""Cases of each right kernel with `--quick`."""
 
+Others = Annotated[
+    str | None, typer.Option(help="Judge other kernels: package.module:attribute, or a TOML file that lists some.")
+]
+Legal = Annotated[int, typer.Option(help="Cases of each right kernel, for false alarms; fewer with --quick.", min=0)]
+Record = Annotated[
+    Path | None, typer.Option("--record", help="Add what caught each fault at each seed to this file.", dir_okay=False)
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
 RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-faults/.")]
 
@@ -40,14 +47,14 @@ def faults(
     quick: Annotated[bool, typer.Option("--quick", help="One of each of the thirty ranked kinds.")] = False,  # noqa: FBT002
     peers: Annotated[bool, typer.Option("--peers", help="Ask the field's criteria too.")] = False,  # noqa: FBT002
     sensitive: Annotated[bool, typer.Option("--sensitivity", help="Print how small an error is rejected.")] = False,  # noqa: FBT002
-    backend: Annotated[
-        str | None, typer.Option(help="Judge other kernels: package.module:attribute, or a TOML file that lists some.")
-    ] = None,
+    backend: Others = None,
     listing: Annotated[bool, typer.Option("--list", help="Print the catalogue with its sources, and stop.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the plan.", min=0)] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds to run, from --seed on.", min=1)] = 1,
     cases: Annotated[int, typer.Option(help="Most cases for each fault.", min=1)] = Budget.cases,
     case_timeout: Annotated[float, typer.Option(help="Seconds until a case counts as hung.", min=0.5)] = Budget.timeout,
+    legal_cases: Legal = Settings.legal_cases,
+    record_file: Record = None,
     json_file: JsonFile = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -67,9 +74,9 @@ def faults(
     elif others:
         verdict, summary, findings = _others(others, Settings(budget=budget), seed)
     else:
-        base = QUICK if quick else Settings()
-        settings = replace(base, seeds=tuple(range(seed, seed + seeds)), budget=budget, peers=peers)
-        verdict, summary, findings = _catalogue(chosen, settings)
+        legal = min(legal_cases, QUICK_LEGAL_CASES) if quick else legal_cases
+        settings = Settings(tuple(range(seed, seed + seeds)), budget, legal, peers, shrink=not quick)
+        verdict, summary, findings = _catalogue(chosen, settings, record_file)
     write_result(folder, "faults", verdict, summary, findings, json_file)
     console.print(f"{verdict.value}  {folder / 'result.json'}", highlight=False)
     raise typer.Exit(verdict.exit_code)
@@ -78,9 +85,11 @@ def faults(
 Outcome = tuple[Verdict, dict[str, Any], list[dict[str, Any]]]
 
 
-def _catalogue(chosen: list[Fault], settings: Settings) -> Outcome:
+def _catalogue(chosen: list[Fault], settings: Settings, record_file: Path | None) -> Outcome:
     if not chosen:
         raise UsageError("no fault is selected; leave out --quick or name another --group")
+    if record_file is not None:
+        record.read(record_file)  # refused now, not after the run
     total, done = len(chosen) * len(settings.seeds), 0
 
     def seen(seed: int, result: Result) -> None:
@@ -92,6 +101,8 @@ def _catalogue(chosen: list[Fault], settings: Settings) -> Outcome:
     with FaultRun(settings, seen) as run:
         report = run.execute(chosen)
     screen.show(console, report)
+    if record_file is not None:
+        record.add(record_file, report)
     return report.verdict, report.summary(), report.findings()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from verify import backends
 from verify.case.run import Finding, Outcome, request, run_case
@@ -116,7 +115,7 @@ class Hunter:
             caught.cases += 1
             family = case.problem.family
             caught.families[family] = caught.families.get(family, 0) + 1
-            if not outcome.passed and self._excused(caught, case, right):
+            if not outcome.passed and self._counts(caught, case, outcome.findings, right):
                 self._note(caught, case, outcome.findings)
                 break
             if caught.cases >= self.budget.cases or time.monotonic() - began > self.budget.seconds:
@@ -136,14 +135,16 @@ class Hunter:
         pool, asked = self.pools[case.problem.world_size], request(case.problem, backend, checks=case.checks)
         return run_case(pool, asked, timeout=timeout or self.budget.timeout)
 
-    def _excused(self, caught: Catch, case: Case, right: str) -> bool:
-        """Whether the right kernel passes the case."""
+    def _counts(self, caught: Catch, case: Case, findings: Sequence[Finding], right: str) -> bool:
+        """Whether the right kernel passes the case; where the faulty one hung, it must answer in the same time."""
         if not right:
             return True
         self.pools[case.problem.world_size].cancel()
+        began = time.monotonic()
         outcome = self.judge(case, right, timeout=PATIENCE)
         caught.false_alarms += [finding.line() for finding in outcome.findings[:1]]
-        return outcome.passed
+        busy = time.monotonic() - began > self.budget.timeout
+        return outcome.passed and not (busy and findings[0].message.startswith("hang"))
 
     def _note(self, caught: Catch, case: Case, findings: Sequence[Finding]) -> None:
         caught.case = case
@@ -166,21 +167,3 @@ class Hunter:
 
         runs = min(self.budget.shrink_runs, 2) if hangs else self.budget.shrink_runs
         return Shrinker(fails, taken, runs, self.budget.shrink_seconds).shrink(case.problem)
-
-
-def to_record(caught: Catch) -> dict[str, Any]:
-    """As JSON-ready values."""
-    return {
-        "cases": caught.cases,
-        "stages": caught.stages,
-        "false_alarms": caught.false_alarms,
-        "seconds": round(caught.seconds, 2),
-        "message": caught.message,
-        "case": caught.case.problem.to_json() if caught.case else None,
-        "checks": list(caught.case.checks) if caught.case else [],
-        "shrunk": caught.shrunk.to_json() if caught.shrunk else None,
-    }
-
-
-Progress = Callable[[str, Catch], None]
-"""Called with a fault's id when its hunt is over."""

@@ -94,7 +94,7 @@ class Report:
         results: by seed and fault, in the order of the run.
         seeds: of the plan.
         alarms: right kernels rejected by Fusecheck.
-        legal_cases: cases of right kernels.
+        legal: cases of right kernels, by subject and seed.
         peer_alarms: by criterion: rejected right kernels, and cases.
         left_out: what is not re-created.
         seconds: wall time.
@@ -103,7 +103,7 @@ class Report:
     seeds: tuple[int, ...]
     results: dict[int, list[Result]] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
-    legal_cases: int = 0
+    legal: Counter[tuple[str, int]] = field(default_factory=Counter)
     peer_alarms: dict[str, tuple[int, int]] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     seconds: float = 0.0
@@ -137,7 +137,7 @@ class Report:
             "faults": len(self.all),
             "killed": len(caught),
             "false_alarms": len(self.alarms) + sum(len(result.false_alarms) for result in self.all),
-            "legal_cases": self.legal_cases,
+            "legal_cases": self.legal.total(),
             "seeds": list(self.seeds),
             "median_cases_until_caught": median(caught) if caught else None,
             "most_cases_until_caught": max(caught, default=None),

@@ -15,6 +15,7 @@ from verify.dataflow import DATAFLOWS
 from verify.faults import accuracy
 from verify.faults.catalogue import Fault, catalogue, resolve
 from verify.faults.hunt import PATIENCE, Budget, Catch, Hunter
+from verify.faults.passes import subject
 from verify.faults.peers import Peers
 from verify.faults.results import Alarm, Report, Result
 from verify.graph.config import NORM_PASS
@@ -128,10 +129,8 @@ class FaultRun:
         return result
 
     def _pass(self, fault: Fault, seed: int) -> Result:
-        module, _, name = fault.patch.partition(":")
-        of_norm = fault.hook.startswith("FuseNorm")
-        subject = Subject(f"{module}:{name}.apply", after_norm=not of_norm, quantises=not of_norm)
-        faulty, right = (self.checker.for_subject(s) for s in (subject, RIGHT_NORM if of_norm else RIGHT_QUANT))
+        made = subject(fault)
+        faulty, right = (self.checker.for_subject(s) for s in (made, RIGHT_QUANT if made.after_norm else RIGHT_NORM))
         result = Result(fault)
         for case in _graphs(seed):
             result.cases += 1
@@ -207,7 +206,7 @@ class FaultRun:
             stream = self.hunter.stream(seed, right)
             for case in (next(stream) for _ in range(self.settings.legal_cases)):
                 outcome = self.hunter.judge(case, right, timeout=PATIENCE)
-                report.legal_cases += 1
+                report.legal[right, seed] += 1
                 report.alarms += [Alarm(right, seed, finding.line()) for finding in outcome.findings]
 
 
