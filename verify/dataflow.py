@@ -21,6 +21,8 @@ CodeOfNan = Literal["nan", "+max", "-max"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
+NORM_DEPTH = 65
+"""In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Dataflow:
         exact_reciprocal: the reciprocal is correctly rounded, else within 1 ulp.
         flush_subnormals: float32 subnormal operands and results of the additions become zero, as does the scale's
             reciprocal (FlashInfer's `-use_fast_math`).
+        sum_flushes: with `flush_subnormals`, the additions over ranks flush too; not where a library adds up that keeps
+            subnormals.
         zero_sign: whether the sign of a zero survives the exchange.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
@@ -62,6 +66,7 @@ class Dataflow:
     scaling: Scaling = "multiply"
     exact_reciprocal: bool = True
     flush_subnormals: bool = False
+    sum_flushes: bool = True
     zero_sign: ZeroSign = "any"
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
@@ -85,11 +90,13 @@ def _known() -> tuple[Dataflow, ...]:
         fast("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot", accumulate="fp32"),
         fast(
             "flashinfer-norm-quant",
-            "all-reduce, then FlashInfer fused_add_rmsnorm_quant",
+            "all-reduce, then FlashInfer fused_add_rmsnorm_quant (its CUDA kernels)",
             order="any",
             norm_reads_rounded=False,
+            depth=NORM_DEPTH,
             round_norm=False,
-            code_of_nan="-max",
+            sum_flushes=False,
+            code_of_nan="+max",
         ),
         Dataflow(
             "vllm-native",
@@ -105,6 +112,12 @@ def _known() -> tuple[Dataflow, ...]:
             accumulate="fp32",
             depth=None,
             code_of_nan="+max",
+        ),
+        Dataflow(
+            "torch-symm",
+            "torch symmetric memory's one-shot and two-shot all-reduce, then torch ops",
+            depth=None,
+            scaling="divide",
         ),
         Dataflow(
             "unfused",

@@ -76,7 +76,8 @@ class Oracle:
     @cached_property
     def stream(self) -> Tensor:
         """The nominal residual stream, [rows, hidden]: float32 where the norm reads it unrounded, else native."""
-        total = nominal.sum_partials(self.operands.partials, self.flow, flushing=self._flushing)
+        summing = self._flushing and self.flow.sum_flushes
+        total = nominal.sum_partials(self.operands.partials, self.flow, flushing=summing)
         return nominal.add_residual(total, self.operands.residual, self.flow, flushing=self._flushing)
 
     def residual(self) -> Tensor:
@@ -95,8 +96,11 @@ class Oracle:
         partials = torch.stack([partial[where] for partial in self.operands.partials]).to(torch.float64)
         residual = self.operands.residual[where].to(torch.float64)
         if self.flow.flush_subnormals:
-            partials, residual = nominal.flush(partials), nominal.flush(residual)
+            partials = nominal.flush(partials) if self.flow.sum_flushes else partials
+            residual = nominal.flush(residual)
         total = enclosure.sum_ends(partials, self.flow, self.format)
+        if self.flow.flush_subnormals and not self.flow.sum_flushes:
+            total = nominal.flush(total[0]), nominal.flush(total[1])
         return enclosure.stream_ends(total, residual, self.flow, self.format)
 
     def read_by_norm(self, residual_out: Tensor) -> Tensor:

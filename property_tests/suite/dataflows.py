@@ -31,6 +31,7 @@ def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Data
         scaling=(("multiply", "divide", "either") * 2)[int(rng.integers(6))],
         exact_reciprocal=coin(),
         flush_subnormals=coin(),
+        sum_flushes=coin(),
     )
 
 

@@ -81,15 +81,15 @@ def _flushed(x: Floats) -> Floats:
     return np.where(np.abs(x) < np.float32(2.0**-126), np.float32(0), x)
 
 
-def _adder(flow: Dataflow) -> Callable[[Floats, Floats], Floats]:
-    if flow.flush_subnormals:
+def _adder(*, flushes: bool) -> Callable[[Floats, Floats], Floats]:
+    if flushes:
         return lambda a, b: _flushed(_flushed(a) + _flushed(b))
     return lambda a, b: a + b
 
 
 def sum_partials(inputs: Inputs, flow: Dataflow, rng: Generator) -> Floats:
     """Add over ranks: in rank order, or in a random sequence, or by a random tree."""
-    add = _adder(flow)
+    add = _adder(flushes=flow.flush_subnormals and flow.sum_flushes)
 
     def step(a: Floats, b: Floats) -> Floats:
         total = add(a, b)
@@ -237,7 +237,7 @@ def run(inputs: Inputs, flow: Dataflow, rng: Generator, order: str | None = None
     """
     hidden = inputs.residual.shape[1]
     total = sum_partials(inputs, flow, rng)
-    wide = _adder(flow)(total, inputs.residual)
+    wide = _adder(flushes=flow.flush_subnormals)(total, inputs.residual)
     residual = to_native(wide, inputs.native)
     read = residual if flow.norm_reads_rounded else wide
     native = inputs.native if flow.round_squares else None

@@ -21,6 +21,8 @@ BUILT_IN = {
     "emulated": "verify.backends.emulated:EmulatedBackend",
     "unfused": "verify.backends.unfused:UnfusedBackend",
     "flashinfer": "verify.backends.flashinfer:FlashInferBackend",
+    "flashinfer-norm": "verify.backends.flashinfer_norm:FlashInferNormBackend",
+    "torch-symm": "verify.backends.torch_symm:TorchSymmBackend",
     "tensorrt_llm": "verify.backends.tensorrt_llm:TensorRTLLMBackend",
 }
 

@@ -91,7 +91,7 @@ class Arithmetic:
 
     def add_partial(self, accumulator: Tensor, partial: Tensor) -> Tensor:
         """One addition of A1, into the accumulator's dtype; overwrites `accumulator`."""
-        if not self.dataflow.flush_subnormals:
+        if not (self.dataflow.flush_subnormals and self.dataflow.sum_flushes):
             return accumulator.add_(partial)
         added = self.flush(self.flush(accumulator.float()).add_(self.flush(partial.float())))
         return added.to(accumulator.dtype)

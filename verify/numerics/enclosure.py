@@ -50,7 +50,7 @@ def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     else:
         error = torch.where(magnitude <= 2.0**fmt.precision * grid, 0.0, _native_error(partials, fmt))
     error = error + torch.where(error > 0, SLACK * magnitude, 0.0)
-    if flow.flush_subnormals:
+    if flow.flush_subnormals and flow.sum_flushes:
         error = error + torch.where(magnitude < 2.0**-100, len(partials) * 2 * 2.0**-126, 0.0)
     error = torch.where(total.isfinite(), error, 0.0)  # an infinity or NaN among the addends stands for itself
     lo, hi = round_to(total - error, FP32), round_to(total + error, FP32)

@@ -1,0 +1,225 @@
+"""Open workspaces of FlashInfer's fused kernel: through its legacy functions, its unified API, or for virtual ranks."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verify.backends.operands import allocate, check_layout
+from verify.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
+
+FLAGS = 256
+"""Barrier slots of each rank's flag buffer."""
+
+PATTERNS = {
+    FusionOp.RESIDUAL_RMS_NORM: 1,
+    FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8: 2,
+    FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8: 4,
+}
+"""`AllReduceFusionPattern` by value."""
+
+ONESHOT = {Strategy.ONESHOT: True, Strategy.TWOSHOT: False, Strategy.AUTO: None}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the kernel is launched.
+
+    Attributes:
+        fp32: accumulate in float32.
+        pdl: programmatic dependent launch.
+        early: trigger dependents before the end.
+    """
+
+    fp32: bool = False
+    pdl: bool = False
+    early: bool = False
+
+    def arguments(self, inputs: RankInputs, outputs: RankOutputs, strategy: Strategy) -> dict[str, Any]:
+        """The arguments that both APIs have by the same names."""
+        return {
+            "launch_with_pdl": self.pdl,
+            "trigger_completion_at_end": not self.early,
+            "fp32_acc": self.fp32,
+            "use_oneshot": ONESHOT[strategy],
+            "residual_in": inputs.residual,
+            "residual_out": outputs.residual,
+            "norm_out": outputs.norm,
+            "quant_out": None if outputs.quant is None else outputs.quant.view(torch.uint8),
+            "scale_out": None,
+            "rms_gamma": inputs.gamma,
+            "rms_eps": inputs.eps,
+            "scale_factor": inputs.scale,
+            "layout_code": None,
+            "weight_bias": inputs.weight_bias,
+        }
+
+
+class LegacyKernel:
+    """An open workspace on one rank: a table of pointers to every rank's buffers."""
+
+    def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
+        self._options, self._rank = options, rank
+        self._library = legacy_library()
+        with quiet():
+            made = self._library.trtllm_create_ipc_workspace_for_all_reduce_fusion(
+                rank.index,
+                rank.world_size,
+                limits.max_tokens,
+                limits.hidden,
+                group=rank.group,
+                create_metadata=True,
+            )
+        self._handles, self._table, self._metadata = made
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the kernel on the current stream.
+
+        Raises:
+            ValueError: an operand of a wrong shape, dtype or layout.
+        """
+        check_layout(inputs)
+        outputs = allocate(inputs, op)
+        arguments = self._options.arguments(inputs, outputs, strategy)
+        launch_legacy(self._library, self._rank, self._table, inputs.partial, op, arguments, self._metadata)
+        return outputs
+
+    def close(self) -> None:
+        """Give the symmetric memory back."""
+        torch.cuda.synchronize(self._rank.device)
+        self._library.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(self._handles, group=self._rank.group)
+
+
+class UnifiedKernel:
+    """An open workspace object of the unified API, on one rank."""
+
+    def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
+        self._options, self._rank = options, rank
+        self._library = importlib.import_module("flashinfer.comm")
+        with quiet():
+            self._workspace: Any = self._library.create_allreduce_fusion_workspace(
+                backend="trtllm",
+                world_size=rank.world_size,
+                rank=rank.index,
+                max_token_num=limits.max_tokens,
+                hidden_dim=limits.hidden,
+                dtype=limits.dtype,
+                group=rank.group,
+            )
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the kernel on the current stream.
+
+        Raises:
+            ValueError: an operand of a wrong shape, dtype or layout.
+        """
+        check_layout(inputs)
+        outputs = allocate(inputs, op)
+        with quiet():
+            self._library.allreduce_fusion(
+                input=inputs.partial,
+                workspace=self._workspace,
+                pattern=PATTERNS[op],
+                **self._options.arguments(inputs, outputs, strategy),
+            )
+        return outputs
+
+    def close(self) -> None:
+        """Give the symmetric memory back.
+
+        `destroy` alone does not, in 0.6.13 and 0.7.2.post1: a table in the library still holds the buffers, and only
+        the legacy function takes them out.
+        """
+        torch.cuda.synchronize(self._rank.device)
+        handles = self._workspace.ipc_handles
+        self._workspace.destroy()
+        self._workspace = None
+        legacy_library().trtllm_destroy_ipc_workspace_for_all_reduce_fusion(handles, group=self._rank.group)
+
+
+class VirtualKernel:
+    """The same kernel for one of several ranks that share a GPU and a process, a thread and a stream each.
+
+    Every rank's buffers lie on one device and every rank has a pointer table of its own, which is all that the
+    kernel knows of its peers. All ranks' blocks must be resident at once, or they wait for each other for ever.
+    """
+
+    def __init__(self, options: Options, rank: Rank, board: Any, limits: Limits) -> None:
+        self._options, self._rank, self._board = options, rank, board
+        self._library = legacy_library()
+        size = rank.world_size * limits.max_tokens * limits.hidden * 2
+        self._buffers = (
+            torch.zeros(size, dtype=torch.uint8, device=rank.device),
+            torch.zeros(rank.world_size * FLAGS, dtype=torch.int32, device=rank.device),
+            torch.full((3 * size // 2,), -0.0, dtype=torch.float16, device=rank.device),
+        )
+        self._control = torch.tensor([0, 0, 0, size, 0], dtype=torch.int32, device=rank.device)
+        everyone = board.exchange(rank.index, tuple(buffer.data_ptr() for buffer in self._buffers))
+        pointers = [pointers[kind] for kind in range(3) for pointers in everyone]
+        self._table = torch.tensor([*pointers, self._control.data_ptr()], dtype=torch.int64, device=rank.device)
+        torch.cuda.current_stream(rank.device).synchronize()
+        board.wait()
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Launch when all ranks are ready, so that nothing but the kernels themselves waits on the device."""
+        check_layout(inputs)
+        outputs = allocate(inputs, op)
+        arguments = self._options.arguments(inputs, outputs, strategy)
+        stream = torch.cuda.current_stream(self._rank.device)
+        stream.synchronize()
+        self._board.wait()
+        launch_legacy(self._library, self._rank, self._table, inputs.partial, op, arguments, None)
+        stream.synchronize()
+        self._board.wait()
+        return outputs
+
+    def close(self) -> None:
+        """Drop the buffers once no rank uses them."""
+        self._board.wait()
+        self._buffers = ()  # type: ignore[assignment]
+
+
+def legacy_library() -> Any:
+    """FlashInfer's module with the legacy API."""
+    return importlib.import_module("flashinfer.comm.trtllm_ar")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the legacy functions' warning that they are deprecated; the unified API calls them, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def launch_legacy(
+    library: Any,
+    rank: Rank,
+    table: Tensor,
+    partial: Tensor,
+    op: FusionOp,
+    arguments: dict[str, Any],
+    metadata: dict[str, Any] | None,
+) -> None:
+    """Start the kernel on the current stream."""
+    tokens, hidden = partial.shape
+    with quiet():
+        library.trtllm_allreduce_fusion(
+            allreduce_in=partial,
+            world_size=rank.world_size,
+            world_rank=rank.index,
+            token_num=tokens,
+            hidden_dim=hidden,
+            workspace_ptrs=table,
+            pattern_code=PATTERNS[op],
+            allreduce_out=None,
+            metadata=metadata,
+            **arguments,
+        )
