@@ -44,7 +44,8 @@ class Linear:
         if weights.weight_scale is not None:
             self._weight_scale = torch.tensor([weights.weight_scale], dtype=torch.float32, device=device)
             self.input_scale = torch.tensor([weights.input_scale], dtype=torch.float32, device=device)
-        self._native_product = has_fp8_product(device)
+        # The FP8 product takes sizes in steps of 16 only.
+        self._native_product = has_fp8_product(device) and all(size % 16 == 0 for size in self.weight.shape)
         # A CPU has no FP8 product: keep the codes' float32 values, which serve the oracle too.
         self._wide = self.weight.float() if device.type == "cpu" else None
 
@@ -61,13 +62,22 @@ class Linear:
         """
         assert self._weight_scale is not None
         assert self.input_scale is not None
-        if self._native_product and self.bias is None:
-            out: Tensor = torch._scaled_mm(
-                codes, self.weight.t(), scale_a=self.input_scale, scale_b=self._weight_scale, out_dtype=self.dtype
-            )
-            return out
+        if self._native_product:
+            return self.native_product(codes)
         product = widen(codes) @ self._float().t()
         return self._rounded(product.mul_(self._weight_scale * self.input_scale))
+
+    def native_product(self, codes: Tensor) -> Tensor:
+        """Do the same by the library's FP8 product, which scales before it rounds; a bias is added in float32."""
+        assert self._weight_scale is not None
+        out: Tensor = torch._scaled_mm(
+            codes,
+            self.weight.t(),
+            scale_a=self.input_scale,
+            scale_b=self._weight_scale,
+            out_dtype=self.dtype if self.bias is None else torch.float32,
+        )
+        return out if self.bias is None else self._rounded(out)
 
     def from_native(self, x: Tensor) -> Tensor:
         """Map unquantised activations [tokens, in] through an unquantised weight, in the activations' dtype."""
