@@ -13,9 +13,10 @@ from verify.case.compare import compare_bits
 from verify.interface import Kernel, RankInputs, RankOutputs
 from verify.verdict import Element, Stage, Tally
 
-CALLS = (1, 3)
+CALLS = (1, 2, 3)
 """Calls in a graph."""
 REPLAYS = 3
+OPERANDS = ("partial", "residual", "gamma", "scale")
 LATE = ("residual", "gamma", "scale")
 """Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""
 NANOSECONDS = 200_000
@@ -23,32 +24,62 @@ NANOSECONDS = 200_000
 
 
 def replay_graphs(kernel: Kernel, step: Step) -> Tally:
-    """Captured calls, replayed with other inputs and again with the first ones: the same bits as eager calls."""
-    tally, problem = Tally(Stage.AGAIN), step.problem
-    other = replace(step.made, partial=-step.made.partial, residual=step.made.residual.flip(0))
-    eager = [_copied(_run(kernel, inputs, step)) for inputs in (step.made, other)]
+    """Captured calls, replayed in turn with graphs of other token counts and with eager calls: the same bits as eager.
+
+    Every operand changes in place from one replay to the next.
+    """
+    tally, made = Tally(Stage.AGAIN), step.made
+    other = replace(
+        made, partial=-made.partial, residual=made.residual.flip(0), gamma=made.gamma.flip(0), scale=made.scale * 2
+    )
     for calls in CALLS:
-        static = RankInputs(
-            step.made.partial.clone(),
-            step.made.residual.clone(),
-            step.made.gamma.clone(),
-            step.made.scale.clone(),
-            step.made.eps,
-            step.made.weight_bias,
-        )
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            captured = [kernel.run(static, op=problem.op, strategy=problem.strategy) for _ in range(calls)]
+        graphs = [_Graph(kernel, step, [_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
         for turn in range(REPLAYS):
-            inputs = (step.made, other)[turn % 2]
-            static.partial.copy_(inputs.partial)
-            static.residual.copy_(inputs.residual)
-            graph.replay()
-            torch.cuda.synchronize()
-            for outputs in captured:
-                _compare(tally, f"graph of {calls}, replay {turn}:", eager[turn % 2], outputs)
+            for graph in graphs:
+                graph.replay(turn, tally)
+            graphs[turn % len(graphs)].call_eagerly(turn, tally)
     return tally
+
+
+def _counts(step: Step) -> list[int]:
+    """The call's own number of rows, and about half of it where two-shot takes so few."""
+    tokens, fewer = step.problem.tokens, max(step.problem.world_size + 1, step.problem.tokens // 2)
+    return [tokens, fewer] if fewer < tokens else [tokens]
+
+
+class _Graph:
+    """Calls captured on operands of their own, beside what eager calls return for each of two sets of inputs."""
+
+    def __init__(self, kernel: Kernel, step: Step, sets: list[RankInputs], calls: int) -> None:
+        self._kernel, self._step, self._sets = kernel, step, sets
+        self._expected = [_copied(_run(kernel, inputs, step)) for inputs in sets]
+        self._name = f"graph of {calls} at {len(sets[0].partial)} tokens"
+        self._static = replace(sets[0], **{name: getattr(sets[0], name).clone() for name in OPERANDS})
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        # The process group's own thread asks for events meanwhile, which the default mode forbids.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._captured = [
+                kernel.run(self._static, op=step.problem.op, strategy=step.problem.strategy) for _ in range(calls)
+            ]
+
+    def replay(self, turn: int, tally: Tally) -> None:
+        """Replay with one set of inputs, and compare what every captured call left."""
+        for name in OPERANDS:
+            getattr(self._static, name).copy_(getattr(self._sets[turn % 2], name))
+        self._graph.replay()
+        torch.cuda.synchronize()
+        for outputs in self._captured:
+            _compare(tally, f"{self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+
+    def call_eagerly(self, turn: int, tally: Tally) -> None:
+        """A call of the same shape between the replays."""
+        outputs = _run(self._kernel, self._sets[turn % 2], self._step)
+        _compare(tally, f"eager after the {self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+
+
+def _rows(inputs: RankInputs, rows: int) -> RankInputs:
+    return replace(inputs, partial=inputs.partial[:rows], residual=inputs.residual[:rows])
 
 
 def follow_producer(kernel: Kernel, step: Step) -> Tally:

@@ -1,0 +1,137 @@
+"""The CUDA-graph check against a stand-in for CUDA graphs: what replays must honour, and that lapses are noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from verify.backends.unfused import quantise, rms_norm
+from verify.case import alive, device_checks
+from verify.case.calls import Step
+from verify.dataflow import DATAFLOWS
+from verify.inputs.rank_inputs import Inputs
+from verify.interface import FusionOp, RankInputs, RankOutputs, Strategy
+from verify.problem import Call, Problem
+
+CPU = torch.device("cpu")
+
+
+class _Graph:
+    """What `torch.cuda.CUDAGraph` does for this check: calls made while it records run again in `replay`."""
+
+    recording: _Graph | None = None
+    replays = 0
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def replay(self) -> None:
+        _Graph.replays += 1
+        for call in self.calls:
+            call()
+
+
+@contextmanager
+def _recorded(graph: _Graph, capture_error_mode: str) -> Iterator[None]:
+    assert capture_error_mode == "thread_local"
+    _Graph.recording = graph
+    yield
+    _Graph.recording = None
+
+
+class _Kernel:
+    """Ops that record themselves; subclasses keep something of the capture that a replay must read anew."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[bool, int]] = []
+
+    def compute(self, inputs: RankInputs) -> RankOutputs:
+        stream = inputs.partial + inputs.residual
+        norm = rms_norm(stream, inputs.gamma, inputs.eps, inputs.weight_bias)
+        return RankOutputs(stream, norm, quantise(norm, inputs.scale))
+
+    def bound(self, inputs: RankInputs) -> RankInputs:
+        """What a captured call will read."""
+        return inputs
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        del op, strategy
+        graph = _Graph.recording
+        self.tokens.append((graph is not None, len(inputs.partial)))
+        outputs = self.compute(inputs)
+        if graph is not None:
+            held = self.bound(inputs)
+            graph.calls.append(lambda: _overwrite(outputs, self.compute(held)))
+        return outputs
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+class _ScaleAsNumber(_Kernel):
+    """Copies the scale when the call is captured, as a launch argument would be."""
+
+    def bound(self, inputs: RankInputs) -> RankInputs:
+        return replace(inputs, scale=inputs.scale.clone())
+
+
+class _SpoiltByReplay(_Kernel):
+    """Eager calls after a replay return one wrong element."""
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        outputs = super().run(inputs, op=op, strategy=strategy)
+        if _Graph.recording is None and _Graph.replays:
+            outputs.residual[0, 0] += 1
+        return outputs
+
+
+def _overwrite(outputs: RankOutputs, fresh: RankOutputs) -> None:
+    for name, tensor in alive.named(outputs).items():
+        source: Tensor = getattr(fresh, name)
+        tensor.copy_(source)
+
+
+@pytest.fixture(autouse=True)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Graph, "replays", 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph", _recorded)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def _step(tokens: int) -> Step:
+    problem = Problem(tokens=tokens, hidden=64, world_size=2)
+    made, arena = Inputs(problem, CPU).of_rank(0), alive.Arena(CPU)
+    return Step(Call(tokens), problem, DATAFLOWS["unfused"], made, arena.guard(made), arena)
+
+
+def test_graphs_of_one_two_and_three_calls_at_two_token_counts_are_replayed_with_eager_calls_between() -> None:
+    kernel: Any = _Kernel()
+    tally = device_checks.replay_graphs(kernel, _step(16))
+    assert tally.outside == 0
+    captured = [tokens for recording, tokens in kernel.tokens if recording]
+    assert captured == [16, 8, 16, 16, 8, 8, 16, 16, 16, 8, 8, 8]
+    eager = [tokens for recording, tokens in kernel.tokens if not recording]
+    assert len(eager) == 3 * (4 + device_checks.REPLAYS)
+    assert tally.elements == 64 * 3 * sum((3 * calls * (16 + 8)) + 16 + 8 + 16 for calls in (1, 2, 3))
+
+
+def test_few_tokens_make_graphs_of_one_size_that_two_shot_takes() -> None:
+    assert device_checks._counts(_step(3)) == [3]
+    assert device_checks._counts(_step(5)) == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [(_ScaleAsNumber, "graph of 1"), (_SpoiltByReplay, "eager after the graph")]
+)
+def test_what_a_replay_keeps_or_spoils_is_found_and_named(kind: type[_Kernel], place: str) -> None:
+    kernel: Any = kind()
+    tally = device_checks.replay_graphs(kernel, _step(16))
+    assert tally.outside > 0
+    assert tally.shown[0].context.startswith(place)
