@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from verify.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
 from verify.faults.criteria import CRITERIA, Criterion
-from verify.faults.peer_tests import MOST_ELEMENTS, PROFILES, inputs_of, operands
+from verify.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
 from verify.float8 import encode_float32
 
 BY_NAME = {criterion.name: criterion for criterion in CRITERIA}
@@ -20,8 +21,6 @@ Change = Callable[[Outputs], Outputs]
 
 def evidence(change: Change = lambda outputs: outputs) -> Evidence:
     """Outputs of 64 x 256 elements as they should be, then changed."""
-    import torch
-
     rng = np.random.default_rng(3)
     norm = torch.from_numpy(rng.normal(size=(64, 256))).to(torch.bfloat16)
     codes: Codes = encode_float32(norm.float() / SCALE, saturate=True, code_of_nan="nan").numpy()
@@ -113,10 +112,7 @@ def test_the_units_in_the_last_place_are_those_of_the_format() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: str(p.name))
-def test_the_peers_data_have_the_property_that_their_tests_give_them(profile: object) -> None:
-    from verify.faults.peer_tests import Profile
-
-    assert isinstance(profile, Profile)
+def test_the_peers_data_have_the_property_that_their_tests_give_them(profile: Profile) -> None:
     size, tokens, hidden = profile.shapes()[-1]
     assert tokens * hidden <= MOST_ELEMENTS
     made = operands(profile, size, tokens, hidden, seed=1)

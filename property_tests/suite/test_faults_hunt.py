@@ -13,9 +13,12 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from eval.compare import compare
+from eval.gate import Verdict
+from eval.outcome import Options
 from verify.errors import UsageError
 from verify.faults import accuracy, command, listed
-from verify.faults.catalogue import Fault, catalogue
+from verify.faults.catalogue import Fault, catalogue, resolve
 from verify.faults.hunt import Budget
 from verify.faults.run import FaultRun, Settings
 from verify.kernel.plan import Case
@@ -149,11 +152,6 @@ def test_a_judge_without_a_stage_is_noticed_by_a_fault_that_passes(run: FaultRun
 
 @pytest.mark.parametrize("name", [fault.id for fault in catalogue().faults if fault.subject == "pair"])
 def test_the_gate_passes_no_spoiled_pair(pair: accuracy.Pair, name: str) -> None:
-    from eval.compare import compare
-    from eval.gate import Verdict
-    from eval.outcome import Options
-    from verify.faults.catalogue import resolve
-
     fault = catalogue().fault(name)
     verdict = compare(*resolve(fault.patch)(pair), options=Options()).verdict
     assert verdict is not Verdict.PASS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -61,8 +62,6 @@ def test_a_row_is_kept_only_where_every_run_that_should_be_is_rejected() -> None
 
 
 def test_a_scale_error_of_one_is_none() -> None:
-    from dataclasses import replace
-
     assert judge(replace(BY_NAME["scale x 1.2"], arithmetic=scaled_by(1.0)), seed=1) == (False, False, False)
 
 

@@ -64,7 +64,7 @@ def faults(
     """
     chosen = catalogue().select(group or (), fault or (), quick=quick)
     if listing:
-        _list(chosen)
+        _list(chosen, with_left_out=not (group or fault or quick))
         return
     others = listed.read(backend) if backend else []
     folder = make_run_dir("faults", run_dir)
@@ -144,10 +144,10 @@ def _sensitivity(seed: int) -> Outcome:
     return verdict, summary, [{"kind": "blunt", "message": name} for name in blunt]
 
 
-def _list(chosen: list[Fault]) -> None:
+def _list(chosen: list[Fault], *, with_left_out: bool) -> None:
     table = Table("id", "group", "what it does", "hook", "visible by", "source")
     for fault in chosen:
         table.add_row(fault.id, fault.group, fault.does, fault.hook, fault.visible, "\n".join(fault.links))
-    for entry in catalogue().left_out:
+    for entry in catalogue().left_out if with_left_out else ():
         table.add_row(entry.id, "left out", entry.reason, "", "", "\n".join(entry.links), style="dim")
     console.print(table)

@@ -56,7 +56,6 @@ class Catch:
         shrunk: the smallest case found that is still caught.
         message: the finding in one line.
         seconds: until it was caught.
-        families: how often each family was run.
         false_alarms: findings that the right kernel gives on the same case; such a case catches nothing.
     """
 
@@ -67,7 +66,6 @@ class Catch:
     shrunk: Problem | None = None
     message: str = ""
     seconds: float = 0.0
-    families: dict[str, int] = field(default_factory=dict)
     false_alarms: list[str] = field(default_factory=list)
 
     @property
@@ -113,8 +111,6 @@ class Hunter:
         for case in self.stream(seed, backend):
             outcome = self.judge(case, backend)
             caught.cases += 1
-            family = case.problem.family
-            caught.families[family] = caught.families.get(family, 0) + 1
             if not outcome.passed and self._counts(caught, case, outcome.findings, right):
                 self._note(caught, case, outcome.findings)
                 break

@@ -170,7 +170,7 @@ class MisreadsPointers(Lamport):
 
 
 class WrapsCapacity(Lamport):
-    """LW-02: the size of a rotating buffer overflows; 2^32 bytes in the original, 2^13 here."""
+    """LW-02: the size of a rotating buffer overflows; 2^31 bytes in the original, 2^13 (2^12 elements) here."""
 
     def __init__(self, rank: Rank, limits: Limits) -> None:
         super().__init__(rank, limits)

@@ -55,8 +55,6 @@ class Peers:
     def __init__(self, hunter: Hunter) -> None:
         self._hunter = hunter
         self._right: dict[tuple[str, ...], Verdicts | None] = {}
-        self.alarms: Counter[str] = Counter()
-        self.runs = 0
 
     def judge(self, fault: Fault, catch: Catch, seed: int) -> Columns:
         """All criteria on one kernel fault."""
@@ -105,10 +103,7 @@ class Peers:
 
     def _right_verdicts(self, key: tuple[str, ...], pool: Pool, method: str, *arguments: Any) -> Verdicts | None:
         if key not in self._right:
-            verdicts = _asked(pool, method, *arguments, timeout=RUN_TIMEOUT)
-            self._right[key] = verdicts
-            self.runs += 1
-            self.alarms.update(name for name, passed in (verdicts or {}).items() if not passed)
+            self._right[key] = _asked(pool, method, *arguments, timeout=RUN_TIMEOUT)
         return self._right[key]
 
     def false_alarms(self, flows: Sequence[str], seeds: Sequence[int]) -> Mapping[str, tuple[int, int]]:

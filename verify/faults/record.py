@@ -51,8 +51,10 @@ def read(path: Path) -> tuple[Rows, Rows]:
     """What is recorded so far, of faults and of right kernels; faults that have left the catalogue are dropped.
 
     Raises:
-        UsageError: the file is there and is no such record.
+        UsageError: the file is there and is no such record, or its folder is not there.
     """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it or name another")
     if not path.exists():
         return {}, {}
     try:

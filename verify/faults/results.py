@@ -98,6 +98,7 @@ class Report:
         peer_alarms: by criterion: rejected right kernels, and cases.
         left_out: what is not re-created.
         seconds: wall time.
+        interrupted: whether it was ended before all was run.
     """
 
     seeds: tuple[int, ...]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 from eval.compare import compare
 from eval.gate import Verdict as PairVerdict
@@ -22,11 +23,14 @@ from verify.graph.config import NORM_PASS
 from verify.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
 from verify.inputs.cells import hash64
 from verify.kernel.plan import Case
-from verify.ranks import Pool
+from verify.ranks import Pool, values
 from verify.verdict import Stage
 
 WORKER = "verify.faults.worker:FaultWorker"
 WORLD_SIZES = (2, 4)
+JUDGED = 48
+"""Cases of a right kernel that a weakened judge is given before known faults are replayed."""
+
 GRAPH_RANDOM = 40
 """Random graphs that a faulty pass is given after the named rows."""
 
@@ -161,7 +165,7 @@ class FaultRun:
         result = Result(fault)
         self._weaken(fault)
         stream = self.hunter.stream(seed, "emulated")
-        for case in (next(stream) for _ in range(48)):
+        for case in islice(stream, JUDGED):
             result.cases += 1
             found = self.hunter.judge(case, "emulated", timeout=PATIENCE).findings
             if found:
@@ -183,10 +187,14 @@ class FaultRun:
                 return
 
     def _weaken(self, fault: Fault) -> None:
-        """Weaken fresh ranks, so that nothing but this patch is in them."""
+        """Weaken fresh ranks, so that nothing but this patch is in them.
+
+        Raises:
+            RuntimeError: the patch failed, and a judge that is not weakened proves nothing.
+        """
         self.hunter.refresh()
         for pool in self.hunter.pools.values():
-            pool.call("weaken", fault.patch, timeout=PATIENCE)
+            values(pool.call("weaken", fault.patch, timeout=PATIENCE))
 
     def _known(self, seed: int) -> Iterator[tuple[Fault, Catch]]:
         """Kernel faults with a case that catches them otherwise than by a hang; caught now where they were not yet."""
@@ -204,7 +212,7 @@ class FaultRun:
             right = f"emulated:{flow}"
             self.hunter.refresh()
             stream = self.hunter.stream(seed, right)
-            for case in (next(stream) for _ in range(self.settings.legal_cases)):
+            for case in islice(stream, self.settings.legal_cases):
                 outcome = self.hunter.judge(case, right, timeout=PATIENCE)
                 report.legal[right, seed] += 1
                 report.alarms += [Alarm(right, seed, finding.line()) for finding in outcome.findings]

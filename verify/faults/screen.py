@@ -1,4 +1,4 @@
-"""The kill matrix on a terminal, and as Markdown for files."""
+"""The kill matrix on a terminal."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verify import verdict
-from verify.case import alive, digest, worker
+from verify.case import alive, checks, digest, judging
 from verify.dataflow import Dataflow
 from verify.float8 import is_nan
 from verify.inputs.rank_inputs import Inputs
@@ -28,18 +28,20 @@ def _right(owner: Any, name: str) -> Any:
 
 
 def _patch(owner: Any, name: str, value: Any) -> None:
+    """Replace what is there; a name that is not there any more would weaken nothing, and raises."""
+    _right(owner, name)
     setattr(owner, name, value)
 
 
 def _without(stage: Stage) -> None:
     """Forget what one stage of the judgement found."""
-    right = _right(worker, "judge_rows")
+    right = _right(judging, "judge_rows")
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies: list[Tally] = right(oracle, outputs, first_row)
         return [tally for tally in tallies if tally.stage is not stage]
 
-    _patch(worker, "judge_rows", judge_rows)
+    _patch(judging, "judge_rows", judge_rows)
 
 
 def no_residual() -> None:
@@ -74,19 +76,19 @@ def no_again() -> None:
     def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
         del tally, name, first, second
 
-    _patch(worker, "compare_bits", compare_bits)
+    _patch(checks, "compare_bits", compare_bits)
 
 
 def rank_zero_only() -> None:
     """Only rank 0's outputs are looked at."""
-    right = _right(worker, "judge_rows")
+    right = _right(judging, "judge_rows")
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         tallies: list[Tally] = [] if rank else right(oracle, outputs, first_row)
         return tallies
 
-    _patch(worker, "judge_rows", judge_rows)
+    _patch(judging, "judge_rows", judge_rows)
     _patch(digest, "whole", lambda tensor: [tensor.numel()])
 
 
@@ -117,13 +119,13 @@ def wide_tolerance() -> None:
 
 def one_percent() -> None:
     """One element of a hundred may be anything."""
-    right = _right(worker, "judge_rows")
+    right = _right(judging, "judge_rows")
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies = right(oracle, outputs, first_row)
         return [replace(t, outside=0) if t.outside <= 0.01 * t.elements else t for t in tallies]
 
-    _patch(worker, "judge_rows", judge_rows)
+    _patch(judging, "judge_rows", judge_rows)
 
 
 def unsaturated_reference() -> None:
@@ -132,7 +134,7 @@ def unsaturated_reference() -> None:
     def unclamped(flow: Dataflow, operands: Any) -> Oracle:
         return Oracle(replace(flow, saturate=False), operands)
 
-    _patch(worker, "Oracle", unclamped)
+    _patch(judging, "Oracle", unclamped)
 
 
 def equal_shards() -> None:
