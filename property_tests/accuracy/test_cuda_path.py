@@ -23,7 +23,7 @@ from eval.checkpoint import LinearWeights
 from eval.linear import Linear
 from eval.worker import EvalRank
 from property_tests.accuracy.tiny_models import GOLDEN, SoloRank
-from verify.backends.flashinfer import check_layout
+from verify.backends.operands import check_layout
 from verify.backends.unfused import UnfusedKernel
 from verify.interface import RankInputs, RankOutputs
 
