@@ -150,6 +150,17 @@ def test_a_judge_without_a_stage_is_noticed_by_a_fault_that_passes(run: FaultRun
     assert result.message.startswith("KA-04a passes")
 
 
+def test_a_judge_of_rank_zero_alone_hides_what_goes_wrong_on_another_rank_only(run: FaultRun) -> None:
+    weak, caught = catalogue().fault("AC-08h"), run.hunter.hunt("verify.faults.backend:KP-05", seed=0, shrink=False)
+    assert caught.case is not None
+    assert run.hides(weak, caught.case, caught.backend)
+    assert not run.hides(weak, caught.case, "verify.faults.backend:KA-01")
+
+
+def test_a_case_that_passes_under_the_right_judge_too_shows_no_weakness(run: FaultRun) -> None:
+    assert not run.hides(catalogue().fault("AC-08c"), Case(Problem()), "emulated")
+
+
 @pytest.mark.parametrize("name", [fault.id for fault in catalogue().faults if fault.subject == "pair"])
 def test_the_gate_passes_no_spoiled_pair(pair: accuracy.Pair, name: str) -> None:
     fault = catalogue().fault(name)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from verify import verdict
-from verify.case import alive, checks, digest, judging
+from verify.case import alive, checks, judging
+from verify.case.worker import CaseWorker
 from verify.dataflow import Dataflow
 from verify.float8 import is_nan
 from verify.inputs.rank_inputs import Inputs
@@ -80,16 +81,18 @@ def no_again() -> None:
 
 
 def rank_zero_only() -> None:
-    """Only rank 0's outputs are looked at."""
-    right = _right(judging, "judge_rows")
+    """Only rank 0's outputs are looked at, in all their rows, and ranks are not compared."""
+    right = _right(CaseWorker, "run")
 
-    def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        tallies: list[Tally] = [] if rank else right(oracle, outputs, first_row)
-        return tallies
+    def run(self: CaseWorker, case: dict[str, Any]) -> dict[str, Any]:
+        _patch(self.judge, "share", lambda tokens: range(0 if self.rank.index else tokens))
+        result: dict[str, Any] = right(self, case)
+        for record in result["calls"]:
+            record.pop("digests", None)
+            record["tallies"] = record["tallies"] if self.rank.index == 0 else []
+        return result
 
-    _patch(judging, "judge_rows", judge_rows)
-    _patch(digest, "whole", lambda tensor: [tensor.numel()])
+    _patch(CaseWorker, "run", run)
 
 
 def accepts_nan() -> None:
