@@ -13,9 +13,9 @@ from typing import Any
 
 from eval.arm import FUSED, UNFUSED
 from eval.endpoints import preference
-from eval.engine import Engine
+from eval.engine import BATCHES, Engine, batch_plans
 from eval.lm import NEW_TOKENS, EngineLM
-from eval.run import BATCHES, GOLDEN, Job, open_job
+from eval.run import GOLDEN, Job, open_job
 from eval.session import RunArguments
 from eval.tasks import Prepared, prepare
 from verify.errors import UsageError
@@ -100,7 +100,7 @@ class Asker:
         lm = EngineLM(self.engine, self.job.tokens, end_ids=self.job.shape.end_ids, max_length=self.job.shape.positions)
         lengths = map(len, self.job.tokens.encode_all(part.contexts()))
         longest = min(self.job.shape.positions + 1, max(lengths) + NEW_TOKENS)
-        self.engine.open_arm(arm, self.job.backend_of(arm), BATCHES[self.job.device][0], longest)
+        self.engine.open_arm(arm, self.job.backend_of(arm), batch_plans(self.job.device, self.job.batch)[0], longest)
         results = lm_eval.evaluate(lm, part.loaded, samples=part.samples, bootstrap_iters=0, log_samples=True)
         counters = self.engine.close_arm()
         if not all(c["finite"] for c in counters):
@@ -142,7 +142,13 @@ def open_asker(arguments: RunArguments) -> Iterator[Asker]:
     if arguments.device not in BATCHES:
         raise UsageError(f"--device {arguments.device}: expected one of: {', '.join(BATCHES)}")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(arguments.model or GOLDEN, tp=arguments.tp, backend=arguments.backend, device=arguments.device)
+    job = open_job(
+        arguments.model or GOLDEN,
+        tp=arguments.tp,
+        backend=arguments.backend,
+        device=arguments.device,
+        batch=arguments.batch,
+    )
     with (
         prepare(arguments.tasks, arguments.data, shots=arguments.shots, limit=arguments.limit) as prepared,
         Engine(job.folder, job.tp, device=job.device, vocabulary=job.shape.vocabulary) as engine,

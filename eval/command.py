@@ -59,6 +59,9 @@ def accuracy(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task.")] = None,
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples before each question.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=4, help="Rows of a batch at most; 96 on a CPU, 512 on a GPU.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how many questions it takes.")] = False,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Ask in blocks and stop when decided; goes on in the same --run-dir.")
@@ -110,7 +113,7 @@ def accuracy(
             print_block(table, open_console(), full=True)
         return
     options = Options(settings=settings, metrics=read_metrics(metrics), flips=flips, same_kernel=aa)
-    arguments = RunArguments(model, tp, backend, names, data, limit, shots, device)
+    arguments = RunArguments(model, tp, backend, names, data, limit, shots, device, batch)
     folder, copies = make_run_dir("accuracy", run_dir), Copies(json_file, junit, markdown)
     if sequential:
         raise typer.Exit(_run_sequentially(arguments, settings, folder, copies, block=block, seed=seed))

@@ -40,6 +40,24 @@ class BatchPlan:
     tokens: int = 2048
 
 
+BATCHES = {
+    "cpu": (BatchPlan(96, 8192), BatchPlan(40, 3500)),
+    "cuda": (BatchPlan(512, 65536), BatchPlan(180, 30000)),
+}
+"""Batch plans by device; the second is for the arm that repeats the unfused one, whose difference is batching noise."""
+
+
+def batch_plans(device: str, rows: int | None = None) -> tuple[BatchPlan, BatchPlan]:
+    """Return a device's two plans; with `rows`, the first has so many and all else shrinks or grows with it."""
+    first, second = BATCHES[device]
+    if rows is None:
+        return first, second
+    share = rows / first.rows
+    return BatchPlan(rows, round(first.tokens * share)), BatchPlan(
+        max(1, round(second.rows * share)), round(second.tokens * share)
+    )
+
+
 @dataclass(frozen=True)
 class Next:
     """What the model expects after a text.

@@ -70,6 +70,7 @@ class Linear:
     def native_product(self, codes: Tensor) -> Tensor:
         """Do the same by the library's FP8 product, which scales before it rounds; a bias is added in float32."""
         assert self._weight_scale is not None
+        assert self.input_scale is not None
         out: Tensor = torch._scaled_mm(
             codes,
             self.weight.t(),

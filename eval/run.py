@@ -14,7 +14,7 @@ import numpy as np
 from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
 from eval.checkpoint import Checkpoint
 from eval.config import Shape
-from eval.engine import BatchPlan, Engine
+from eval.engine import BATCHES, BatchPlan, Engine, batch_plans
 from eval.fold import CLASSES
 from eval.offline import go_offline
 from eval.tasks import FEWSHOT_SEED, Prepared, prepare
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
-BATCHES = {
-    "cpu": (BatchPlan(96, 8192), BatchPlan(40, 3500)),
-    "cuda": (BatchPlan(256, 65536), BatchPlan(90, 30000)),
-}
-"""Batch plans by device; the second is for the arm that repeats the unfused one, whose difference is batching noise."""
-
 Progress = Callable[[str], None]
 
 
@@ -50,6 +44,7 @@ class Job:
         tp: ranks.
         backend: the fused arm's backend by name.
         device: `cpu` or `cuda`.
+        batch: rows of a batch at most; None for the device's own.
     """
 
     folder: Path
@@ -59,13 +54,14 @@ class Job:
     tp: int
     backend: str
     device: str
+    batch: int | None = None
 
     def backend_of(self, arm: str) -> str:
         """The backend that an arm goes through; the oracle goes through none."""
         return {ORACLE: "", FUSED: self.backend}.get(arm, "unfused")
 
 
-def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu") -> Job:
+def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu", batch: int | None = None) -> Job:
     """Check the checkpoint, its tokenizer, the tensor-parallel size and the backend, before anything runs.
 
     Raises:
@@ -82,7 +78,7 @@ def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu") -> Job
     support = load_backend(backend).supports(problem)
     if not support.ok:
         raise UsageError(f"--backend {backend} does not take this model at --tp {tp}: {support.reason}")
-    return Job(folder, shape, tokens, digest, tp, backend, device)
+    return Job(folder, shape, tokens, digest, tp, backend, device, batch)
 
 
 def run_arms(
@@ -97,6 +93,7 @@ def run_arms(
     run_dir: Path,
     shots: int | None = None,
     device: str = "cpu",
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> list[ArmRun]:
     """Evaluate a checkpoint once for each arm.
@@ -112,6 +109,7 @@ def run_arms(
         run_dir: gets one folder per arm, of the arm's name.
         shots: examples before each question; None for the tasks' own numbers.
         device: `cpu` or `cuda`.
+        batch: rows of a batch at most; None for the device's own.
         progress: told in one line what begins; None for silence.
 
     Returns:
@@ -130,7 +128,7 @@ def run_arms(
     tell = progress or (lambda _: None)
     go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device)
+    job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device, batch=batch)
     tell(f"building the prompts of {', '.join(tasks)}")
     began = time.perf_counter()
     runs = []
@@ -154,7 +152,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
 
     from eval.lm import NEW_TOKENS, EngineLM
 
-    plan = BATCHES[job.device][arm == NOISE]
+    plan = batch_plans(job.device, job.batch)[arm == NOISE]
     length = job.shape.positions
     lm = EngineLM(engine, job.tokens, end_ids=job.shape.end_ids, max_length=length)
     prepared.rewind()
@@ -230,7 +228,8 @@ def _write_logprobs(lm: EngineLM, prepared: Prepared, folder: Path) -> None:
         if task.OUTPUT_TYPE != "multiple_choice" or len(first) == 0:
             continue
         kept = [lm.kept[instance.args[0]] for _, instance in sorted(first.items())]
-        np.savez_compressed(
+        # Not compressed: the digits of a log-probability do not repeat, and trying takes longer than the model.
+        np.savez(
             folder / f"logprobs_{name}.npz",
             doc_id=np.array([prepared.document(name, position) for position in sorted(first)], np.int64),
             logprob=np.stack([table for table, _ in kept]),

@@ -38,6 +38,7 @@ class RunArguments:
     limit: int | None
     shots: int | None
     device: str
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         run_dir=folder,
         shots=arguments.shots,
         device=arguments.device,
+        batch=arguments.batch,
         progress=tell,
     )
     tell("judging")

@@ -101,7 +101,7 @@ class EvalRank:
         targets = torch.from_numpy(np.concatenate([ids[i, begin:end] for i, (begin, end) in enumerate(spans)]))
         scores, top = [], []
         rows = max(1, LOGITS // self.model.shape.vocabulary)
-        for part, wanted in zip(picked.split(rows), targets.to(picked.device).split(rows), strict=True):
+        for part, wanted in zip(torch.split(picked, rows), torch.split(targets.to(picked.device), rows), strict=True):
             table = self._log_probabilities(part)
             if table is None:
                 return None
