@@ -1,4 +1,4 @@
-"""Checks of stage 6 that need a GPU: CUDA-graph capture and replay, and a producer right before the kernel."""
+"""Checks of stage 6 that need a GPU: CUDA graphs, calls without a wait between, a producer right before the kernel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from verify.verdict import Element, Stage, Tally
 CALLS = (1, 2, 3)
 """Calls in a graph."""
 REPLAYS = 3
+TURNS = 64
+"""Pairs of calls without a wait between them, as far as their outputs fit `KEPT` elements."""
+KEPT = 2**27
 OPERANDS = ("partial", "residual", "gamma", "scale")
 LATE = ("residual", "gamma", "scale")
 """Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""
@@ -26,7 +29,7 @@ NANOSECONDS = 200_000
 def replay_graphs(kernel: Kernel, step: Step) -> Tally:
     """Captured calls, replayed in turn with graphs of other token counts and with eager calls: the same bits as eager.
 
-    Every operand changes in place from one replay to the next.
+    Every operand changes in place from one replay to the next. Then the same for calls that follow without a wait.
     """
     tally, made = Tally(Stage.AGAIN), step.made
     other = replace(
@@ -38,7 +41,21 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
             for graph in graphs:
                 graph.replay(turn, tally)
             graphs[turn % len(graphs)].call_eagerly(turn, tally)
+    _call_back_to_back(kernel, step, (made, other), tally)
     return tally
+
+
+def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankInputs], tally: Tally) -> None:
+    """Few rows and all in turn, on two sets of inputs in turn: a call that runs ahead reads what the last one left."""
+    few = _rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
+    expected = [_copied(_run(kernel, inputs, step)) for inputs in (few, *sets)]
+    turns = max(2, min(TURNS, KEPT // step.problem.elements))
+    given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
+    returned = [kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy) for inputs in given]
+    torch.cuda.synchronize()
+    for turn in range(turns):
+        _compare(tally, f"few rows, turn {turn}:", expected[0], returned[2 * turn])
+        _compare(tally, f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], returned[2 * turn + 1])
 
 
 def _counts(step: Step) -> list[int]:
