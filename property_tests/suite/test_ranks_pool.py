@@ -19,6 +19,7 @@ from property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
 from property_tests.suite.launching import marked, marked_environment, wait_until_gone
 from verify.errors import UsageError
 from verify.ranks import FailureKind, Pool, culprits, values
+from verify.ranks.hosts import LocalHost
 
 DOOMED = "property_tests.suite.workers:Doomed"
 TIMEOUT = 30.0
@@ -189,6 +190,14 @@ def test_ctrl_c_during_a_call_leaves_no_rank_and_a_pool_that_works(pool: Pool) -
     killer.wait()
     assert not [pid for pid in before if psutil.pid_exists(pid)]
     assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
+
+
+def test_a_keeper_that_has_not_said_its_id_is_not_signalled_as_process_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled: list[int] = []
+    monkeypatch.setattr("verify.ranks.hosts.os.kill", lambda pid, _number: signalled.append(pid))
+    LocalHost((0, 1)).abandon(0)  # Ctrl-C while ranks start: kill(0) would take the user's shell along
+    LocalHost((0, 1)).abandon(4242)
+    assert signalled == [4242]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
