@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from verify import backends
 from verify.case import digest
+from verify.case.calls import pause
 from verify.case.worker import CaseWorker
 from verify.dataflow import Dataflow
 from verify.faults.catalogue import resolve
@@ -19,9 +19,9 @@ from verify.faults.comparison import Evidence, Floats, Outputs
 from verify.faults.criteria import CRITERIA, Criterion
 from verify.faults.peer_tests import PROFILES, inputs_of, operands
 from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, Limits, RankOutputs, Strategy
+from verify.interface import Backend, FusionOp, Limits, RankInputs, RankOutputs, Strategy
 from verify.oracle import Operands, Oracle
-from verify.problem import Problem
+from verify.problem import Call, Problem
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 
@@ -47,26 +47,34 @@ class FaultWorker(CaseWorker):
         Returns:
             For each call, `passed` by criterion name, and the digest of residual_out.
         """
-        problem, kernel_of = Problem.from_json(line), backends.backend(backend)
-        steps = problem.calls()
-        largest = max(p.tokens for _, p in steps), max(p.hidden for _, p in steps)
-        kernel = kernel_of.open(self.rank, Limits(*largest, problem.format.dtype))
-        replies = []
-        for call, step in steps:
+        steps, kernel_of = Problem.from_json(line).calls(), backends.backend(backend)
+        made = [Inputs(step, self.rank.device) for _, step in steps]
+        outputs = self._run_all(kernel_of, steps, [each.of_rank(self.rank.index) for each in made])
+        return [
+            _verdicts(kernel_of.dataflow(step), each.operands(range(step.tokens)), got, CRITERIA)
+            for (_, step), each, got in zip(steps, made, outputs, strict=True)
+        ]
+
+    def _run_all(
+        self, backend: Backend, steps: list[tuple[Call, Problem]], given: list[RankInputs]
+    ) -> list[RankOutputs]:
+        """The outputs of all calls, which follow each other as a case's do, with nothing in between."""
+        problems = [problem for _, problem in steps]
+        largest = max(p.tokens for p in problems), max(p.hidden for p in problems)
+        limits = Limits(*largest, problems[0].format.dtype)
+        kernel, outputs = backend.open(self.rank, limits), []
+        for (call, problem), inputs in zip(steps, given, strict=True):
             if call.reopen:
                 kernel.close()
-                kernel = kernel_of.open(self.rank, Limits(*largest, problem.format.dtype))
-            made = Inputs(step, self.rank.device)
-            late = call.delayed == self.rank.index
-            time.sleep((call.idle_ms + call.delay_ms * (late and not call.late)) / 1000)
-            given = made.of_rank(self.rank.index)
-            outputs = kernel.run(given, op=step.op, strategy=step.strategy)
+                kernel = backend.open(self.rank, limits)
+            delay = call.delay_ms if call.delayed == self.rank.index else 0
+            pause(call.idle_ms + (0 if call.late else delay))
+            outputs.append(kernel.run(inputs, op=problem.op, strategy=problem.strategy))
             if call.overwrite:
-                given.partial.fill_(torch.nan)
-            operands_of = made.operands(range(step.tokens))
-            replies.append(_verdicts(kernel_of.dataflow(step), operands_of, outputs, CRITERIA))
+                inputs.partial.fill_(torch.nan)
+            pause(delay if call.late else 0)
         kernel.close()
-        return replies
+        return outputs
 
     def own_test(self, profile: str, shape: tuple[int, int, int], seed: int, backend: str) -> list[dict[str, Any]]:
         """The verdicts on the data of a project's own test of the criteria that it is the test of; as `criteria`."""
