@@ -24,6 +24,16 @@ from verify.kernel.plan import Case, Plan
 from verify.kernel.report import KernelReport, Subject
 from verify.kernel.run import Budget, Run
 from verify.kernel.session import run_kernel
+from verify.manual import (
+    add_examples,
+    page_width,
+    some_backend,
+    some_dataflow,
+    some_families,
+    some_model,
+    some_ops,
+    some_strategies,
+)
 from verify.problem import WORLD_SIZES, Problem
 from verify.ranks.mpi import enter
 from verify.report import Verdict
@@ -33,7 +43,8 @@ app = typer.Typer(
     help="Decide whether a fused AllReduce + residual + RMSNorm + FP8 kernel may replace the ops it fuses.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help folds to any width; panels cut their text off
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": page_width()},
 )
 console = Console()
 
@@ -54,6 +65,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a summary here.", dir_okay=False)]
 RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
 Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
+DataflowName = Annotated[
+    str | None, typer.Option("--dataflow", help="Judge by this known dataflow.", autocompletion=some_dataflow)
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")]
 
 
@@ -67,20 +81,29 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("kernel")
 def kernel(
     backend: Annotated[
-        str, typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.")
+        str,
+        typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.", autocompletion=some_backend),
     ] = "emulated",
     tp: Annotated[str, typer.Option(help="World sizes, such as 2 or 2,4,8.")] = "2",
-    model: Annotated[str | None, typer.Option(help="Take hidden size, eps and weight bias of a known model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Take hidden size, eps and weight bias of a known model.", autocompletion=some_model),
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Rows to choose from, such as 1,16,128.")] = None,
     hidden: Annotated[str | None, typer.Option(help="Hidden sizes to choose from.")] = None,
     op: Annotated[
-        str | None, typer.Option(help="RESIDUAL_RMS_NORM[_QUANT_FP8|_OUT_QUANT_FP8], comma-separated.")
+        str | None,
+        typer.Option(help="RESIDUAL_RMS_NORM[_QUANT_FP8|_OUT_QUANT_FP8], comma-separated.", autocompletion=some_ops),
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="ONESHOT, TWOSHOT, AUTO, comma-separated.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="ONESHOT, TWOSHOT, AUTO, comma-separated.", autocompletion=some_strategies)
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16, comma-separated.")] = None,
-    family: Annotated[str | None, typer.Option(help="Input families, comma-separated.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Input families, comma-separated.", autocompletion=some_families)
+    ] = None,
     eps: Annotated[str | None, typer.Option(help="Values of eps, comma-separated.")] = None,
-    dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
+    dataflow_name: DataflowName = None,
     seconds: Annotated[float | None, typer.Option(help="Stop each backend and tp after so long.")] = None,
     cases: Annotated[int | None, typer.Option(help="Stop each backend and tp after so many cases.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
@@ -97,9 +120,8 @@ def kernel(
 ) -> None:
     """Does the kernel compute what it promises, on every rank, call after call?
 
-    Examples:
-      fusecheck kernel --backend emulated:flashinfer-fp32 --tp 2,4 --cases 200
-      fusecheck kernel --model llama-3.1-8b --tokens 1,16,256 --seconds 30
+    Cases are drawn from the seed: shapes, scales and input families in turn, calls of changing size on one workspace.
+    Without --cases or --seconds, 200 for each world size. A finding ends with a line that `fusecheck replay` takes.
     """
     _positive("--case-timeout", case_timeout)
     shape = model_named(model) if model else None
@@ -133,8 +155,8 @@ def kernel(
 @app.command("replay")
 def replay(
     problem: Annotated[str, typer.Argument(help="The JSON of a finding's replay line, or a file with one per line.")],
-    backend: Annotated[str, typer.Option(help="Whose kernel to run.")] = "emulated",
-    dataflow_name: Annotated[str | None, typer.Option("--dataflow", help="Judge by this known dataflow.")] = None,
+    backend: Annotated[str, typer.Option(help="Whose kernel to run.", autocompletion=some_backend)] = "emulated",
+    dataflow_name: DataflowName = None,
     device: Device = None,
     case_timeout: Timeout = 60.0,
     markdown: MarkdownFile = None,
@@ -250,6 +272,7 @@ def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | Non
 def _plug_in_commands() -> None:
     for name in _PLUGGED:
         importlib.import_module(name).register(app)
+    add_examples(app)
 
 
 def main() -> None:

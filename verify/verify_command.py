@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from verify.dataflow import DATAFLOWS
 from verify.errors import UsageError
 from verify.inputs.families import FAMILIES
 from verify.kernel.plan import Plan
-from verify.kernel.report import KernelReport, Subject
+from verify.kernel.report import Subject
 from verify.kernel.run import Budget, Run
 from verify.kernel.session import console, execute, say_where
+from verify.parts import reuse
+from verify.parts.agenda import NAMES, STEPS, divide, duration
+from verify.parts.runner import Steps, missing
 from verify.ranks.mpi import detect
 from verify.report import Verdict, make_run_dir, write_markdown, write_result
 from verify.report.groups import sentence
-from verify.report.record import parts, read_run
+from verify.report.record import parts
 
 WORLD_SIZES = (2, 4, 8)
-CHEAP = 90.0
-"""Seconds that each part behind the kernel question may take without a budget; dearer parts need one."""
-
-KERNEL_SHARE = 0.5
-"""Of a budget, at most so much goes to the kernel question."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part behind the kernel question: a command of its own, so that it can be stopped when its time is up.
-
-    Attributes:
-        name: the command.
-        arguments: its quick form.
-        seconds: that it takes about, on two cores.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    seconds: float
-
-
-STEPS = (
-    Step("graph", ("--random", "10", "--no-export"), 60.0),
-    Step("accuracy", ("--quick",), 150.0),
-    Step("faults", ("--quick",), 200.0),
-)
-NAMES = [step.name for step in STEPS]
+MOST_ELEMENTS = 3 * 2**17
+"""tokens * hidden of the largest case: with one case of each family, half a minute for all kernels on two cores."""
 
 
 def register(app: typer.Typer) -> None:
@@ -64,9 +37,17 @@ def register(app: typer.Typer) -> None:
 def verify_all(
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
     budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s, 5m or 1h.")] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=1, help=f"Of each kernel and world size; {len(FAMILIES)} without a budget.")
+    ] = None,
+    most_elements: Annotated[int, typer.Option(min=2**13, help="tokens * hidden of the largest case.")] = MOST_ELEMENTS,
     only: Annotated[str, typer.Option(help="Parts behind the kernel question, comma-separated, or none.")] = ",".join(
         NAMES
     ),
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A verify run's directory: what passed there, by the same code, is not run again."),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary here.", dir_okay=False)] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)
@@ -75,28 +56,38 @@ def verify_all(
 ) -> None:
     """Run all that this machine can run, and say what was left out and why.
 
-    The kernel question for the emulator under every known dataflow, then the graph question; with enough --budget also
-    accuracy of the small model, and the quick part of the fault catalogue.
+    The kernel question for the emulator under every known dataflow, then the graph question, the accuracy of the small
+    model, the quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to
+    its end, in under three minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
 
     Examples:
       fusecheck verify
-      fusecheck verify --budget 15m --markdown summary.md
+      fusecheck verify --budget 30m --markdown summary.md
+      fusecheck verify --only none --cases 32 --most-elements 524288
+      fusecheck verify --resume runs/20260102T030405Z-verify
     """
     seconds = duration(budget) if budget is not None else None
     chosen = _chosen(only)
     began = time.monotonic()
-    subjects = [Subject(f"emulated:{name}", size) for size in WORLD_SIZES for name in DATAFLOWS]
-    share = None if seconds is None else KERNEL_SHARE * seconds / len(subjects)
-    run = Run(subjects, Plan(seed=seed), Budget(2 * len(FAMILIES), share))
+    possible = [step for step in STEPS if step.name in chosen and not missing(step.name) and detect() is None]
+    division = divide(possible, seconds)
+    asked = _Asked(seed, cases, most_elements, division.kernel)
+    run = asked.run()
     run.validate()
-    directory = make_run_dir("verify", run_dir)
-    report = execute(run, directory)
-    steps = Steps(directory, None if seconds is None else began + seconds, stopped=report.interrupted)
+    directory = make_run_dir("verify", _place(resume, run_dir))
+    kernel = reuse.recall(directory / "kernel", asked.arguments()) if resume else None
+    reused = ["kernel"] if kernel else []
+    kernel = kernel or _ask_kernel(asked, run, directory)
+    deadline = None if seconds is None else began + seconds
+    stopped = bool(kernel["summary"]["interrupted"])
+    steps = Steps(directory, console, deadline, resume=resume is not None, stopped=stopped)
     for step in STEPS:
-        steps.take(step, wanted=step.name in chosen)
-    steps.leave_out("latency", _why_no_latency())
-    verdict = Verdict.worst([report.verdict, *steps.verdicts()])
-    record = write_result(directory, "verify", verdict, _summary(report, steps), _findings(report, steps), json_file)
+        steps.take(step, division.forms.get(step.name), wanted=step.name in chosen)
+    reused += steps.reused
+    verdict = Verdict.worst([Verdict(kernel["verdict"]), *steps.verdicts()])
+    record = write_result(
+        directory, "verify", verdict, _summary(kernel, steps, reused), _findings(kernel, steps), json_file
+    )
     if markdown is not None:
         write_markdown(markdown, record)
     _show(record)
@@ -105,98 +96,58 @@ def verify_all(
         raise typer.Exit(verdict.exit_code)
 
 
-class Steps:
-    """Runs parts one after the other and keeps their records, and the reasons for those that were left out.
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of the kernel question.
 
-    Args:
-        directory: of the run; each part gets a folder in it.
-        deadline: of all parts, on the monotonic clock; None for no budget.
-        stopped: whether the user has already had enough.
+    Attributes:
+        seed: of the stream of cases.
+        cases: of each subject, as given.
+        most_elements: of the largest case.
+        seconds: for all subjects; None without a budget.
     """
 
-    def __init__(self, directory: Path, deadline: float | None, *, stopped: bool = False) -> None:
-        self._directory, self._deadline, self._stopped = directory, deadline, stopped
-        self.done: dict[str, dict[str, Any]] = {}
-        self.not_run: list[dict[str, str]] = []
+    seed: int
+    cases: int | None
+    most_elements: int
+    seconds: float | None
 
-    def leave_out(self, name: str, reason: str) -> None:
-        """Note that a part was not run."""
-        self.not_run.append({"part": name, "reason": reason})
+    def run(self) -> Run:
+        """Every dataflow at every world size."""
+        subjects = [Subject(f"emulated:{name}", size) for size in WORLD_SIZES for name in DATAFLOWS]
+        count = len(FAMILIES) if self.cases is None and self.seconds is None else self.cases
+        share = None if self.seconds is None else self.seconds / len(subjects)
+        plan = Plan(seed=self.seed, most_elements=self.most_elements)
+        return Run(subjects, plan, Budget(count, share))
 
-    def verdicts(self) -> list[Verdict]:
-        """Those of the parts that were run."""
-        return [Verdict(record["verdict"]) for record in self.done.values()]
-
-    def take(self, step: Step, *, wanted: bool) -> None:
-        """Run a part if it is wanted and there is time, else note why not."""
-        reason = self._refusal(step, wanted=wanted)
-        if reason:
-            self.leave_out(step.name, reason)
-            return
-        limit = CHEAP if self._deadline is None else self._deadline - time.monotonic()
-        try:
-            self._run(step, limit)
-        except KeyboardInterrupt:
-            self._stopped = True
-            self.leave_out(step.name, "interrupted")
-
-    def _refusal(self, step: Step, *, wanted: bool) -> str:
-        if not wanted:
-            return "left out by --only"
-        if self._stopped:
-            return "interrupted"
-        if detect() is not None:
-            return f"ranks of mpirun run the kernel question only; run fusecheck {step.name} by itself"
-        if self._deadline is None:
-            return "" if step.seconds <= CHEAP else f"takes about {step.seconds:.0f} s; give --budget 15m"
-        left = self._deadline - time.monotonic()
-        return "" if step.seconds <= left else f"takes about {step.seconds:.0f} s, {max(left, 0):.0f} s were left"
-
-    def _run(self, step: Step, limit: float) -> None:
-        folder = self._directory / step.name
-        command = [sys.executable, "-m", "verify.cli", step.name, *step.arguments, "--run-dir", str(folder)]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
-        console.print(f"{step.name}: at most {limit:.0f} s", highlight=False)
-        with (folder / "output.txt").open("w", encoding="utf-8") as output:
-            code = _await(command, output, limit)
-        if code is None:
-            self.leave_out(step.name, f"not done after {limit:.0f} s and stopped; give more --budget")
-            return
-        try:
-            self.done[step.name] = read_run(folder)
-        except UsageError:
-            last = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            self.leave_out(step.name, f"ended with exit code {code}: {''.join(last) or 'it said nothing'}"[:400])
+    def arguments(self) -> list[str]:
+        """The same as words, by which two runs are known to have asked the same."""
+        run = self.run()
+        return ["kernel", *(f"{s.backend} tp {s.world_size}" for s in run.subjects), repr(self), repr(run.budget)]
 
 
-def _await(command: list[str], output: Any, limit: float) -> int | None:
-    """The exit code, or None when its time was up; asked to end first, then killed."""
-    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
-        return process.wait(timeout=max(limit, 0.1))
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+def _ask_kernel(asked: _Asked, run: Run, directory: Path) -> dict[str, Any]:
+    """Run the kernel question; its record is also kept in a folder of its own, for a run that resumes."""
+    report = execute(run, directory)
+    folder = directory / "kernel"
+    folder.mkdir(exist_ok=True)
+    record = write_result(folder, "kernel", report.verdict, report.summary(), report.finding_records())
+    if not report.interrupted:
+        reuse.keep(folder, asked.arguments())
+    return record
 
 
-def duration(text: str) -> float:
-    """Seconds of a text such as `90s`, `5m` or `1h`; a bare number is seconds.
+def _place(resume: Path | None, run_dir: Path | None) -> Path | None:
+    """The run's directory as given.
 
     Raises:
-        UsageError: it is no positive duration.
+        UsageError: nothing to resume, or two places.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise UsageError(f"--budget {text!r}, expected a time such as 90s, 5m or 1h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if resume is not None and not resume.is_dir():
+        raise UsageError(f"--resume {resume}: no such directory, expected that of a verify run")
+    if resume is not None and run_dir is not None and resume.resolve() != run_dir.resolve():
+        raise UsageError(f"--resume {resume} goes on in that directory, got --run-dir {run_dir} too; leave it out")
+    return resume or run_dir
 
 
 def _chosen(only: str) -> set[str]:
@@ -206,27 +157,24 @@ def _chosen(only: str) -> set[str]:
     return chosen
 
 
-def _why_no_latency() -> str:
-    gpus = torch.cuda.device_count()
-    return f"needs two GPUs, {gpus} here" if gpus < 2 else "run fusecheck latency on idle GPUs by itself"
-
-
-def _summary(report: KernelReport, steps: Steps) -> dict[str, Any]:
+def _summary(kernel: dict[str, Any], steps: Steps, reused: list[str]) -> dict[str, Any]:
     done = {name: {"verdict": r["verdict"], "summary": r["summary"]} for name, r in steps.done.items()}
-    return {**report.summary(), "kernel_verdict": report.verdict.value, "parts": done, "not_run": steps.not_run}
+    own = {"kernel_verdict": kernel["verdict"], "parts": done, "not_run": steps.not_run, "reused": reused}
+    return {**kernel["summary"], **own}
 
 
-def _findings(report: KernelReport, steps: Steps) -> list[dict[str, Any]]:
+def _findings(kernel: dict[str, Any], steps: Steps) -> list[dict[str, Any]]:
     behind = [{**finding, "part": name} for name, r in steps.done.items() for finding in r["findings"]]
-    return report.finding_records() + behind
+    return [*kernel["findings"], *behind]
 
 
 def _show(record: dict[str, Any]) -> None:
-    """A line for each part that was run behind the kernel question, and for each that was not."""
-    for part in list(parts(record))[1:]:
-        line = f"{part.verdict}  {part.command}: {sentence(part)}"
+    """A line for each part that was run, and for each that was not."""
+    reused = record["summary"]["reused"]
+    for part in parts(record):
+        again = " (of the earlier run: same code, same question)" if part.question in reused else ""
+        line = f"{part.verdict}  {part.question}: {sentence(part)}{again}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for left in record["summary"]["not_run"]:
         console.print(f"not run: {left['part']}: {left['reason']}", highlight=False, markup=False, soft_wrap=True)
-    if len(list(parts(record))) > 1:
-        console.print(f"{record['verdict']}: all that was run", highlight=False)
+    console.print(f"{record['verdict']}: all that was run", highlight=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from importlib import resources
@@ -14,11 +16,16 @@ import jsonschema
 import pytest
 
 from property_tests.suite import report_records as made
+from property_tests.suite.repository.checkout import ROOT
 from property_tests.suite.test_cli import run
 from verify import verify_command
 from verify.dataflow import DATAFLOWS
 from verify.errors import UsageError
-from verify.verify_command import Step, Steps, duration
+from verify.kernel.session import console
+from verify.parts import reuse
+from verify.parts.agenda import KERNEL_SECONDS, STEPS, Form, Step, divide, duration
+from verify.parts.runner import Steps
+from verify.report import Verdict
 
 SCHEMA = json.loads((resources.files("verify.report") / "result.schema.json").read_text(encoding="utf-8"))
 
@@ -122,7 +129,7 @@ def test_other_wrong_calls_are_one_line_too(
         (("report", once, once), "is given twice"),
         (("report",), "Missing argument"),
         (("verify", "--budget", "soon"), "--budget 'soon', expected a time"),
-        (("verify", "--only", "all"), "--only 'all', expected none or of: graph, accuracy, faults"),
+        (("verify", "--only", "all"), "--only 'all', expected none or of: graph, accuracy, faults, latency"),
     ):
         assert run(monkeypatch, *arguments) == 2
         complaint = capsys.readouterr().err
@@ -130,16 +137,21 @@ def test_other_wrong_calls_are_one_line_too(
         assert told in complaint
 
 
-def test_verify_writes_one_record_and_says_what_it_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `fusecheck verify` ask about one kernel at one world size."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
     monkeypatch.setattr(verify_command, "FAMILIES", ("gaussian", "exact"))
+
+
+def test_verify_writes_one_record_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
     out, markdown = tmp_path / "run", tmp_path / "summary.md"
     assert run(monkeypatch, "verify", "--only", "none", "--run-dir", out, "--markdown", markdown) == 0
     record = read(out)
-    assert (record["summary"]["cases"], record["summary"]["parts"]) == (4, {})
+    assert (record["summary"]["cases"], record["summary"]["parts"]) == (2, {})
     left = {entry["part"]: entry["reason"] for entry in record["summary"]["not_run"]}
     assert set(left) == {"graph", "accuracy", "faults", "latency"}
     printed = capsys.readouterr().out
@@ -149,6 +161,107 @@ def test_verify_writes_one_record_and_says_what_it_left_out(
         assert reason in page
         assert f"not run: {part}: " in markdown.read_text(encoding="utf-8")
     assert len(list(ET.parse(out / "junit.xml").getroot().iter("skipped"))) == 4
+    assert "admissible codes per element" in printed
+
+
+def test_a_second_run_takes_over_what_passed_and_runs_what_is_asked_differently(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
+    again = ("verify", "--only", "none", "--resume", tmp_path)
+    assert run(monkeypatch, "verify", "--only", "none", "--run-dir", tmp_path) == 0
+    first, journal = read(tmp_path), (tmp_path / "cases.jsonl").read_bytes()
+    assert first["summary"]["reused"] == []
+    capsys.readouterr()
+    assert run(monkeypatch, *again) == 0
+    second = read(tmp_path)
+    assert second["summary"] == first["summary"] | {"reused": ["kernel"]}
+    assert "of the earlier run: same code, same question" in capsys.readouterr().out
+    assert (tmp_path / "cases.jsonl").read_bytes() == journal
+    assert run(monkeypatch, *again, "--seed", 5) == 0
+    assert read(tmp_path)["summary"]["reused"] == []
+    assert len((tmp_path / "cases.jsonl").read_bytes()) > len(journal)
+
+
+def test_a_part_is_taken_over_only_if_it_passed_and_the_same_was_asked_of_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = ("graph", "--random", "3")
+    folder = put(tmp_path / "graph", made.record("graph", "pass", {"graphs": 3}, []))
+    assert reuse.recall(folder, asked) is None
+    reuse.keep(folder, asked)
+    steps = Steps(tmp_path, console, time.monotonic(), resume=True)
+    form = Form(asked[1:], 1.0)
+    steps.take(Step("graph", form), form, wanted=True)
+    assert (steps.reused, steps.verdicts(), steps.not_run) == (["graph"], [Verdict.PASS], [])
+    assert reuse.recall(folder, ("graph", "--random", "4")) is None
+    (folder / "result.json").write_text(json.dumps(made.record("graph", "fail", {"graphs": 3}, [])))
+    assert reuse.recall(folder, asked) is None
+    (folder / "result.json").write_text(json.dumps(made.record("graph", "pass", {"graphs": 3}, []))[:100])
+    assert reuse.recall(folder, asked) is None
+    put(tmp_path / "other", made.record("graph", "pass", {"graphs": 3}, []))
+    reuse.keep(tmp_path / "other", asked)
+    monkeypatch.setattr(reuse, "code_digest", lambda: "other code")
+    assert reuse.recall(tmp_path / "other", asked) is None
+
+
+SMALL_VERIFY = """
+import sys
+from verify import verify_command
+from verify.cli import main
+from verify.dataflow import DATAFLOWS
+if __name__ == "__main__":
+    verify_command.WORLD_SIZES, verify_command.DATAFLOWS = (2,), {"trtllm": DATAFLOWS["trtllm"]}
+    main()
+"""
+
+
+def _heed_interrupts() -> None:
+    """A job in the background is started with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begun", "left_out"),
+    [
+        (("--cases", "1000000"), "cases.jsonl", {"graph", "accuracy", "faults", "latency"}),
+        (("--cases", "1", "--only", "graph"), "graph/output.txt", {"graph", "accuracy", "faults", "latency"}),
+    ],
+    ids=["in the kernel question", "in a part behind it"],
+)
+def test_ctrl_c_ends_in_seconds_with_a_partial_report(
+    tmp_path: Path, arguments: tuple[str, ...], begun: str, left_out: set[str]
+) -> None:
+    script, out = tmp_path / "small.py", tmp_path / "run"
+    script.write_text(SMALL_VERIFY)
+    command = [sys.executable, str(script), "verify", *arguments, "--run-dir", str(out)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heed_interrupts,
+    )
+    try:
+        until = time.monotonic() + 120
+        while not ((out / begun).exists() and ((out / begun).stat().st_size or "/" in begun)):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 3, printed
+    assert "Traceback" not in printed
+    assert time.monotonic() - began < 45  # seconds on an idle machine; tests share theirs
+    record = read(out)
+    assert record["verdict"] == "inconclusive"
+    assert {entry["part"] for entry in record["summary"]["not_run"]} == left_out
+    assert {"part": "graph", "reason": "interrupted"} in record["summary"]["not_run"]
+    assert (out / "report.html").exists()
 
 
 def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,24 +278,67 @@ def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(monkeypatch: pytes
 
 
 def test_a_part_that_has_no_time_is_left_out_and_one_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    steps = Steps(tmp_path, time.monotonic() + 0.5)
-    steps.take(Step("graph", (), 60.0), wanted=True)
-    steps.take(Step("graph", ("--random", "0"), 0.0), wanted=True)
+    steps = Steps(tmp_path, console, time.monotonic() + 0.5)
+    long, short = Form((), 60.0), Form(("--random", "0"), 0.0)
+    steps.take(Step("graph", long), long, wanted=True)
+    assert steps.verdicts() == []
+    steps.take(Step("graph", short), short, wanted=True)
+    steps.take(Step("faults", long), None, wanted=True)
     reasons = [entry["reason"] for entry in steps.not_run]
     assert reasons[0].startswith("takes about 60 s, ")
     assert "and stopped; give more --budget" in reasons[1]
-    assert (steps.done, steps.verdicts()) == ({}, [])
+    assert reasons[2] == "takes about 60 s; give more --budget, or none"
+    # A part that began and was not judged is no pass.
+    assert (steps.done, steps.verdicts()) == ({}, [Verdict.INCONCLUSIVE])
 
 
-def test_a_part_that_dies_is_left_out_with_what_it_said_last(tmp_path: Path) -> None:
-    steps = Steps(tmp_path, None)
-    steps.take(Step("graph", ("--tp", "3"), 1.0), wanted=True)
-    steps.take(Step("faults", (), verify_command.CHEAP + 1), wanted=True)
-    steps.take(Step("accuracy", (), 1.0), wanted=False)
+def test_a_part_that_dies_is_left_out_with_what_it_said_last_and_is_no_pass(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, console, None)
+    wrong, form = Form(("--tp", "3"), 1.0), Form((), 1.0)
+    steps.take(Step("accuracy", form), form, wanted=False)
+    assert steps.verdicts() == []
+    steps.take(Step("graph", wrong), wrong, wanted=True)
     reasons = {entry["part"]: entry["reason"] for entry in steps.not_run}
     assert "exit code 2: fusecheck: --tp 3, expected one of" in reasons["graph"]
-    assert "give --budget" in reasons["faults"]
     assert reasons["accuracy"] == "left out by --only"
+    assert steps.verdicts() == [Verdict.INCONCLUSIVE]
+
+
+def test_a_part_whose_needs_are_not_here_is_left_out_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    steps = Steps(tmp_path, console, None)
+    for step in STEPS:
+        if step.name in ("accuracy", "latency"):
+            steps.take(step, step.quick, wanted=True)
+    assert ["pip install" in entry["reason"] for entry in steps.not_run] == [True, True]
+    assert steps.verdicts() == []
+
+
+def test_without_a_budget_every_part_runs_in_its_quick_form() -> None:
+    division = divide(STEPS, None)
+    assert division.kernel is None
+    assert division.forms == {step.name: step.quick for step in STEPS}
+    assert KERNEL_SECONDS + sum(step.quick.seconds for step in STEPS if step.name != "latency") <= 180
+
+
+@pytest.mark.parametrize("budget", [1, 45, 60, 90, 300, 600, 900, 1800, 7200])
+def test_a_budget_is_divided_and_never_exceeded(budget: float) -> None:
+    division = divide(STEPS[:3], budget)
+    assert division.kernel is not None
+    assert division.kernel >= min(KERNEL_SECONDS, budget / 2)
+    assert division.kernel + sum(form.seconds for form in division.forms.values()) <= budget
+
+
+def test_a_larger_budget_buys_more_parts_then_their_long_forms_then_cases() -> None:
+    local = STEPS[:3]
+    assert divide(local, 45).forms == {}
+    assert set(divide(local, 300).forms) == {"graph", "accuracy", "faults"}
+    assert divide(local, 300).forms == divide(local, None).forms
+    assert divide(local, 1800).forms == {step.name: step.full for step in local}
+    assert (divide(local, 7200).kernel or 0) > 5000
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])

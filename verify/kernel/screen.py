@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -13,6 +15,16 @@ from verify.kernel.report import KernelReport, Subject
 from verify.kernel.run import Run
 from verify.ranks.mpi import detect
 from verify.report import Verdict
+
+COLUMNS = (
+    ("backend", "tp", "cases", "refused", "elements", "seconds", "failed"),
+    ("backend", "tp", "cases", "elements", "failed"),
+    ("backend", "tp", "cases", "failed"),
+)
+"""Of the table: the most that fit the console; the files have all."""
+
+WIDE = 110
+"""Columns of a console that holds the whole progress line."""
 
 SHOWN = 10
 """Findings on the terminal; the files have all."""
@@ -30,12 +42,12 @@ class KernelProgress:
         per_subject = run.budget.cases if run.budget.cases is not None else run.budget.seconds
         self._by_time = run.budget.cases is None
         self._total = float(per_subject or 0) * len(run.subjects)
+        wide = console.width >= WIDE
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            *([TextColumn("{task.description}"), BarColumn(bar_width=None)] if wide else []),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if wide else []),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -55,9 +67,9 @@ class KernelProgress:
     def __call__(self, report: KernelReport, subject: Subject) -> None:
         """Redraw after a case."""
         elapsed = self._bar.tasks[0].elapsed or 1e-9
-        note = (
-            f"{report.cases} cases  {report.elements / 1e6:.1f} M elements  {report.elements / elapsed / 1e6:.1f} M/s"
-        )
+        note = f"{report.cases} cases  {report.elements / 1e6:.1f} M elements"
+        if self._bar.console.width >= WIDE:
+            note += f"  {report.elements / elapsed / 1e6:.1f} M/s"
         if report.findings:
             note += f"  [red]{len(report.findings)} findings[/red]"
         done = elapsed if self._by_time else float(report.cases + sum(g.refused for g in report.groups.values()))
@@ -71,21 +83,10 @@ class KernelProgress:
 
 def show_kernel(report: KernelReport, console: Console) -> None:
     """Print the table of subjects, the findings, and the verdict as the last line."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("backend", "tp", "cases", "refused", "elements", "seconds", "failed"):
-        table.add_column(name, justify="left" if name == "backend" else "right", no_wrap=True)
-    for group in report.groups.values():
-        judged = f" as {group.subject.flow}" if group.subject.flow else ""
-        table.add_row(
-            escape(group.subject.backend + judged),
-            str(group.subject.world_size),
-            str(group.cases),
-            str(group.refused),
-            f"{group.elements:,}",
-            f"{group.seconds:.1f}",
-            f"[red]{group.failed}[/red]" if group.failed else "0",
-        )
-    console.print(table)
+    tables = [_table(report, columns) for columns in COLUMNS]
+    unbounded = console.options.update(max_width=10_000)
+    fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
+    console.print(next(fitting, tables[-1]))
     for finding in report.findings[:SHOWN]:
         console.print(finding.line(), markup=False, highlight=False, soft_wrap=True)
     if len(report.findings) > SHOWN:
@@ -93,6 +94,26 @@ def show_kernel(report: KernelReport, console: Console) -> None:
     for names in list(report.suggestions.values())[:1]:
         console.print(f"every element of that case is explained by: {', '.join(names)}", markup=False)
     console.print(_sentence(report), highlight=False, soft_wrap=True)
+
+
+def _table(report: KernelReport, columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        left = name == "backend"
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for group in report.groups.values():
+        judged = f" as {group.subject.flow}" if group.subject.flow else ""
+        cells = {
+            "backend": escape(group.subject.backend + judged),
+            "tp": str(group.subject.world_size),
+            "cases": str(group.cases),
+            "refused": str(group.refused),
+            "elements": f"{group.elements:,}",
+            "seconds": f"{group.seconds:.1f}",
+            "failed": f"[red]{group.failed}[/red]" if group.failed else "0",
+        }
+        table.add_row(*(cells[name] for name in columns))
+    return table
 
 
 def _sentence(report: KernelReport) -> str:

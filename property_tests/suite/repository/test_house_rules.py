@@ -28,6 +28,7 @@ LAYERS = (
     {"case", "onepass"},
     {"graph", "kernel"},
     {"latency", "exhaust", "faults", "pytest_session"},
+    {"parts", "manual"},
     {"verify_command", "pytest_plugin"},
     {"cli"},
 )

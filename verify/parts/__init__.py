@@ -1,0 +1,1 @@
+"""What `fusecheck verify` runs behind the kernel question: which parts, for how long, and what need not run again."""

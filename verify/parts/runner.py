@@ -1,0 +1,166 @@
+"""Runs the parts behind the kernel question one after the other, each in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from verify.errors import UsageError
+from verify.parts.agenda import Form, Step
+from verify.parts.reuse import keep, recall
+from verify.ranks.mpi import detect
+from verify.report import Verdict
+from verify.report.record import read_run
+
+HANG_SECONDS = 1800.0
+"""Without a budget a part runs to its end; this only keeps one that hangs from holding the job for ever."""
+
+OWN_END_SECONDS, TOLD_END_SECONDS = 3.0, 7.0
+"""After Ctrl-C: a part has had the signal from the terminal too and may write what it has; then it is told again."""
+
+OUTPUT = "output.txt"
+"""In a part's folder: what it printed."""
+
+
+class Steps:
+    """Runs parts and keeps their records, and the reasons for those that were left out.
+
+    Args:
+        directory: of the run; each part gets a folder in it.
+        console: where to say what runs.
+        deadline: of all parts, on the monotonic clock; None for no budget.
+        resume: whether a part that passed in `directory` before, and is still valid, is not run again.
+        stopped: whether the user has already had enough.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        console: Console,
+        deadline: float | None,
+        *,
+        resume: bool = False,
+        stopped: bool = False,
+    ) -> None:
+        self._directory, self._console, self._deadline = directory, console, deadline
+        self._resume, self._stopped = resume, stopped
+        self.done: dict[str, dict[str, Any]] = {}
+        self.not_run: list[dict[str, str]] = []
+        self.reused: list[str] = []
+        self._lost = False
+
+    def verdicts(self) -> list[Verdict]:
+        """Those of the parts that were run; one that began and left no record is inconclusive."""
+        lost = [Verdict.INCONCLUSIVE] if self._lost else []
+        return [Verdict(record["verdict"]) for record in self.done.values()] + lost
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note that a part was not run."""
+        self.not_run.append({"part": name, "reason": reason})
+
+    def take(self, step: Step, form: Form | None, *, wanted: bool) -> None:
+        """Run a part in a form if it is wanted, possible and in time, else note why not; None is no time for it."""
+        if reason := self._refusal(step, wanted=wanted):
+            self.leave_out(step.name, reason)
+            return
+        if form is None:
+            self.leave_out(step.name, f"takes about {step.quick.seconds:.0f} s; give more --budget, or none")
+            return
+        folder = self._directory / step.name
+        if self._resume and (record := recall(folder, (step.name, *form.arguments))) is not None:
+            self.done[step.name] = record
+            self.reused.append(step.name)
+            return
+        left = HANG_SECONDS if self._deadline is None else self._deadline - time.monotonic()
+        if form.seconds > left and form is step.full:
+            form = step.quick
+        if form.seconds > left:
+            self.leave_out(step.name, f"takes about {form.seconds:.0f} s, {max(left, 0):.0f} s were left")
+            return
+        self._run(step.name, form, folder, left)
+
+    def _refusal(self, step: Step, *, wanted: bool) -> str:
+        if not wanted:
+            return "left out by --only"
+        if self._stopped:
+            return "interrupted"
+        if detect() is not None:
+            return f"ranks of mpirun run the kernel question only; run fusecheck {step.name} by itself"
+        return missing(step.name)
+
+    def _run(self, name: str, form: Form, folder: Path, limit: float) -> None:
+        if (folder / OUTPUT).exists():  # of an earlier run in the same place, whose files must not mix with these
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "verify.cli", name, *form.arguments, "--run-dir", str(folder)]
+        about = f"{name}: about {form.seconds:.0f} s" + (f" of {limit:.0f} s left" if self._deadline else "")
+        self._console.print(about, highlight=False)
+        with (folder / OUTPUT).open("w", encoding="utf-8") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            try:
+                code = self._await(process, name, form, limit)
+            except KeyboardInterrupt:
+                self._stopped = True
+                code = _end(process, (OWN_END_SECONDS, None), (TOLD_END_SECONDS, signal.SIGINT))
+        self._collect(name, form, folder, code, limit)
+
+    def _await(self, process: subprocess.Popen[bytes], name: str, form: Form, limit: float) -> int | None:
+        """The exit code, or None when its time was up."""
+        began = time.monotonic()
+        with self._console.status(name) as status:
+            while (passed := time.monotonic() - began) < limit:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=min(1.0, limit - passed))
+                remaining = f"about {form.seconds - passed:.0f} s left" if passed < form.seconds else "nearly done"
+                status.update(f"{name}: {passed:.0f} s, {remaining}")
+        _end(process)
+        return None
+
+    def _collect(self, name: str, form: Form, folder: Path, code: int | None, limit: float) -> None:
+        with suppress(UsageError):
+            record = read_run(folder)
+            self.done[name] = record
+            if code in (0, 1) and not self._stopped:
+                keep(folder, (name, *form.arguments))
+            return
+        self._lost = True
+        if self._stopped:
+            self.leave_out(name, "interrupted")
+        elif code is None:
+            self.leave_out(name, f"not done after {limit:.0f} s and stopped; give more --budget, or none")
+        else:
+            last = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            self.leave_out(name, f"ended with exit code {code}: {''.join(last) or 'it said nothing'}"[:400])
+
+
+def missing(name: str) -> str:
+    """What a part needs that is not here; empty where it can run."""
+    if name == "latency":
+        gpus = torch.cuda.device_count()
+        if gpus < 2:
+            return f"needs two GPUs, {gpus} here"
+        if importlib.util.find_spec("flashinfer") is None:
+            return "needs FlashInfer, which is not installed; pip install 'fusecheck[flashinfer]'"
+    if name == "accuracy" and importlib.util.find_spec("lm_eval") is None:
+        return "needs lm-eval, which is not installed; pip install 'fusecheck[eval]'"
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes], *gentle: tuple[float, signal.Signals | None]) -> int | None:
+    """End a process, ever less gently: each signal with the seconds that it has, then SIGTERM, then SIGKILL."""
+    for seconds, number in (*gentle, (5.0, signal.SIGTERM), (5.0, signal.SIGKILL)):
+        if number is not None:
+            process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            return process.wait(timeout=seconds)
+    return None
