@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from verify.errors import UsageError
@@ -111,6 +112,8 @@ class Problem:
 
     def calls(self) -> list[tuple[Call, Problem]]:
         """Every call of the schedule as a Problem of its own, the last call last; data are fresh in each."""
+        if not self.schedule:
+            return [(Call(self.tokens), self)]
         expanded = []
         for index, call in enumerate(self.schedule):
             own = replace(
@@ -128,7 +131,7 @@ class Problem:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back; fields at their defaults in a Call are left out."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record = {name: getattr(self, name) for name in _by_name(Problem)}
         record["schedule"] = [_compact(call) for call in self.schedule]
         for name in ("scale", "eps", "weight_bias"):
             record[name] = _number(record[name])
@@ -156,9 +159,14 @@ def _compact(call: Call) -> dict[str, Any]:
     return {f.name: getattr(call, f.name) for f in fields(call) if getattr(call, f.name) != f.default}
 
 
+@cache
+def _by_name(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in fields(cls)}
+
+
 def _fields(cls: type, record: dict[str, Any]) -> dict[str, Any]:
     """Check a JSON record's names and types against a dataclass, and convert it to constructor arguments."""
-    expected = {f.name: f for f in fields(cls)}
+    expected = _by_name(cls)
     unknown = sorted(set(record) - set(expected))
     if unknown:
         raise UsageError(f"unknown field {unknown[0]!r} in a {cls.__name__}, expected one of: {', '.join(expected)}")

@@ -211,8 +211,8 @@ def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
     """Over all elements of these rows: the number of admissible codes in total, and of elements."""
     rows, hidden = outputs.residual.shape
     device = outputs.residual.device
-    grid = torch.meshgrid(torch.arange(rows, device=device), torch.arange(hidden, device=device), indexing="ij")
-    where = (grid[0].reshape(-1), grid[1].reshape(-1))
+    row = torch.arange(rows, device=device).repeat_interleave(hidden)
+    where = (row, torch.arange(hidden, device=device).repeat(rows))
     lo, hi = oracle.code_ends(outputs.residual, outputs.norm, where)
     return int((hi - lo + 1).clamp(min=1).sum()), rows * hidden
 

@@ -48,7 +48,7 @@ class RelationWorker(CaseWorker):
             if related.admissible is not None:
                 self._cross_judge(flow, related.second, related.admissible(returned[0]), tally)
         records.append({"problem": problem.to_json(), "check": case["relation"], "tallies": [tally.to_record()]})
-        self._close(backend.name)
+        self.workspaces.close(backend.name)
         return {"calls": records}
 
     def sweep(self, case: dict[str, Any], first: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class RelationWorker(CaseWorker):
         seen = torch.zeros(65536, dtype=torch.uint8)
         if outputs.norm is not None:
             seen[(raw(outputs.norm).to(torch.int64) & 0xFFFF).reshape(-1).cpu()] = 1
-        self._close(backend.name)
+        self.workspaces.close(backend.name)
         return {"calls": [record], "seen": bytes(seen.tolist()) if self.rank.index == 0 else b""}
 
     def norms_and_codes(self, case: dict[str, Any]) -> tuple[list[float], list[int]]:
@@ -87,7 +87,7 @@ class RelationWorker(CaseWorker):
         outputs = self._execute(backend, problem, Given.of(problem, self.rank.device).of_rank(self.rank.index))
         assert outputs.norm is not None
         assert outputs.quant is not None
-        self._close(backend.name)
+        self.workspaces.close(backend.name)
         return outputs.norm.double().reshape(-1).tolist(), raw(outputs.quant).reshape(-1).tolist()
 
     def lay_out(self, case: dict[str, Any], layout: str, operand: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class RelationWorker(CaseWorker):
         except Exception as error:
             refused = f"{type(error).__name__}: {error}"
         _, record = self._judged(backend, flow, given, given.of_rank(self.rank.index))
-        self._close(backend.name)
+        self.workspaces.close(backend.name)
         return {"calls": [record], "refused": refused}
 
     def attempt(self, case: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +117,8 @@ class RelationWorker(CaseWorker):
 
     # ------------------------------------------------------------------ one call
     def _read(self, case: dict[str, Any]) -> tuple[Problem, Backend, Dataflow]:
-        problem, backend = Problem.from_json(case["problem"]), self._backend(case["backend"])
-        self._close(backend.name)
+        problem, backend = Problem.from_json(case["problem"]), self.workspaces.backend(case["backend"])
+        self.workspaces.close(backend.name)
         named = case.get("dataflow")
         return problem, backend, dataflow(named) if named else backend.dataflow(problem)
 
@@ -128,12 +128,12 @@ class RelationWorker(CaseWorker):
         except Exception as error:
             return {"calls": [], "refused": f"{type(error).__name__}: {error}"}
         finally:
-            self._close(backend.name)
+            self.workspaces.close(backend.name)
         return {"calls": [record], "refused": ""}
 
     def _execute(self, backend: Backend, problem: Problem, inputs: RankInputs) -> RankOutputs:
-        kernel = self._kernel(backend, limits_of(problem, None))
-        return self._run(kernel, inputs, problem, alive.Arena(self.rank.device))
+        kernel = self.workspaces.kernel(backend, limits_of(problem, None))
+        return self.workspaces.call(kernel, inputs, problem, alive.Arena(self.rank.device))
 
     def _judged(
         self, backend: Backend, flow: Dataflow, given: Given, inputs: RankInputs
@@ -144,8 +144,8 @@ class RelationWorker(CaseWorker):
         for name in OPERANDS:
             before = with_operand(before, name, getattr(inputs, name).clone())
         arena = alive.Arena(self.rank.device)
-        kernel = self._kernel(backend, limits_of(problem, None))
-        outputs = self._run(kernel, inputs, problem, arena)
+        kernel = self.workspaces.kernel(backend, limits_of(problem, None))
+        outputs = self.workspaces.call(kernel, inputs, problem, arena)
         record: dict[str, Any] = {"problem": problem.to_json(), "dataflow": flow.name, "check": "given"}
         wrong = alive.intact(arena, before, inputs, outputs, problem)
         if wrong is not None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 
 from verify.case.worker import CaseWorker
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import FusionOp, Limits, RankInputs, Strategy
+from verify.problem import Problem
 from verify.verdict import raw
 
 TOKENS, HIDDEN = 4, 64
@@ -21,7 +23,7 @@ class SpecialWorker(CaseWorker):
 
     def special(self, backend: str, name: str, strategy: str, scale: float) -> dict[str, list[list[int]]]:
         """The bits of every output, a list a row, of one call on inputs of that name."""
-        kernel = self._kernel(self._backend(backend), Limits(TOKENS, HIDDEN, torch.bfloat16))
+        kernel = self.workspaces.kernel(self.workspaces.backend(backend), Limits(TOKENS, HIDDEN, torch.bfloat16))
         inputs = given(name, self.rank.index, self.rank.device, scale)
         outputs = kernel.run(inputs, op=FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8, strategy=Strategy(strategy))
         assert outputs.norm is not None
@@ -29,6 +31,17 @@ class SpecialWorker(CaseWorker):
         named = {"residual": outputs.residual, "norm": outputs.norm, "quant": outputs.quant}
         mask = {"residual": 0xFFFF, "norm": 0xFFFF, "quant": 0xFF}
         return {key: (raw(x).to(torch.int32) & mask[key]).tolist() for key, x in named.items()}
+
+    def refusal(self, backend: str, hidden: int) -> str:
+        """What the kernel raises at a hidden size, when it is opened or when it runs; empty where it runs."""
+        problem = Problem(tokens=TOKENS, hidden=hidden)
+        inputs = Inputs(problem, self.rank.device).of_rank(self.rank.index)
+        try:
+            kernel = self.workspaces.kernel(self.workspaces.backend(backend), Limits(TOKENS, hidden, torch.bfloat16))
+            kernel.run(inputs, op=problem.op, strategy=Strategy.ONESHOT)
+        except Exception as error:  # its type is the library's own
+            return str(error)
+        return ""
 
 
 def given(name: str, rank: int, device: torch.device, scale: float) -> RankInputs:

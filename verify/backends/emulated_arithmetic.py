@@ -165,11 +165,11 @@ class Arithmetic:
         The tree halves hidden / 8 values: 7 + ceil(log2(hidden / 8)) additions above any square.
         """
         rows, hidden = read.shape
-        lanes = self.squares(read, native).view(rows, hidden // LANES, LANES)
+        lanes = self.squares(read, native).view(rows, hidden // LANES, LANES).numpy()
         partial = lanes[:, :, 0] + lanes[:, :, 1]
         for lane in range(2, LANES):
-            partial.add_(lanes[:, :, lane])
-        return self.tree_sum(partial).div_(hidden)
+            partial += lanes[:, :, lane]
+        return self.tree_sum(torch.from_numpy(partial)).div_(hidden)
 
     def squares(self, read: Tensor, native: torch.dtype) -> Tensor:
         """Each element squared in float32, rounded to native where that is declared."""
@@ -178,11 +178,14 @@ class Arithmetic:
 
     def tree_sum(self, partial: Tensor) -> Tensor:
         """Add the threads' partial sums, [rows, threads], by halving; returns [rows, 1]. Overwrites `partial`."""
-        while (threads := partial.shape[1]) > 1:
+        # numpy's float32 additions are the same, and cost less to call.
+        sums = partial.numpy()
+        threads = sums.shape[1]
+        while threads > 1:
             half = threads // 2
-            partial[:, :half].add_(partial[:, threads - half :])
-            partial = partial[:, : threads - half]
-        return partial
+            sums[:, :half] += sums[:, threads - half : threads]
+            threads -= half
+        return partial[:, :1]
 
     def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
         """A5: (mean square + eps)^(-1/2), [rows, 1] float32."""

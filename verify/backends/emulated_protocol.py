@@ -13,6 +13,7 @@ buffers, as on the GPU. Waits have no deadline: the parent of the ranks has one.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,9 @@ ONESHOT_BYTES = 64 << 20
 YIELDS = 20
 """Polls before a waiting rank starts to sleep."""
 
+PAUSE_SECONDS = 20e-6
+"""The shortest sleep; the system adds its timer slack, some 50 us."""
+
 Total = Callable[[Sequence[Tensor]], Tensor]
 """Sums the ranks' blocks, [rows, hidden] each, to one."""
 
@@ -76,16 +80,14 @@ def row_blocks(begin: int, end: int, hidden: int) -> Iterator[slice]:
 
 
 def wait_until(ready: Callable[[], bool]) -> None:
-    """Poll until `ready`, giving the core away: first at once, then for 20 us doubling to 1 ms."""
-    pause = 20e-6
-    for poll in itertools.count():
+    """Poll until `ready`, giving the core away: first at once, then for a quarter of the time waited, at most 1 ms."""
+    for _ in range(YIELDS):
         if ready():
             return
-        if poll < YIELDS:
-            time.sleep(0)
-        else:
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
+        os.sched_yield()
+    began = time.monotonic()
+    while not ready():
+        time.sleep(min(max(PAUSE_SECONDS, (time.monotonic() - began) / 4), 1e-3))
 
 
 def fence() -> None:
@@ -204,7 +206,7 @@ class Lamport(SharedBuffers):
     def canonicalise(self, bits: Tensor) -> Tensor:
         """Turn each -0.0 into +0.0, by its bits, so that no payload is the sentinel."""
         # -0.0 is the least int16, and a minimum is far cheaper than a comparison of each element.
-        if int(bits.min()) != SENTINEL:
+        if bits.numpy().min() != SENTINEL:
             return bits
         return bits.masked_fill(bits == SENTINEL, 0)
 
@@ -221,7 +223,7 @@ class Lamport(SharedBuffers):
 
     def is_sentinel(self, bits: Tensor) -> bool:
         """Whether any element still has the sentinel's bits (the least int16)."""
-        return int(bits.min()) == SENTINEL
+        return bool(bits.numpy().min() == SENTINEL)
 
     def clear_previous(self, elements: int) -> None:
         """P3: refill the previous call's third with the sentinel; `elements` is the size of this call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -53,8 +54,12 @@ class Step:
     arena: alive.Arena
     outputs: RankOutputs | None = None
     seconds: float = 0.0
-
     whole: bool = True
+
+    @cached_property
+    def line(self) -> str:
+        """Its own Problem as JSON."""
+        return self.problem.to_json()
 
     def done(self) -> Done:
         """The call that returned."""

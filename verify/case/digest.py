@@ -14,25 +14,36 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
-@lru_cache(maxsize=16)
-def _weights(count: int, device: torch.device) -> Tensor:
+@lru_cache(maxsize=32)
+def _table(count: int, device: torch.device) -> Tensor:
     position = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _GOLDEN
     return (position ^ (position >> 29)) * 2 + 1
 
 
+def _weights(count: int, device: torch.device) -> Tensor:
+    """The weights by position; those of the next power of two begin with them, so few tables serve all counts."""
+    return _table(1 << max(count - 1, 0).bit_length(), device)[:count]
+
+
 def _words(tensor: Tensor) -> Tensor:
     """The rows as int64 words, [rows, hidden * itemsize / 8]; hidden is a multiple of 8."""
-    return tensor.contiguous().view(torch.uint8).reshape(tensor.shape[0], -1).view(torch.int64)
+    return tensor.contiguous().view(torch.int64)
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    words = _words(tensor)
+    weights = _weights(words.shape[1], tensor.device)
+    # There is no integer matrix product on CUDA.
+    return words @ weights if tensor.device.type == "cpu" else (words * weights).sum(-1)
 
 
 def rows(tensor: Tensor) -> list[int]:
     """A digest of each row."""
-    words = _words(tensor)
-    return [int(d) for d in (words * _weights(words.shape[1], tensor.device)).sum(-1)]
+    found: list[int] = _by_row(tensor).tolist()
+    return found
 
 
 def whole(tensor: Tensor) -> int:
     """A digest of the whole tensor: of its rows' digests."""
-    words = _words(tensor)
-    each = (words * _weights(words.shape[1], tensor.device)).sum(-1)
+    each = _by_row(tensor)
     return int((each * _weights(len(each), tensor.device)).sum())

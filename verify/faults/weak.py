@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verify import verdict
-from verify.case import alive, worker
+from verify.case import alive, checks, judging
 from verify.case.worker import CaseWorker
 from verify.dataflow import Dataflow
 from verify.float8 import is_nan
@@ -36,13 +36,13 @@ def _patch(owner: Any, name: str, value: Any) -> None:
 
 def _without(stage: Stage) -> None:
     """Forget what one stage of the judgement found."""
-    right = _right(worker, "judge_rows")
+    right = _right(judging, "judge_rows")
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies: list[Tally] = right(oracle, outputs, first_row)
         return [tally for tally in tallies if tally.stage is not stage]
 
-    _patch(worker, "judge_rows", judge_rows)
+    _patch(judging, "judge_rows", judge_rows)
 
 
 def no_residual() -> None:
@@ -77,25 +77,21 @@ def no_again() -> None:
     def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
         del tally, name, first, second
 
-    _patch(worker, "compare_bits", compare_bits)
+    _patch(checks, "compare_bits", compare_bits)
 
 
 def rank_zero_only() -> None:
     """Only rank 0's outputs are looked at, in all their rows, and ranks are not compared."""
     right = _right(CaseWorker, "run")
 
-    def shard(tokens: int, index: int, world_size: int) -> range:
-        del world_size
-        return range(0 if index else tokens)
-
     def run(self: CaseWorker, case: dict[str, Any]) -> dict[str, Any]:
+        _patch(self.judge, "share", lambda tokens: range(0 if self.rank.index else tokens))
         result: dict[str, Any] = right(self, case)
         for record in result["calls"]:
             record.pop("digests", None)
             record["tallies"] = record["tallies"] if self.rank.index == 0 else []
         return result
 
-    _patch(worker, "shard", shard)
     _patch(CaseWorker, "run", run)
 
 
@@ -126,13 +122,13 @@ def wide_tolerance() -> None:
 
 def one_percent() -> None:
     """One element of a hundred may be anything."""
-    right = _right(worker, "judge_rows")
+    right = _right(judging, "judge_rows")
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies = right(oracle, outputs, first_row)
         return [replace(t, outside=0) if t.outside <= 0.01 * t.elements else t for t in tallies]
 
-    _patch(worker, "judge_rows", judge_rows)
+    _patch(judging, "judge_rows", judge_rows)
 
 
 def unsaturated_reference() -> None:
@@ -141,7 +137,7 @@ def unsaturated_reference() -> None:
     def unclamped(flow: Dataflow, operands: Any) -> Oracle:
         return Oracle(replace(flow, saturate=False), operands)
 
-    _patch(worker, "Oracle", unclamped)
+    _patch(judging, "Oracle", unclamped)
 
 
 def equal_shards() -> None:

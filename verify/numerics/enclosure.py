@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verify.dataflow import Dataflow
-from verify.float8 import encode, ordinal
+from verify.float8 import encode_float32, ordinal
 from verify.numerics.rounding import FP32, Format, round_to, trailing_unit, ulp
 
 U = 2.0**-24
@@ -175,7 +175,10 @@ def _sorted(a: Tensor, b: Tensor) -> Interval:
 
 
 def code_ends(lo: Tensor, hi: Tensor, flow: Dataflow) -> tuple[Tensor, Tensor]:
-    """Ordinals of the least and greatest admissible code, int16 (L0); +-127 where the cast makes a NaN."""
-    low = ordinal(encode(lo, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
-    high = ordinal(encode(hi, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
+    """Ordinals of the least and greatest admissible code, int16 (L0); +-127 where the cast makes a NaN.
+
+    `lo` and `hi` are float32 values in float64, as `quotient_ends` gives them.
+    """
+    ends = torch.stack((lo, hi)).to(torch.float32)
+    low, high = ordinal(encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
     return low, high

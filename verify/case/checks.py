@@ -1,0 +1,104 @@
+"""Stages 5 and 6: what a case may check beyond its own call. Every check is a collective call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from verify.case import alive, device_checks
+from verify.case.calls import Done, Step, limits_of
+from verify.case.compare import code_differences, compare_bits
+from verify.case.judging import Judge
+from verify.case.workspaces import Workspaces
+from verify.interface import Backend, Kernel, RankOutputs, Strategy
+from verify.verdict import Stage, Tally
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Makes the further checks of a case on one rank.
+
+    Attributes:
+        workspaces: the rank's kernels.
+        judge: judges what they return.
+    """
+
+    workspaces: Workspaces
+    judge: Judge
+
+    def check(self, name: str, backend: Backend, step: Step) -> dict[str, Any]:
+        """Make one check after the call `step`; all ranks make it, also one whose own outputs are not whole."""
+        tally = Tally(Stage.AGAIN)
+        more = _CHECKS[name](self, backend, step, tally)
+        return {"problem": step.line, "check": name, "tallies": [tally.to_record()]} | (more or {})
+
+    def repeat(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """The same inputs again: bitwise the same outputs."""
+        _compare(tally, step, self.workspaces.again(backend, step.made, step.problem))
+
+    def strategies(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """One-shot and two-shot: the same residual_out where the order is named, but for the sign of zero."""
+        for strategy in (Strategy.ONESHOT, Strategy.TWOSHOT):
+            problem = replace(step.problem, strategy=strategy)
+            if strategy is step.problem.strategy or not backend.supports(problem).ok:
+                continue
+            if backend.dataflow(problem).order != "rank" or step.flow.order != "rank":
+                continue
+            other = self.workspaces.again(backend, step.made, problem)
+            if step.whole:
+                compare_bits(tally, "residual", step.done().outputs.residual + 0.0, other.residual + 0.0)
+
+    def layouts(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """The same values as views with strides and an offset: bitwise the same outputs, or an error, never misread."""
+        arena = alive.Arena(self.workspaces.rank.device)
+        kernel = self._kernel(backend, step)
+        try:
+            outputs = self.workspaces.call(kernel, arena.spread(step.made), step.problem, arena)
+        except Exception:  # a refusal may be of any type
+            return
+        _compare(tally, step, outputs)
+
+    def unfused(self, backend: Backend, step: Step, tally: Tally) -> dict[str, Any]:
+        """The unfused reference on the same inputs: judged by its own dataflow, and the differences of its codes."""
+        del backend
+        tally.stage = Stage.UNFUSED
+        reference = self.workspaces.backend("unfused")
+        outputs = self.workspaces.again(reference, step.made, step.problem)
+        theirs = Done(step.problem, reference.dataflow(step.problem), step.made, outputs)
+        share = self.judge.share(step.problem.tokens)
+        for judged in self.judge.tallies(theirs, share):
+            tally.add(judged)
+        if not step.whole:
+            return {"histogram": {}}
+        within_one = not step.flow.round_squares  # such squares may overflow in fp16
+        return {"histogram": code_differences(step.done().outputs, outputs, share, tally, within_one=within_one)}
+
+    def graphs(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """CUDA only: calls captured in graphs and replayed with changed inputs."""
+        tally.add(device_checks.replay_graphs(self._kernel(backend, step), step))
+
+    def producer(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """CUDA only: the operands come from a kernel right before that triggers its dependents early."""
+        tally.add(device_checks.follow_producer(self._kernel(backend, step), step))
+
+    def _kernel(self, backend: Backend, step: Step) -> Kernel:
+        return self.workspaces.kernel(backend, limits_of(step.problem, None))
+
+
+_CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | None]] = {
+    "repeat": Checker.repeat,
+    "strategies": Checker.strategies,
+    "layouts": Checker.layouts,
+    "unfused": Checker.unfused,
+    "graphs": Checker.graphs,
+    "producer": Checker.producer,
+}
+
+
+def _compare(tally: Tally, step: Step, outputs: RankOutputs) -> None:
+    """Every output of another call, bit by bit with the first one's if that one is whole."""
+    if step.whole:
+        first = alive.named(step.done().outputs)
+        for name, tensor in alive.named(outputs).items():
+            compare_bits(tally, name, first[name], tensor)

@@ -1,0 +1,110 @@
+"""Judging calls that returned: this rank's share of the rows, or all of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from verify.case import alive, digest
+from verify.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
+from verify.dataflow import Dataflow
+from verify.inputs.families import FAMILIES
+from verify.inputs.properties import Sample
+from verify.inputs.rank_inputs import Inputs
+from verify.interface import Rank
+from verify.oracle import Operands, Oracle
+from verify.verdict import Stage, Tally, admissible_codes, judge_rows
+
+SAMPLED, SAMPLED_ROWS = 2**12, 20
+"""Elements, and rows, of a call on which the property of its family is looked for."""
+COUNTED = 2**10
+"""Elements of a call whose full enclosure is computed, for the mean number of admissible codes; at least a row."""
+
+
+class Judge:
+    """Judges what one rank's kernels returned.
+
+    Args:
+        rank: this process's place in the group.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+
+    def share(self, tokens: int) -> range:
+        """The rows that this rank judges."""
+        return shard(tokens, self._rank.index, self._rank.world_size)
+
+    def record(self, step: Step, done: Done) -> dict[str, Any]:
+        """Judge this rank's share of a call that stage 0 found whole."""
+        share = self.share(done.problem.tokens)
+        began = time.perf_counter()
+        tallies = self.tallies(done, share)
+        codes = self.sample(done, share)
+        return {
+            "problem": step.line,
+            "kernel_seconds": step.seconds,
+            "dataflow": done.flow.name,
+            "judge_seconds": time.perf_counter() - began,
+            "digests": {name: digest.whole(tensor) for name, tensor in alive.named(done.outputs).items()},
+            "tallies": [t.to_record() for t in tallies],
+            "codes": codes,
+        }
+
+    def tallies(self, done: Done, rows: range, flow: Dataflow | None = None) -> list[Tally]:
+        """Judge some rows in blocks, by another dataflow if one is given; merged tallies, one per stage."""
+        merged: dict[Stage, Tally] = {}
+        for block in blocks(rows, done.problem.hidden, self._rank.device):
+            oracle = Oracle(flow or done.flow, self._operands(done, block))
+            for tally in judge_rows(oracle, rows_of(done.outputs, block), block.start):
+                merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
+        return list(merged.values())
+
+    def explains(self, done: Done, flow: Dataflow) -> bool:
+        """Whether every row is inside under this dataflow."""
+        return not any(t.outside for t in self.tallies(done, range(done.problem.tokens), flow))
+
+    def sample(self, done: Done, share: range) -> dict[str, Any]:
+        """Admissible codes over a sample of rows, and whether the family's property holds on one."""
+        hidden = done.problem.hidden
+        rows = share[: max(1, min(SAMPLED_ROWS, SAMPLED // hidden))]
+        if not rows:
+            return {"codes": 0, "elements": 0, "property": None}
+        operands = self._operands(done, rows)
+        codes, elements = 0, 0
+        # One rank's sample is enough: the ranks take turns.
+        if done.outputs.quant is not None and done.problem.seed % self._rank.world_size == self._rank.index:
+            counted = rows[: max(1, COUNTED // hidden)]
+            oracle = Oracle(done.flow, part_of(operands, slice(len(counted))))
+            codes, elements = admissible_codes(oracle, rows_of(done.outputs, counted))
+        sample = Sample(
+            torch.stack(operands.partials).to(torch.float64),
+            operands.residual.to(torch.float64),
+            operands.gamma.to(torch.float64),
+            operands.eps,
+            operands.scale,
+            done.problem.format,
+        )
+        return {"codes": codes, "elements": elements, "property": FAMILIES[done.problem.family].holds(sample)}
+
+    def _operands(self, done: Done, rows: range) -> Operands:
+        """What the oracle reads for some rows; this rank's own share of it was made before the call."""
+        if done.judged is not None and within(rows, done.judged[0]):
+            return part_of(done.judged[1], slice(rows.start - done.judged[0].start, rows.stop - done.judged[0].start))
+        problem, made, part = done.problem, done.inputs, slice(rows.start, rows.stop)
+        source = Inputs(problem, self._rank.device)
+        operands = Operands(
+            partials=[
+                made.partial[part] if rank == self._rank.index else source.partial(rank, rows)
+                for rank in range(problem.world_size)
+            ],
+            residual=made.residual[part],
+            gamma=made.gamma,
+            scale=float(made.scale),
+            eps=made.eps,
+            weight_bias=made.weight_bias,
+        )
+        done.judged = rows, operands
+        return operands
