@@ -196,17 +196,25 @@ def prepare(
         definitions = lay_out(folder, data_dir, sources(names))
         with _working_in(folder):
             loaded = _manager(names, definitions).load(list(names))
-        samples = {}
+        # Every arm's answers go through the templates again.
         with _templates_compiled_once():
-            for members in (_leaves(loaded, name) for name in names):
-                sizes = {task: len(loaded["tasks"][task].eval_docs) for task in members}
-                shares = sizes if limit is None else _allot(sizes, limit)
-                for task in members:
-                    chosen = _choose(loaded["tasks"][task], task, shares[task])
-                    _prepare_task(loaded["tasks"][task], shots, chosen)
-                    if chosen is not None:
-                        samples[task] = chosen
-        yield Prepared(loaded, samples)
+            yield Prepared(loaded, _build_all(loaded, names, shots, limit))
+
+
+def _build_all(
+    loaded: dict[str, Any], names: Sequence[str], shots: int | None, limit: int | None
+) -> dict[str, list[int]]:
+    """Build all tasks' requests; returns the documents that are asked of tasks that are asked in part."""
+    samples = {}
+    for members in (_leaves(loaded, name) for name in names):
+        sizes = {task: len(loaded["tasks"][task].eval_docs) for task in members}
+        shares = sizes if limit is None else _allot(sizes, limit)
+        for task in members:
+            chosen = _choose(loaded["tasks"][task], task, shares[task])
+            _prepare_task(loaded["tasks"][task], shots, chosen)
+            if chosen is not None:
+                samples[task] = chosen
+    return samples
 
 
 def _prepare_task(task: Any, shots: int | None, chosen: list[int] | None) -> None:
