@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,7 +166,7 @@ class FaultRun:
     def _judge(self, fault: Fault, seed: int) -> Result:
         """A weakened judge is noticed when a right kernel fails under it, or a known fault's case passes."""
         result = Result(fault)
-        self._weaken(fault)
+        self._weaken(fault, self.hunter.pools.values())
         stream = self.hunter.stream(seed, "emulated")
         for case in islice(stream, JUDGED):
             result.cases += 1
@@ -193,23 +193,24 @@ class FaultRun:
 
         Once is not enough: where ranks race, a case passes now and then under either.
         """
+        pool = self.hunter.pools[case.problem.world_size]
         for _ in range(ROUNDS):
-            self._weaken(fault)
-            if not self.hunter.judge(case, backend, timeout=PATIENCE).passed:
+            self._weaken(fault, [pool])
+            if not self.hunter.judge(case, backend).passed:
                 return False
-            self.hunter.refresh()
+            pool.cancel()
             if self.hunter.judge(case, backend).passed:
                 return False
         return True
 
-    def _weaken(self, fault: Fault) -> None:
+    def _weaken(self, fault: Fault, pools: Iterable[Pool]) -> None:
         """Weaken fresh ranks, so that nothing but this patch is in them.
 
         Raises:
             RuntimeError: the patch failed, and a judge that is not weakened proves nothing.
         """
-        self.hunter.refresh()
-        for pool in self.hunter.pools.values():
+        for pool in pools:
+            pool.cancel()
             values(pool.call("weaken", fault.patch, timeout=PATIENCE))
 
     def _known(self, seed: int) -> Iterator[tuple[Fault, Catch]]:
