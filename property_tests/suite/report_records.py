@@ -63,6 +63,7 @@ def kernel_summary(*, failed: int = 0) -> dict[str, Any]:
         "code_differences_from_unfused": {"0": 900, "1": 90, "5": 9, "-2": 1},
         "subjects": subjects,
         "coverage": {"gaussian/128": 12, "gaussian/4096": 1, "special/128": 7},
+        "coverage_of_stages": {"gaussian/128/residual": 90, "gaussian/128/quant": 9, "special/128/residual": 30},
         "refusals": {"two-shot needs more rows than ranks": 2},
         "suggestions": {},
         "interrupted": False,
@@ -75,21 +76,129 @@ def kernel(verdict: str = "pass") -> dict[str, Any]:
     return record("kernel", verdict, kernel_summary(failed=len(findings)), findings)
 
 
+def flip(kind: str = "lost", *, generated: bool = False) -> dict[str, Any]:
+    """A question that the two arms answer differently."""
+    texts = {"baseline_text": "0: -1.5000 nat\n1: -2.0000 nat", "candidate_text": "0: -2.1000 nat\n1: -1.9000 nat"}
+    if generated:
+        texts = {"baseline_text": "It is 4, so 4.", "candidate_text": "It is 5, so 5."}
+    return {
+        "kind": kind,
+        "task": "golden_gsm8k" if generated else "golden_mmlu",
+        "doc_id": 7,
+        "question": "Which is larger?\n0. this\n1. that",
+        "target": "4" if generated else "0",
+        "baseline": "4" if generated else "0",
+        "candidate": "5" if generated else "1",
+        **texts,
+        "first_difference": 6 if generated else None,
+        "baseline_margin": None if generated else 0.5,
+        "candidate_margin": None if generated else 0.2,
+    }
+
+
+def accuracy_summary() -> dict[str, Any]:
+    """Of two tasks, with an answer of either kind that changed."""
+    task = {"n": 400, "baseline": 0.815, "candidate": 0.814, "lost": 1, "gained": 0, "churn": 2}
+    first = {"verdict": "pass", "change": -0.001, "low": -0.004, "high": 0.002, "margin": 0.015}
+    second = {"verdict": "inconclusive", "change": 0.0, "low": -0.05, "high": 0.05, "margin": 0.04}
+    oracle = {"verdict": "pass", "ratio": 1.0006, "p": 0.597, "n": 2016, "reason": "not both"}
+    return {
+        "headline": "PASS  golden_mmlu -0.10 points",
+        "tasks": {"golden_mmlu": task | first, "golden_gsm8k": task | second},
+        "oracle": oracle,
+        "flipped": [flip("churn", generated=True), flip()],
+        "warnings": ["few questions"],
+    }
+
+
+def latency_summary() -> dict[str, Any]:
+    """Of three token counts; fusing costs at the last."""
+    times = {
+        "unfused": (12.5, 20.0, 90.0),
+        "fused oneshot": (7.5, 9.0, 60.0),
+        "norm oneshot, quantise": (8.5, 9.5, 55.0),
+    }
+    timings = [
+        {"tokens": tokens, "path": path, "median_us": us, "spread_us": [us - 1, us + 1], "replays": 30}
+        for path, all_ in times.items()
+        for tokens, us in zip((1, 64, 2048), all_, strict=True)
+    ]
+    steps = [
+        {"concurrency": c, "sites": 63, "gain_us": 1.0, "predicted_ms": -0.063, "published_ms": published}
+        for c, published in ((1, -0.1), (64, 2.91), (2048, None))
+    ]
+    return {
+        "model": "llama-3.1-8b",
+        "hidden": 4096,
+        "tp": 2,
+        "mode": "eager",
+        "timings": timings,
+        "break_even_tokens": 64,
+        "prediction": steps,
+        "reading": ["at 64 the cause lies elsewhere"],
+    }
+
+
+def faults_summary() -> dict[str, Any]:
+    """Of two groups of faults, one with the columns of two criteria; one fault survived."""
+    rows = [
+        {"id": "KA-01", "group": "arithmetic", "title": "sum", "killed": True, "stage": "residual", "cases": 2},
+        {"id": "KA-02", "group": "arithmetic", "title": "cast", "killed": False, "stage": None, "cases": 400},
+        {"id": "GP-01", "group": "graph", "title": "order", "killed": True, "stage": "predecessor", "cases": 1},
+    ]
+    columns: tuple[dict[str, str], ...] = ({"loose": "miss", "tight": "kill"}, {"loose": "hang", "tight": "miss"})
+    for row, asked in zip(rows, columns, strict=False):
+        row["criteria_on_our_inputs"] = asked
+    rows[0]["stages"] = ["residual", "norm"]
+    named = {"loose": (0, None), "tight": (1, 1)}
+    criteria = [
+        {
+            "name": name,
+            "project": "a project",
+            "formula": "|a - b| < 1",
+            "faults": 2,
+            "killed_on_our_inputs": ours,
+            "killed_on_their_inputs": theirs,
+            "false_alarms": [ours, 96],
+        }
+        for name, (ours, theirs) in named.items()
+    ]
+    left = [{"id": "AC-03", "title": "hidden", "links": [], "reason": "no cause was published"}]
+    return {
+        "faults": 3,
+        "killed": 2,
+        "false_alarms": 0,
+        "legal_cases": 9,
+        "rows": rows,
+        "criteria": criteria,
+        "left_out": left,
+    }
+
+
 def verify() -> dict[str, Any]:
     """A run of `fusecheck verify` whose graph part failed."""
     graph = {"pass": "package.passes:fuse", "graphs": 12, "replay": "fusecheck graph --pass package.passes:fuse"}
     found = {"check": "sites", "message": "site 1 became nothing fused", "case": "D3", "graph": '{"sites":[{}]}'}
-    tasks = {"golden_mmlu": {"verdict": "pass", "change": -0.001, "low": -0.004, "high": 0.002, "margin": 0.015}}
-    accuracy = {"headline": "PASS  golden_mmlu -0.10 points", "tasks": tasks}
-    rows = [{"id": "KA-01", "title": "sum", "killed": True, "stage": "residual", "cases": 2, "seconds": 0.5}]
-    faults = {"faults": 1, "killed": 1, "false_alarms": 0, "rows": rows}
     summary = kernel_summary() | {
         "kernel_verdict": "pass",
         "parts": {
             "graph": {"verdict": "fail", "summary": graph},
-            "accuracy": {"verdict": "pass", "summary": accuracy},
-            "faults": {"verdict": "pass", "summary": faults},
+            "accuracy": {"verdict": "pass", "summary": accuracy_summary()},
+            "faults": {"verdict": "pass", "summary": faults_summary()},
         },
         "not_run": [{"part": "latency", "reason": "needs two GPUs, 0 here"}],
     }
     return record("verify", "fail", summary, [found | {"part": "graph"}])
+
+
+def latency() -> dict[str, Any]:
+    """A run of `fusecheck latency`."""
+    return record("latency", "pass", latency_summary(), [])
+
+
+def merged() -> dict[str, Any]:
+    """A comparison of two kernels and the latency of one, as `fusecheck report` writes it."""
+    runs = {"before": kernel("fail"), "after": kernel(), "h200": latency()}
+    findings = [{**finding_, "run": name} for name, each in runs.items() for finding_ in each["findings"]]
+    listed = [{"name": name, "record": {**each, "findings": []}} for name, each in runs.items()]
+    return record("report", "fail", {"runs": listed}, findings)

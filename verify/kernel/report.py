@@ -53,6 +53,7 @@ class KernelReport:
     judge_seconds: float = 0.0
     seconds: float = 0.0
     coverage: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
     refusals: Counter[str] = field(default_factory=Counter)
 
@@ -90,7 +91,9 @@ class KernelReport:
         self.kernel_seconds += outcome.kernel_seconds
         self.judge_seconds += outcome.judge_seconds
         problem = outcome.problem
-        self.coverage[f"{problem.family}/{problem.hidden}"] += 1
+        place = f"{problem.family}/{problem.hidden}"
+        self.coverage[place] += 1
+        self.stages.update({f"{place}/{stage}": elements for stage, elements in outcome.judged.items()})
 
     def finding_records(self) -> list[dict[str, Any]]:
         """The findings of `result.json`, each with whose kernel it is about and by what dataflow it was judged."""
@@ -126,6 +129,7 @@ class KernelReport:
                 for g in self.groups.values()
             ],
             "coverage": dict(self.coverage),
+            "coverage_of_stages": dict(self.stages),
             "refusals": dict(self.refusals),
             "suggestions": self.suggestions,
             "interrupted": self.interrupted,

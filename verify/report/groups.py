@@ -170,6 +170,16 @@ def _change(task: dict[str, Any]) -> str:
     )
 
 
+def _of_latency(part: Part) -> Iterator[Group]:
+    timings = part.summary.get("timings") or []
+    slow = [str(f.get("message") or f.get("detail") or "") for f in part.findings]
+    for tokens in sorted({int(t["tokens"]) for t in timings}):
+        here = [t for t in timings if int(t["tokens"]) == tokens]
+        mine = [f for f, line in zip(part.findings, slow, strict=True) if line.startswith(f"{tokens} tokens")]
+        note = ", ".join(f"{t['path']} {t['median_us']} us" for t in here)
+        yield Group(f"{tokens} tokens", _verdict(mine), note, _text(mine))
+
+
 def _plain(part: Part) -> Iterator[Group]:
     yield Group(part.command, part.verdict, _findings(part.findings), _text(part.findings))
 
@@ -179,6 +189,7 @@ _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
     "graph": _of_graph,
     "faults": _of_faults,
     "accuracy": _of_accuracy,
+    "latency": _of_latency,
 }
 
 
@@ -220,6 +231,22 @@ def _accuracy_sentence(part: Part) -> str:
     return headline.partition("  ")[2] or headline or _plain_sentence(part)
 
 
+def _latency_sentence(part: Part) -> str:
+    s = part.summary
+    counts = [int(t["tokens"]) for t in s.get("timings") or []]
+    if not counts:
+        return "nothing was timed"
+    most = s.get("break_even_tokens")
+    if most is None:
+        pays = f"pays at every measured token count, {min(counts):,} to {max(counts):,}"
+    else:
+        pays = f"pays up to {count(most)} tokens" if most else f"does not pay, not even at {min(counts):,} tokens"
+    steps = [f"{row['predicted_ms']:+.2f} ms at {row['concurrency']}" for row in s.get("prediction") or []]
+    predicted = f"; predicted change of a decode step: {', '.join(steps)}" if steps else ""
+    slower = f"; {_findings(part.findings)}" if part.findings else ""
+    return f"fusing the quantiser {pays}{predicted}{slower}"
+
+
 def _plain_sentence(part: Part) -> str:
     return _findings(part.findings) if part.findings else "no finding"
 
@@ -229,6 +256,7 @@ _SENTENCES: dict[str, Callable[[Part], str]] = {
     "graph": _graph_sentence,
     "faults": _faults_sentence,
     "accuracy": _accuracy_sentence,
+    "latency": _latency_sentence,
 }
 
 

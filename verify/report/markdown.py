@@ -8,6 +8,7 @@ from typing import Any
 
 from verify.report.groups import Group, finding_line, groups, sentence, verdict_sentence, with_replay
 from verify.report.record import Part, parts
+from verify.report.visible import visible
 
 SHOWN = 10
 """Findings of a part, and case groups that did not pass; result.json has all."""
@@ -58,13 +59,13 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def text(value: object) -> str:
     """As Markdown that shows exactly the value, on one line."""
-    plain = html.escape(" ".join(str(value).split()), quote=False)
+    plain = html.escape(" ".join(visible(str(value)).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~!@#])", lambda found: f"&#{ord(found[0])};", plain)
 
 
 def code(value: str) -> str:
     """As a code span, whatever backticks it holds."""
-    plain = " ".join(value.split())
+    plain = " ".join(visible(value).split())
     longest = max((len(run) for run in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {plain} {fence}" if longest else f"`{plain}`"

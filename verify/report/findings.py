@@ -1,0 +1,124 @@
+"""Findings as the page shows them: one entry a case and stage, with every rank that saw it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from verify.report.groups import replay
+from verify.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
+
+SHOWN = 25
+"""Entries of a part on the page; result.json has all."""
+
+OPEN = 4
+"""Entries that are open from the start."""
+
+_RANKS = 16
+
+
+@dataclass(frozen=True)
+class Element:
+    """What one finding of a case says: which element of which rank, what came back, and how many more there are."""
+
+    rank: str
+    row: str
+    column: str
+    got: str
+    admissible: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The findings of one case at one stage.
+
+    Attributes:
+        head: the stage, or the name of the check.
+        place: the element of the first finding; None where it names none.
+        where: subject and shape.
+        message: of the first finding.
+        line: its picture.
+        elements: every finding of the entry that names an element, where there is more than one.
+        count: elements outside, over all ranks; 0 where unknown.
+        replay: the command that shows it again.
+    """
+
+    head: str
+    place: Place | None
+    where: str
+    message: str
+    line: NumberLine | None
+    elements: list[Element]
+    count: int
+    replay: str
+
+
+def entries(findings: list[dict[str, Any]]) -> list[Entry]:
+    """The entries of a part's findings: the first of each stage in front, so that none of them is overlooked."""
+    together: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for number, finding in enumerate(findings):
+        own = str(finding["problem"]) if "problem" in finding else str(number)
+        key = (_head(finding), own, str(finding.get("backend", "")), str(finding.get("judged_by", "")))
+        together.setdefault(key, []).append(finding)
+    seen: set[str] = set()
+    first: list[list[dict[str, Any]]] = []
+    later: list[list[dict[str, Any]]] = []
+    for (head, *_), mine in together.items():
+        (later if head in seen else first).append(mine)
+        seen.add(head)
+    return [_entry(mine) for mine in first + later]
+
+
+def _head(finding: dict[str, Any]) -> str:
+    keys = ("stage", "check", "kind", "title")
+    return next((str(finding[key]) for key in keys if finding.get(key)), "finding")
+
+
+def _entry(mine: list[dict[str, Any]]) -> Entry:
+    finding = mine[0]
+    message = str(finding.get("message") or finding.get("detail") or "")
+    problem = _problem(finding)
+    found = [element for each in mine[:_RANKS] for element in _element(each)]
+    return Entry(
+        head=_head(finding),
+        place=place(message),
+        where=_where(finding, problem),
+        message=message,
+        line=number_line(message, str(problem.get("dtype", ""))),
+        elements=found if len(found) > 1 else [],
+        count=sum(each["count"] for each in mine if isinstance(each.get("count"), int)),
+        replay=replay(finding),
+    )
+
+
+def _element(finding: dict[str, Any]) -> list[Element]:
+    message = str(finding.get("message") or "")
+    at, codes, number = place(message), got_and_admissible(message), finding.get("count")
+    if at is None or codes is None:
+        return []
+    return [Element(at.rank, at.row, at.column, *codes, count=number if isinstance(number, int) else 0)]
+
+
+def _problem(finding: dict[str, Any]) -> dict[str, Any]:
+    """The Problem of a finding; empty where it has none that can be read."""
+    try:
+        found = json.loads(finding["problem"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _where(finding: dict[str, Any], problem: dict[str, Any]) -> str:
+    """Whose kernel, by what it was judged, and the shape, in one line."""
+    words = [str(finding[k]) for k in ("case", "fault", "subject", "backend") if finding.get(k)]
+    if finding.get("judged_by"):
+        words.append(f"judged as {finding['judged_by']}")
+    elif finding.get("dataflow"):
+        words.append(str(finding["dataflow"]))
+    if problem:
+        words.append(f"{problem.get('tokens')} × {problem.get('hidden')} {problem.get('dtype')}")
+        words.append(f"{problem.get('world_size')} ranks")
+        words += [str(problem[k]) for k in ("strategy", "family") if problem.get(k)]
+    return " · ".join(dict.fromkeys(words))
