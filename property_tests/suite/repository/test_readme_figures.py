@@ -1,0 +1,188 @@
+"""Every figure of the README is one that a record holds, or that a quick measurement finds again."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from property_tests.suite import deaths, judging, refutation
+from property_tests.suite.launching import marked_environment
+from property_tests.suite.repository import pages
+from property_tests.suite.repository.checkout import ROOT
+from verify import backends, verify_command
+from verify.dataflow import DATAFLOWS
+from verify.faults import sensitivity
+from verify.inputs.families import FAMILIES
+from verify.inputs.rank_inputs import Inputs
+from verify.interface import Strategy
+from verify.kernel.plan import Plan
+from verify.parts.agenda import KERNEL_SECONDS, STEPS
+from verify.problem import Problem
+
+FIGURES = {command.strip("`"): result for _, command, result in pages.table(pages.read(), "what")}
+CHIP = ROOT / "golden" / "h200x2"
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The summary of a record that passed."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["verdict"] == "pass", path
+    found: dict[str, Any] = record["summary"]
+    return found
+
+
+def number(pattern: str, text: str) -> float:
+    """The number in the one place of a text that the pattern marks by a group."""
+    found = re.search(pattern, text)
+    assert found is not None, f"{pattern} is not in: {text}"
+    return float(found[1].replace(",", ""))
+
+
+def judged(cases: int, most_elements: int) -> Iterator[tuple[int, Problem]]:
+    """The elements and the Problem of each case that `fusecheck verify` runs."""
+    plan = Plan(seed=0, most_elements=most_elements)
+    for size in verify_command.WORLD_SIZES:
+        for name in DATAFLOWS:
+            backend = backends.backend(f"emulated:{name}")
+            for index in range(cases):
+                problem = plan.case(size, index).problem
+                calls = [each for _, each in problem.calls()]
+                if all(backend.supports(each).ok for each in (problem, *calls)):
+                    outputs = ((1 + c.op.returns_norm + c.op.returns_quant) * c.tokens * c.hidden for c in calls)
+                    yield size * sum(outputs), problem
+
+
+def main_job(result: str) -> None:
+    cases = list(judged(len(FAMILIES), verify_command.MOST_ELEMENTS))
+    elements = sum(count for count, _ in cases)
+    assert elements >= 3.5e8
+    assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
+    assert number(r"(\d+) dataflows", result) == len(DATAFLOWS)
+    assert {p.family for _, p in cases} == set(FAMILIES)
+    assert {(p.world_size, p.strategy) for _, p in cases} >= {
+        (size, strategy) for size in (2, 4, 8) for strategy in (Strategy.ONESHOT, Strategy.TWOSHOT)
+    }
+    minutes = number(r"under (\d+) minutes", result)
+    assert KERNEL_SECONDS + sum(step.quick.seconds for step in STEPS if step.name != "latency") <= 60 * minutes
+
+
+def long_run(result: str) -> None:
+    words = next(words for words in pages.commands(pages.read()) if "--most-elements" in words)
+    cases, most = (int(words[words.index(name) + 1]) for name in ("--cases", "--most-elements"))
+    elements = sum(count for count, _ in judged(cases, most))
+    assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
+    assert 1 < number(r"([\d.]+) admissible codes", result) < 1.01
+
+
+def refuted(result: str) -> None:
+    *_, last = refutation.refute(refutation.Plan(checks=60_000, elements=1 << 12))
+    assert number(r"(\d+) violations", result) == last["any order"].total == last["depth declared"].total == 0
+    # One element in four is also judged by the bound that was broken on purpose.
+    share = number(r"caught ([\d.]+) million", result) * 1e6 / (number(r"in ([\d,]+) elements", result) / 4)
+    assert share / 3 < last["sabotaged"].total / last["sabotaged"].elements < 3 * share
+
+
+def sensitive(result: str) -> None:
+    with sensitivity.one_thread():
+        found = [sensitivity.smallest_scale_error(depth=depth) for depth in (False, True)]
+    said = [number(rf"([\d.e-]+) {how}", result) for how in ("in any order", "with the depth declared")]
+    assert said == pytest.approx(found, rel=0.02)
+
+
+def faults(result: str) -> None:
+    record = summary(ROOT / "golden" / "faults.json")
+    assert f"{record['killed']} of {record['faults']}, {record['false_alarms']} false alarms" in result
+    assert number(r"in ([\d,]+) cases", result) == record["legal_cases"]
+
+
+def benchmark(result: str) -> None:
+    torch.set_num_threads(1)
+    problem = Problem(tokens=judging.TOKENS, hidden=judging.HIDDEN, world_size=judging.WORLD_SIZE, seed=1)
+    operands = Inputs(problem, judging.CPU).operands(range(judging.TOKENS))
+    outputs = judging.outputs_of(operands)
+    ratios = [
+        judging.seconds_of(lambda: judging.usual_check(operands, outputs))
+        / judging.seconds_of(lambda: judging.full_check(operands, outputs))
+        for _ in range(4)
+    ]
+    said = number(r"([\d.]+) times as fast", result)
+    assert said == pytest.approx(number(r"against (\d+) ms", result) / number(r"\((\d+) ms", result), rel=0.1)
+    assert statistics.median(ratios[1:]) > 0.4 * said
+
+
+def on_the_chip(result: str) -> None:
+    elements = number(r"([\d,]+) outputs each", result)
+    for name in ("flashinfer-tp2", "flashinfer-fp32-tp2"):
+        assert summary(CHIP / "kernel" / f"{name}.json")["elements"] == elements
+
+
+def rejected(_result: str) -> None:
+    records = sorted((CHIP / "kernel").glob("*-rejected.json"))
+    assert {int(re.findall(r"virtual(\d+)", path.name)[0]) for path in records} == {4, 8, 16}
+    assert {json.loads(path.read_text())["verdict"] for path in records} == {"fail"}
+
+
+def pace(result: str) -> None:
+    assert number(r"([\d,]+) judged", result) == int(summary(CHIP / "pace.json")["cases_per_second"])
+
+
+def cast(_result: str) -> None:
+    found = summary(CHIP / "exhaust.json")["instructions"]["cvt.rn.satfinite.e4m3x2.f32"]
+    assert (found["inputs"], found["wrong"]) == (2**32, 0)
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "fusecheck verify": main_job,
+    "fusecheck verify --only": long_run,
+    "python -m property_tests.suite.refutation": refuted,
+    "fusecheck faults --sensitivity": sensitive,
+    "fusecheck faults": faults,
+    "make bench": benchmark,
+    "mpirun -n 2 fusecheck kernel": on_the_chip,
+    "STEPS=rejected ci/mpirun.sh": rejected,
+    "fusecheck pace": pace,
+    "fusecheck exhaust": cast,
+}
+"""By how the row's command begins; the longest that fits."""
+
+
+@pytest.mark.parametrize("command", FIGURES)
+def test_a_figure_of_the_table_holds(command: str) -> None:
+    begun = [start for start in CHECKS if command.startswith(start)]
+    assert begun, f"no check for the figures of `{command}`"
+    CHECKS[max(begun, key=len)](FIGURES[command])
+
+
+def test_the_criteria_of_others_do_what_the_table_says() -> None:
+    record = json.loads((ROOT / "golden" / "faults_peers.json").read_text(encoding="utf-8"))["summary"]
+    known = {entry["name"]: entry for entry in record["criteria"]}
+    rows = pages.table(pages.read(), "criterion, as `--peers` names it")
+    assert rows[0][1:] == [str(record["killed"]), "", str(record["false_alarms"])]
+    for name, *cells in rows[1:]:
+        entry = known[name.partition(":")[0]]
+        own = entry["killed_on_their_inputs"]
+        told = [entry["killed_on_our_inputs"], "" if own is None else own, entry["false_alarms"][0]]
+        assert cells == list(map(str, told)), name
+        assert (entry["faults"], entry["false_alarms"][1]) == (70, 96)
+
+
+def test_ranks_that_die_are_reported_as_and_about_as_soon_as_the_table_says() -> None:
+    told = {name: (kind, float(local)) for name, kind, local, _ in pages.table(pages.read(), "the rank")}
+    command = [sys.executable, "-m", "property_tests.suite.deaths", "--measure", "spin,sigkill"]
+    _, environment = marked_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    measured = [deaths.Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    for row, name in zip(measured, ("spins for ever, or stops", "SIGKILL, SIGSEGV, `os._exit`"), strict=True):
+        kind, seconds = told[name]
+        assert row.ok, row
+        assert row.reported in kind
+        assert row.seconds < 3 * seconds + 5
