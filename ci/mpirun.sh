@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Verify a fused kernel on the GPUs of this machine, under MPI and as virtual ranks. Usage: ci/mpirun.sh [ranks] [out]
+# Verify fused kernels on the GPUs of this machine, under MPI and as virtual ranks. Usage: ci/mpirun.sh [ranks] [out]
+# STEPS names the groups of steps (default: tp virtual rejected others tests); OTHERS the backends of the fourth.
 # Every step has a deadline; the script fails if any step does not end as it should.
 set -u
 ranks=${1:-2}
@@ -22,7 +23,7 @@ step() {
 }
 kernel() { echo "$python -m verify.cli kernel --case-timeout 20"; }
 
-steps=${STEPS:-tp virtual rejected}
+steps=${STEPS:-tp virtual rejected others tests}
 for group in $steps; do
     case $group in
     tp)
@@ -51,8 +52,19 @@ for group in $steps; do
             done
         done
         ;;
+    others)
+        for backend in ${OTHERS:-flashinfer:unified flashinfer:pdl flashinfer-norm torch-symm}; do
+            # shellcheck disable=SC2046
+            step "${backend/:/-}-tp$ranks" 0 90 $mpirun -n "$ranks" $(kernel) --backend "$backend" --tp "$ranks" \
+                --cases "${OTHER_CASES:-80}" --json "$out/${backend/:/-}-tp$ranks.json"
+        done
+        ;;
+    tests)
+        step property-tests 0 300 $mpirun -n "$ranks" $python -m pytest -q property_tests/kernel \
+            --backend flashinfer --device cuda --tp "$ranks" --junitxml "$out/property-tests.xml"
+        ;;
     *)
-        echo "ci/mpirun.sh: no steps called $group, expected of: tp virtual rejected" >&2
+        echo "ci/mpirun.sh: no steps called $group, expected of: tp virtual rejected others tests" >&2
         exit 2
         ;;
     esac

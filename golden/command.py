@@ -34,12 +34,24 @@ def committed() -> list[Path]:
     return sorted(HERE.glob("*/records/*.json"))
 
 
-def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
+def _device(backend: str, world_size: int, *, virtual: bool) -> str:
+    """Where the backend runs.
+
+    Raises:
+        Inconclusive: there are too few GPUs.
+    """
     device = str(getattr(backends.backend(backend), "device", "cpu"))
     found, wanted = torch.cuda.device_count(), 1 if virtual else world_size
     if (device == "cuda" or virtual) and found < wanted:
         raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
-    options: dict[str, Any] = {"device": device, "preload": ("verify.case.worker",)}
+    return device
+
+
+def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
+    options: dict[str, Any] = {
+        "device": _device(backend, world_size, virtual=virtual),
+        "preload": ("verify.case.worker",),
+    }
     return VirtualPool(world_size, **options) if virtual else Pool(WORKER, world_size, **options)
 
 
@@ -52,6 +64,7 @@ def record_command(
     count: Annotated[int, typer.Option(help="Problems.")] = 200,
 ) -> None:
     """Run Problems that pass, and keep their outputs."""
+    _device(backend, tp, virtual=virtual)  # first: without a GPU, nothing else is worth saying
     given = list(record.problems(backend, tp, count, virtual=virtual))
     if not given:
         raise UsageError(f"backend {backend} takes no Problem of the plan at tp {tp}")

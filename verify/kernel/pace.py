@@ -22,7 +22,7 @@ from verify.inputs.cells import hash64
 from verify.inputs.scales import draw_scale
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
-from verify.ranks import Pool
+from verify.ranks import Pool, Reply
 from verify.report import Verdict, make_run_dir, write_result
 
 PEER_RATE = 79
@@ -97,9 +97,7 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
     return pace
 
 
-def _read(pace: Pace, cases: list[dict[str, Any]], replies: list[Any]) -> None:
-    from verify.ranks import Reply
-
+def _read(pace: Pace, cases: list[dict[str, Any]], replies: list[Reply]) -> None:
     if not all(reply.ok for reply in replies):
         pace.findings.extend(collect(cases[0], replies).findings)
         return
