@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verify.inputs import properties
+from verify.inputs.captured import captured, captured_residual
 from verify.inputs.cells import Cells, hash64
 from verify.inputs.properties import Sample
 
@@ -288,6 +289,13 @@ _FAMILIES = (
         _overflow_residual,
         properties.overflows,
         finite=False,
+    ),
+    Family(
+        "captured",
+        "a real model's activations, recorded at every site",
+        captured,
+        captured_residual,
+        properties.like_a_model,
     ),
 )
 

@@ -163,3 +163,16 @@ def overflows(sample: Sample) -> str | None:
     """A sum overflows the format or a square overflows float32, unless the rows are too few to reach one."""
     high = sample.stream.isinf() | (sample.stream.abs() > 2.0**15)
     return _expect(bool(high.any()) or len(sample.residual) < 3, "no overflow, expected one in two rows of three")
+
+
+def like_a_model(sample: Sample) -> str | None:
+    """Eight rows, one a site, hold outlier channels, and the ranks' addends partly cancel."""
+    if len(sample.residual) < 8 or sample.stream.shape[-1] < 512:
+        return None
+    ratio = float(sample.stream.abs().max() / sample.stream.abs().median())
+    addends = float(sample.partials.abs().sum(0).mean() / sample.total.abs().mean())
+    found = f"largest over median {ratio:.3g}, addends over their sums {addends:.3g}"
+    cancels_partly = len(sample.partials) == 1 or addends > 1.05
+    return _expect(
+        ratio > 20 and cancels_partly, f"{found}, expected more than 20, and more than 1.05 on several ranks"
+    )
