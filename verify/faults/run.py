@@ -34,6 +34,9 @@ JUDGED = 48
 ROUNDS = 4
 """How often a known fault must pass under a weakened judge and fail under the right one."""
 
+FURTHER = 24
+"""Cases of the plan that are looked at for each known fault, where the first one that caught it hides nothing."""
+
 GRAPH_RANDOM = 40
 """Random graphs that a faulty pass is given after the named rows."""
 
@@ -180,13 +183,35 @@ class FaultRun:
         return result
 
     def _replay(self, fault: Fault, seed: int, result: Result) -> None:
-        for known, caught in self._known(seed):
-            assert caught.case is not None
-            result.cases += 1
-            if self.hides(fault, caught.case, caught.backend):
-                result.stages, result.message = ["known fault passes"], f"{known.id} passes: {known.does}"
-                result.case = caught.case.problem.to_json()
+        """The catching case of every known fault, then further ones, those of the exchange first: they vary most."""
+        known = []
+        for entry in self._known(seed):
+            known.append(entry)
+            assert entry[1].case is not None
+            if self._shows(fault, entry, entry[1].case, result):
                 return
+        for entry in sorted(known, key=lambda each: each[0].group not in ("protocol", "launcher")):
+            for case in self._further(fault, entry[1], seed):
+                if self._shows(fault, entry, case, result):
+                    return
+
+    def _shows(self, fault: Fault, entry: tuple[Fault, Catch], case: Case, result: Result) -> bool:
+        """Whether the weakened judge is noticed by this case of a known fault."""
+        known, caught = entry
+        result.cases += 1
+        if not self.hides(fault, case, caught.backend):
+            return False
+        result.stages, result.message = ["known fault passes"], f"{known.id} passes: {known.does}"
+        result.case = case.problem.to_json()
+        return True
+
+    def _further(self, fault: Fault, caught: Catch, seed: int) -> list[Case]:
+        """The plan's cases after the catching one that fail under the right judge, and pass once under the weakened."""
+        plan = list(islice(self.hunter.stream(seed, caught.backend), caught.cases, caught.cases + FURTHER))
+        self.hunter.refresh()
+        failing = [case for case in plan if not self.hunter.judge(case, caught.backend).passed]
+        self._weaken(fault, self.hunter.pools.values())
+        return [case for case in failing if self.hunter.judge(case, caught.backend).passed]
 
     def hides(self, fault: Fault, case: Case, backend: str) -> bool:
         """Whether the weakened judge hides what the case shows: it passes, under the right one it fails, every time.
