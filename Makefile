@@ -26,7 +26,7 @@ test: $(READY)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy ci/setup.py
+	$(BIN)/python -m mypy ci/setup.py ci/bundle.py
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(READY)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from verify.backends.unfused import check
+from verify.backends.operands import check_layout
 from verify.dataflow import Dataflow, dataflow
 from verify.errors import UsageError
 from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
@@ -146,10 +146,7 @@ class TensorRTLLMKernel:
         Raises:
             ValueError: an operand of a wrong shape, dtype or layout, which the op does not check.
         """
-        check(inputs)
-        for name in ("partial", "residual", "gamma"):
-            if not getattr(inputs, name).is_contiguous():
-                raise ValueError(f"{name} is not contiguous, expected dense rows: the op would misread it")
+        check_layout(inputs)
         named = self._backend.strategy
         arguments: list[Any] = [
             inputs.partial,

@@ -84,11 +84,22 @@ def command(
     directory = make_run_dir("latency", run_dir)
     write_aside(directory / "policy.yaml", analysis.policy_yaml(found))
     draw(timings, directory / "latency.svg", f"{model}, hidden {shape.hidden}, tp {tp}")
-    summary = {
-        "model": model,
-        "hidden": shape.hidden,
-        "tp": tp,
-        "mode": "eager" if eager else "CUDA graph of 20 calls",
+    mode = "eager" if eager else "CUDA graph of 20 calls"
+    summary = {"model": model, "hidden": shape.hidden, "tp": tp, "mode": mode} | _summary(timings, found, rows, words)
+    write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
+    _show(found, timings, rows, [*words, *slower])
+    if verdict is not Verdict.PASS:
+        raise typer.Exit(verdict.exit_code)
+
+
+def _summary(
+    timings: Sequence[Mapping[str, Any]],
+    found: Mapping[int, Site],
+    rows: Sequence[Mapping[str, Any]],
+    words: Sequence[str],
+) -> dict[str, Any]:
+    """What `result.json` says of the times themselves."""
+    return {
         "l2": "warm: every call reads and writes the same buffers",
         "timings": timings,
         "break_even_tokens": analysis.threshold(found),
@@ -96,10 +107,6 @@ def command(
         "reading": words,
         "policy": analysis.policy(found),
     }
-    write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
-    _show(found, timings, rows, [*words, *slower])
-    if verdict is not Verdict.PASS:
-        raise typer.Exit(verdict.exit_code)
 
 
 def _show(
