@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The job for a machine without GPUs: verify, and leave the report. Usage: ci/cpu.sh [OUT]
-#   BUDGET=15m         also the accuracy of the small model and the fault catalogue
+#   BUDGET=30m         the long forms of the parts, and more cases: the nightly job
 #   BACKEND=mine:make  also this kernel, fused against unfused, at tp $TP (2,4); fails the job if it is wrong
 # Exit code: the worst of what ran: 0 pass, 1 fail, 2 wrong usage, 3 inconclusive.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 out=${1:-runs/ci}
 fusecheck=${FUSECHECK:-.venv/bin/fusecheck}
 if [ ! -x "$fusecheck" ] && [ -z "${FUSECHECK:-}" ]; then make setup || exit 2; fi

@@ -281,7 +281,7 @@ def main() -> None:
         # Under mpirun only rank 0 goes on from here.
         enter()
         _plug_in_commands()
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(prog_name="fusecheck", standalone_mode=False) or 0)
     except UsageError as error:
         _complain(str(error), 2)
     except Inconclusive as error:

@@ -56,7 +56,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 def page_width() -> int:
     """The columns of a help page on this terminal."""
-    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns - 2))
 
 
 def add_examples(app: typer.Typer, above: str = "") -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from verify import Problem
+from verify import DATAFLOWS, Problem
 from verify.cli import main
 from verify.journal import FILE_NAME, read
+from verify.kernel.report import Group, KernelReport, Subject
+from verify.kernel.screen import show_kernel
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -132,3 +138,63 @@ def test_backends_and_version_are_listed(monkeypatch: pytest.MonkeyPatch, capsys
     assert all(name in listed for name in ("emulated", "unfused", "trtllm-fp32", "flashinfer-mnnvl-oneshot"))
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("fusecheck ")
+
+
+def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """What bash would offer for the last of these words."""
+    monkeypatch.setenv("_FUSECHECK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["fusecheck", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    run(monkeypatch)
+    return capsys.readouterr().out.split()
+
+
+def test_a_shell_completes_commands_and_the_names_that_options_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, offered in (
+        (("g",), ["graph", "golden"]),
+        (("kernel", "--virt"), ["--virtual-ranks"]),
+        (("kernel", "--model", "llama-3.1"), ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"]),
+        (("kernel", "--backend", "emul"), ["emulated", *(f"emulated:{name}" for name in DATAFLOWS)]),
+        (("replay", "--dataflow", "vllm"), ["vllm-native", "vllm-c"]),
+        (("kernel", "--family", "gaussian,ex"), ["gaussian,exact"]),
+        (("kernel", "--strategy", "T"), ["TWOSHOT"]),
+        (("kernel", "--model", "nothing-like-it"), []),
+    ):
+        assert sorted(completed(monkeypatch, capsys, *words)) == sorted(offered), words
+
+
+def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    done = subprocess.run(
+        [sys.executable, "-m", "verify.cli", "kernel", "--help"], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.lstrip().startswith("fusecheck ")]
+    assert 30 < max(map(len, lines)) <= 40
+    assert "\x1b" not in done.stdout
+    assert "package.module:attribute" in done.stdout.replace("\n", "").replace(" ", "")
+    assert "…" not in done.stdout
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(40, "failed"), (60, "elements"), (100, "seconds")])
+def test_the_table_of_a_run_has_the_columns_that_fit_and_whole_numbers(columns: int, shown: str) -> None:
+    report = KernelReport()
+    for name in ("emulated:trtllm", "emulated:unfused"):
+        report.groups[Subject(name, 8)] = Group(Subject(name, 8), 16, 2, 123_456_789, 0, 1.5)
+    out = StringIO()
+    show_kernel(report, Console(file=out, width=columns))
+    table = out.getvalue().splitlines()[:3]
+    assert max(map(len, table)) <= columns
+    assert shown in table[0]
+    assert ("123,456,789" in table[1]) is (columns >= 60)
+    assert "…" not in out.getvalue()
+
+
+def test_no_escape_sequence_is_written_where_colour_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    report = KernelReport()
+    report.groups[Subject("emulated", 2)] = Group(Subject("emulated", 2), 1, 0, 10, 1, 0.1)
+    out = StringIO()
+    show_kernel(report, Console(file=out, force_terminal=True, width=100))
+    assert not re.search(r"\x1b\[(?:\d+;)*(?:3|9)\d", out.getvalue())  # no colour; bold may stay

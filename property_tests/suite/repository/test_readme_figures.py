@@ -165,7 +165,10 @@ def test_a_figure_of_the_table_holds(command: str) -> None:
 def test_the_criteria_of_others_do_what_the_table_says() -> None:
     record = json.loads((ROOT / "golden" / "faults_peers.json").read_text(encoding="utf-8"))["summary"]
     known = {entry["name"]: entry for entry in record["criteria"]}
-    rows = pages.table(pages.read(), "criterion, as `--peers` names it")
+    text = pages.read()
+    faults_asked = number(r"faults caught, of (\d+), on our inputs", text)
+    right_kernels = number(r"right kernels rejected, of (\d+)", text)
+    rows = pages.table(text, "criterion, as `--peers` names it")
     assert rows[0][1:] == [str(record["killed"]), "", str(record["false_alarms"])]
     for name, *cells in rows[1:]:
         entry = known[name.partition(":")[0]]

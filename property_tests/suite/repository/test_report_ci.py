@@ -75,3 +75,13 @@ def test_the_cpu_job_ends_with_the_worst_verdict_and_always_reports(
     assert lines[0].startswith("verify --budget 5m --run-dir")
     assert [line.split()[0] for line in lines] == ["verify", *(["kernel"] if backend else []), "report"]
     assert summary.read_text() == "summary\n"
+
+
+def test_the_container_builds_by_what_is_there_and_leaves_the_hosts_environment_out() -> None:
+    text = (ROOT / "ci" / "Containerfile").read_text(encoding="utf-8")
+    python = re.search(r"^FROM \S+/python:3\.(\d+)", text, flags=re.MULTILINE)
+    assert python is not None
+    assert int(python[1]) >= 10
+    assert "make setup" in text
+    assert re.search(r"^setup:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {".venv", ".git", "runs"} <= set((ROOT / ".dockerignore").read_text(encoding="utf-8").split())
