@@ -54,7 +54,7 @@ class LocalHost:
         return ours
 
     def abandon(self, keeper: int) -> None:
-        """Kill the keeper; the kernel kills its ranks after it. One that has not said its id yet ends with its stream."""
+        """Kill the keeper; the kernel kills its ranks after it. One without an id yet ends with its stream."""
         if keeper <= 0:  # to kill(2) that is a whole process group: the user's shell or make
             return
         with contextlib.suppress(ProcessLookupError):
