@@ -22,6 +22,7 @@ from verify.kernel.virtual import VirtualPool, VirtualPools, residency
 from verify.problem import Problem
 from verify.ranks.launch import Pools, open_pools
 from verify.ranks.mpi import detect
+from verify.verdict import Stage
 
 MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
@@ -153,6 +154,8 @@ class Run:
             checks += ["graphs", "producer"] if getattr(backends.backend(subject.backend), "pdl", False) else ["graphs"]
         asked = request(case.problem, subject.backend, flow=subject.flow, checks=checks)
         outcome = run_case(pool, asked, timeout=self.timeout)
+        if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
+            return  # ranks that end with an interrupted run prove nothing
         names = explain(pool, outcome) if outcome.findings else []
         with source.lock:
             report.add(subject, outcome)
@@ -198,7 +201,7 @@ class _Shared:
     """An iterator that several threads draw from."""
 
     def __init__(self, source: Iterator[Case]) -> None:
-        self._source, self._stopped = source, False
+        self._source, self.stopped = source, False
         self.lock = threading.Lock()
 
     def __iter__(self) -> _Shared:
@@ -206,10 +209,10 @@ class _Shared:
 
     def __next__(self) -> Case:
         with self.lock:
-            if self._stopped:
+            if self.stopped:
                 raise StopIteration
             return next(self._source)
 
     def stop(self) -> None:
         """Give out no more."""
-        self._stopped = True
+        self.stopped = True

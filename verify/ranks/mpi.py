@@ -27,6 +27,7 @@ import psutil
 from verify.errors import UsageError
 from verify.ranks import dialling
 from verify.ranks.dialling import Welcome, dial, free_port, own_addresses, read_line
+from verify.ranks.driver import detach
 from verify.ranks.hosts import Host, LocalHost
 from verify.ranks.pool import Pool
 from verify.ranks.zygote import ZYGOTE
@@ -224,13 +225,15 @@ def enter() -> MpiWorld | None:
     if place is None or _world is not None:
         return _world
     try:
+        import mpi4py
+
+        # Rank 0's program has a process of its own, which must not end MPI.
+        mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UsageError(
             f"mpirun started {place[1]} processes, but mpi4py does not load ({error}): install it"
         ) from error
-    # Programs that this process starts inherit mpirun's variables; this one tells them that they are not meant.
-    os.environ[_ENTERED] = str(os.getpid())
     comm = MPI.COMM_WORLD
     if comm.size != place[1]:
         raise UsageError(
@@ -239,11 +242,15 @@ def enter() -> MpiWorld | None:
     names = comm.allgather(dialling.host_name())
     if comm.rank != 0:
         _relay(comm.bcast(None, root=0), comm.rank)
+        MPI.Finalize()
         raise SystemExit(0)
     addresses = own_addresses() if len(set(names)) > 1 else ("127.0.0.1",)
     listener = socket.create_server(("127.0.0.1" if len(set(names)) == 1 else "", 0), backlog=len(names))
     token = secrets.token_hex(16)
     comm.bcast(Welcome(addresses, listener.getsockname()[1], token), root=0)
+    detach(MPI.Finalize)
+    # Programs that this process starts inherit mpirun's variables; this one tells them that they are not meant.
+    os.environ[_ENTERED] = str(os.getpid())
     _world = MpiWorld(names, listener, token)
     atexit.register(_world.close)
     return _world
@@ -251,7 +258,9 @@ def enter() -> MpiWorld | None:
 
 def _relay(welcome: Welcome, rank: int) -> None:
     """Serve rank 0: start a keeper for each that it asks for, until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # mpirun tells all at once that they must end; rank 0 ends the ranks in order while there is time.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with dial(welcome, rank) as control:
         while order := control.recv(1):
             if order == _RESET:

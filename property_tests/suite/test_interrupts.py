@@ -1,0 +1,96 @@
+"""Ctrl-C ends a run soon, with what it has shown so far, and leaves no process behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0
+"""Seconds until a program that should have begun, or ended, is taken for stuck; no measure of how fast it is."""
+
+
+class Program:
+    """A program that is interrupted once it has begun.
+
+    Args:
+        command: what to start.
+        begun: whether it has come to its cases.
+    """
+
+    def __init__(self, command: list[str], begun: Callable[[], bool]) -> None:
+        self.mark, environment = marked_environment()
+        environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+        environment["FUSECHECK_PROFILE"] = "nightly"
+        self._begun = begun
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def interrupt(self) -> int:
+        """Wait for the first cases, send the one process that was started SIGINT, and wait until all are gone."""
+        end = time.monotonic() + PATIENCE
+        while not self._begun():
+            assert self._process.poll() is None, "it ended before it began"
+            assert time.monotonic() < end, "it did not begin"
+            time.sleep(0.05)
+        self._process.send_signal(signal.SIGINT)
+        status = self._process.wait(PATIENCE)
+        assert wait_until_gone(self.mark, seconds=PATIENCE) == set()
+        return status
+
+
+def kernel(directory: Path, launcher: list[str]) -> Program:
+    """`fusecheck kernel` on small problems, for longer than anybody waits."""
+    shape = ["--tokens", "8", "--hidden", "256", "--tp", "2", "--seconds", "600", "--run-dir", str(directory)]
+    command = [*launcher, sys.executable, "-c", "from verify.cli import main; main()", "kernel", *shape]
+    journal = directory / "cases.jsonl"
+    return Program(command, lambda: journal.exists() and journal.read_text().count("pass") > 2)
+
+
+def test_an_interrupted_run_says_what_it_has_shown_and_leaves_no_process(tmp_path: Path) -> None:
+    with kernel(tmp_path / "local", []) as local, kernel(tmp_path / "mpirun", mpirun(4)) as under_mpirun:
+        assert local.interrupt() == 3
+        # mpirun ends its processes its own way, and says so.
+        assert under_mpirun.interrupt() != 0
+    for name in ("local", "mpirun"):
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (result["verdict"], result["findings"]) == ("inconclusive", [])
+        assert result["summary"]["interrupted"]
+        assert result["summary"]["cases"] > 2
+
+
+def test_interrupted_property_tests_leave_no_process(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    (tmp_path / "note.py").write_text(
+        "from property_tests.kernel.bench import Bench\n"
+        "check = Bench.check\n"
+        "def noted(self, *arguments):\n"
+        "    outcome = check(self, *arguments)\n"
+        f"    open({str(seen)!r}, 'a').close()\n"
+        "    return outcome\n"
+        "Bench.check = noted\n"
+    )
+    test = f"{ROOT}/property_tests/kernel/test_schedule.py"
+    path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import pytest; sys.exit(pytest.main())"
+    options = ["-p", "note", "-p", "no:cacheprovider", "--corpus", os.devnull]
+    with Program([sys.executable, "-c", path, test, *options], seen.exists) as program:
+        assert program.interrupt() == pytest.ExitCode.INTERRUPTED
