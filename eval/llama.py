@@ -99,7 +99,7 @@ class Llama:
             if not s.tied:
                 head = checkpoint.tensor("lm_head.weight", (s.vocabulary, s.hidden)).to(rank.device)
             self.head = head.float()
-        self._frequencies = _frequencies(s, rank.device)
+        self._frequencies = rotary_frequencies(s, rank.device)
 
     def _norm(self, checkpoint: Checkpoint, name: str, size: int) -> Norm:
         gamma = checkpoint.tensor(f"{name}.weight", (size,)).to(self.rank.device, self.dtype)
@@ -239,7 +239,7 @@ def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, us
     return (weights @ values).view(b, heads, 1, size)
 
 
-def _frequencies(shape: Shape, device: torch.device) -> Tensor:
+def rotary_frequencies(shape: Shape, device: torch.device) -> Tensor:
     """Return the rotary frequencies [head_dim / 2], float32, scaled as config.json asks."""
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     frequencies = 1.0 / (shape.theta**exponents)

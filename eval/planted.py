@@ -1,24 +1,28 @@
 """Bugs planted in the fused kernel of a whole model, and which tier of the gate catches each.
 
-`python -m eval.planted [--limit N] [--run-dir DIR]` runs the golden model once with the unfused ops and once with each
-of `PLANTED` and prints a table. Each is a backend: `eval.planted:row_in_32` and so on.
+`python -m eval.planted [--limit N] [--run-dir DIR] [--json FILE]` runs the golden model once with the unfused ops and
+once with each of `PLANTED` and prints a table. Each is a backend: `eval.planted:row_in_32` and so on. With the same
+`--run-dir` it goes on where it was broken off. The whole table: `golden/model/planted.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from eval.arm import FUSED, ORACLE, UNFUSED
+from eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
 from eval.compare import compare
+from eval.exported import ExportedBackend
 from eval.gate import Verdict
 from eval.linear import Linear
 from eval.outcome import Comparison, Options
@@ -28,6 +32,7 @@ from eval.samples import Run, read_run
 from verify.backends.emulated import EmulatedBackend
 from verify.backends.emulated_arithmetic import Arithmetic, Row
 from verify.interface import FusionOp, RankInputs, RankOutputs
+from verify.report.result import write_aside
 
 TASK = "golden_mmlu"
 
@@ -113,20 +118,26 @@ class FirstScaleBackend(EmulatedBackend):
 
 @dataclass(frozen=True)
 class Planted:
-    """One candidate: its title, how to make its backend, and whether it is right."""
+    """One candidate: its title, how to make its backend, whether it is right, and on how many ranks it shows."""
 
     title: str
-    make: Callable[[], EmulatedBackend]
+    make: Callable[[], EmulatedBackend | ExportedBackend]
     right: bool = False
+    tp: int = 2
 
 
 def _with(arithmetic: type[Arithmetic]) -> Callable[[], EmulatedBackend]:
     return lambda: EmulatedBackend(arithmetic=arithmetic)
 
 
+def _fp32() -> EmulatedBackend:
+    return EmulatedBackend("flashinfer-fp32")
+
+
 PLANTED: dict[str, Planted] = {
     "correct": Planted("fused, correct", EmulatedBackend, right=True),
-    "correct_fp32": Planted("fused, correct, float32 sum", lambda: EmulatedBackend("flashinfer-fp32"), right=True),
+    "correct_fp32": Planted("fused, correct, float32 sum", _fp32, right=True),
+    "exported": Planted("exported graph, fused by the passes", lambda: ExportedBackend("emulated"), right=True),
     "skips_rounding": Planted("missing bf16 round trip before the cast", _with(SkipsNormRounding)),
     "row_in_32": Planted("1 row in 32 with another scale", _with(RowIn32)),
     "eps_1e4": Planted("eps 1e-4 for 1e-5", _with(Eps1e4)),
@@ -134,10 +145,13 @@ PLANTED: dict[str, Planted] = {
     "first_scale": Planted("first consumer's scale for all", FirstScaleBackend),
     "scale_power_of_two": Planted("scale rounded down to a power of two", _with(ScaleToPowerOfTwo)),
     "sums_in_fp8": Planted("collective accumulates in FP8", _with(SumsInFp8)),
+    # Two addends are added exactly alike in either precision.
+    "correct_tp4": Planted("fused, correct, float32 sum of 4 ranks", _fp32, right=True, tp=4),
+    "sums_in_bf16": Planted("bf16 sum of 4 ranks for float32", lambda: EmulatedBackend("flashinfer"), tp=4),
 }
 
 
-def __getattr__(name: str) -> EmulatedBackend:
+def __getattr__(name: str) -> EmulatedBackend | ExportedBackend:
     """The backend of this name."""
     if name not in PLANTED:
         raise AttributeError(name)
@@ -160,45 +174,71 @@ def tier(outcome: Comparison) -> str:
 
 def run_planted(
     names: Sequence[str], limit: int | None, folder: Path, tell: Callable[[str], None]
-) -> dict[str, Comparison]:
-    """Run the unfused arm and the oracle once, and the fused arm once per candidate; judge each.
+) -> Iterator[tuple[str, Comparison]]:
+    """Run the unfused arm and the oracle once per number of ranks, and the fused arm once per candidate; judge each.
+
+    Arms that `folder` holds already are not run again.
 
     Raises:
         UsageError: a broken model or limit.
         ArmError: the ranks failed.
     """
 
-    def arms(wanted: Sequence[str], backend: str, out: Path) -> dict[str, Run]:
-        done = run_arms(None, tp=2, backend=backend, tasks=[TASK], data_dir=None, limit=limit, arms=wanted, run_dir=out)
-        return {arm.name: read_run(arm.folder) for arm in done}
+    def arms(wanted: Sequence[str], backend: str, tp: int, out: Path) -> dict[str, Run]:
+        left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
+        if left:
+            run_arms(None, tp=tp, backend=backend, tasks=[TASK], data_dir=None, limit=limit, arms=left, run_dir=out)
+        return {arm: read_run(out / arm) for arm in wanted}
 
-    tell("oracle and unfused")
-    base = arms([ORACLE, UNFUSED], "unfused", folder / "base")
-    outcomes = {}
+    base: dict[int, dict[str, Run]] = {}
     for name in names:
+        tp = PLANTED[name].tp
+        if tp not in base:
+            tell(f"oracle and unfused on {tp} ranks")
+            base[tp] = arms([ORACLE, UNFUSED], "unfused", tp, folder / f"base{tp}")
         tell(PLANTED[name].title)
-        candidate = arms([FUSED], f"eval.planted:{name}", folder / name)[FUSED]
-        outcomes[name] = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
-    return outcomes
+        candidate = arms([FUSED], f"eval.planted:{name}", tp, folder / name)[FUSED]
+        yield name, compare(base[tp][UNFUSED], candidate, base[tp][ORACLE], options=Options())
+
+
+def to_json(outcomes: dict[str, Comparison]) -> list[dict[str, Any]]:
+    """One object a candidate, with what the table shows."""
+    rows = []
+    for name, outcome in outcomes.items():
+        flips, oracle = outcome.tasks[0].judgement.flips, outcome.oracle
+        row: dict[str, Any] = {
+            "name": name,
+            "title": PLANTED[name].title,
+            "right": PLANTED[name].right,
+            "tp": PLANTED[name].tp,
+            "questions": flips.n,
+            "accuracy": flips.candidate_right / flips.n,
+            "lost": flips.lost,
+            "gained": flips.gained,
+            "verdict": outcome.verdict.value,
+            "caught_by": tier(outcome),
+        }
+        if oracle is not None:
+            row |= {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
+        rows.append(row)
+    return rows
 
 
 def table(outcomes: dict[str, Comparison]) -> Table:
     """One row a candidate: accuracy, change, flips, the oracle rule, verdict, tier."""
-    found = Table(title=f"Planted bugs in the golden model, {TASK}, tp 2")
+    found = Table(title=f"Planted bugs in the golden model, {TASK}")
     for column in ("candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "verdict", "caught by"):
         found.add_column(column, justify="left" if column in ("candidate", "verdict", "caught by") else "right")
-    for name, outcome in outcomes.items():
-        flips = outcome.tasks[0].judgement.flips
-        oracle = outcome.oracle
+    for row in to_json(outcomes):
         found.add_row(
-            PLANTED[name].title,
-            f"{flips.candidate_right / flips.n:.4f}",
-            f"{100 * flips.delta:+.2f}",
-            f"{flips.lost}/{flips.gained}",
-            "" if oracle is None else f"{oracle.ratio:.2f}",
-            "" if oracle is None else f"{oracle.p:.1g}",
-            outcome.verdict.value,
-            tier(outcome),
+            row["title"],
+            f"{row['accuracy']:.4f}",
+            f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",
+            f"{row['lost']}/{row['gained']}",
+            f"{row['kl_ratio']:.2f}" if "kl_ratio" in row else "",
+            f"{row['wilcoxon_p']:.1g}" if "wilcoxon_p" in row else "",
+            row["verdict"],
+            row["caught_by"],
         )
     return found
 
@@ -209,10 +249,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(PLANTED), help=f"some of {', '.join(PLANTED)}")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    outcomes = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)
-        outcomes = run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True))
+        for name, outcome in run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True)):
+            outcomes[name] = outcome
+            if options.json is not None:
+                command = "python -m eval.planted"
+                write_aside(options.json, json.dumps({"command": command, "rows": to_json(outcomes)}, indent=1) + "\n")
     Console(width=150).print(table(outcomes))
 
 

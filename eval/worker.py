@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from eval.paths import KernelPath, OraclePath
 from verify.backends import backend
 from verify.interface import Kernel, Limits, Rank
 
+if TYPE_CHECKING:
+    from eval.exported import ExportedModel
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -34,7 +37,8 @@ class EvalRank:
         """Load this rank's share of the checkpoint in `folder`."""
         with Checkpoint(Path(folder)) as checkpoint:
             self.model = Llama(checkpoint, rank)
-        self.rank = rank
+        self.rank, self._folder = rank, Path(folder)
+        self._decoder: Llama | ExportedModel = self.model
         self._kernel: Kernel | None = None
         self._path: KernelPath | OraclePath | None = None
         self._cache: Cache | None = None
@@ -46,13 +50,17 @@ class EvalRank:
     def open_arm(self, arm: str, backend_name: str, max_tokens: int) -> None:
         """Choose the way through the model: the oracle's, or the named backend's kernel."""
         self._finite = torch.ones_like(self._finite)
-        self._began = time.process_time()
+        self._began, self._decoder = time.process_time(), self.model
         if arm == ORACLE:
             self._path = OraclePath(self.rank)
             return
         limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
         made = backend(backend_name)
         self._kernel = made.open(self.rank, limits)
+        # So does a model in another form, see `eval.exported`.
+        make_model = getattr(made, "model", None)
+        if make_model is not None:
+            self._decoder = make_model(self._folder, self.rank)
         # A planted bug of the graph, not of the kernel, comes as a backend with a path of its own.
         path: type[KernelPath] = getattr(made, "path", KernelPath)
         self._path = path(self._kernel, self.model.dtype)
@@ -137,7 +145,7 @@ class EvalRank:
         assert self._path is not None
         tokens = torch.from_numpy(ids).to(self.rank.device)
         starts = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-        return self.model.forward(self._path, tokens, starts, self._cache if capacity else None, capacity)
+        return self._decoder.forward(self._path, tokens, starts, self._cache if capacity else None, capacity)
 
     @torch.inference_mode()
     def _log_probabilities(self, hidden: Tensor) -> Tensor | None:

@@ -8,7 +8,6 @@ answers are made after a first pass over the questions: four in five are what th
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import sys
@@ -17,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from eval.data import EMBEDDED, read_rows
+
 SUBJECTS = ("anatomy", "astronomy", "college_biology", "nutrition")
-PER_SUBJECT = 100
-GENERATED = 24
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+PER_SUBJECT = 75
+GENERATED = 12
+LONGEST = 500
+"""Characters of a question with its choices."""
 
 
 def main(out: Path) -> None:
@@ -47,35 +49,19 @@ def main(out: Path) -> None:
     for arm, noise, shots in (
         ("baseline", 0.0, 0),
         ("repeat", 0.0, 0),
-        ("close", 0.003, 0),
+        ("close", 0.001, 0),
         ("broken", 0.3, 0),
         ("fewshot", 0.0, 1),
     ):
         evaluate(noise, tokenizer, out / arm, labelled, shots=shots)
 
 
-def load_questions() -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Real MMLU and GSM8K rows where the data set lies beside the checkout, else sums in the same form."""
-    if (SHARED_DATA / "mmlu" / "test.jsonl.gz").is_file():
-        rows = [json.loads(line) for line in _lines(SHARED_DATA / "mmlu" / "test.jsonl.gz")]
-        chosen = [r for s in SUBJECTS for r in [q for q in rows if q["subject"] == s][:PER_SUBJECT]]
-        return chosen, [json.loads(line) for line in _lines(SHARED_DATA / "gsm8k" / "test.jsonl.gz")[:GENERATED]]
-    rng = np.random.default_rng(0)
-    chosen = []
-    for subject in SUBJECTS:
-        for _ in range(PER_SUBJECT):
-            a, b = (int(x) for x in rng.integers(10, 99, 2))
-            choices = [str(a + b + d) for d in rng.permutation(4)]
-            chosen.append({"question": f"What is {a} plus {b}?", "subject": subject, "choices": choices, "answer": 0})
-    problems = [
-        {"question": f"Ann has {i} pens and buys {i + 3}. How many?", "answer": f"#### {2 * i + 3}"} for i in range(24)
-    ]
-    return chosen, problems
-
-
-def _lines(path: Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().split("\n")[:-1]
+def load_questions() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Short MMLU questions of the embedded sample, dealt out to a few subjects, and a few of GSM8K."""
+    rows = read_rows(EMBEDDED / "mmlu" / "test.jsonl", ("question", "choices"))
+    short = [row for row in rows if len(row["question"]) + sum(map(len, row["choices"])) < LONGEST]
+    chosen = [{**row, "subject": SUBJECTS[i // PER_SUBJECT]} for i, row in enumerate(short[: 4 * PER_SUBJECT])]
+    return chosen, read_rows(EMBEDDED / "gsm8k" / "test.jsonl", ("question", "answer"))[:GENERATED]
 
 
 def label(questions: list[dict[str, Any]], guesses: dict[str, list[int]]) -> list[dict[str, Any]]:
@@ -89,7 +75,7 @@ def label(questions: list[dict[str, Any]], guesses: dict[str, list[int]]) -> lis
     return labelled
 
 
-def lay_out(folder: Path, questions: list[dict[str, Any]], problems: list[dict[str, str]]) -> None:
+def lay_out(folder: Path, questions: list[dict[str, Any]], problems: list[dict[str, Any]]) -> None:
     """Write both data sets so that the built-in tasks find `cais/mmlu` and `openai/gsm8k` as local folders."""
     mmlu, gsm8k = folder / "cais" / "mmlu", folder / "openai" / "gsm8k"
     card = "---\nconfigs:\n"

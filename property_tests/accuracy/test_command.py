@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
-from eval.command import register
+from property_tests.accuracy.console import call
 from property_tests.accuracy.made_runs import choice_rows, write_run
 from verify.errors import UsageError
-
-app = typer.Typer()
-register(app)
-
-
-@app.callback()
-def main() -> None:
-    """Stand in for the other commands."""
-
-
-def call(arguments: Sequence[str | Path]) -> Result:
-    return CliRunner().invoke(app, ["accuracy", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")

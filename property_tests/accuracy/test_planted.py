@@ -19,6 +19,7 @@ from verify.interface import FusionOp, Limits, RankInputs, Strategy
 pytest.importorskip("lm_eval")
 
 IN_THE_GRAPH = ("first_scale",)
+AT_FOUR_RANKS = ("sums_in_bf16",)
 
 
 def quantised(name: str) -> torch.Tensor:
@@ -32,7 +33,9 @@ def quantised(name: str) -> torch.Tensor:
     return out.quant.float()
 
 
-@pytest.mark.parametrize("name", [n for n, p in PLANTED.items() if not p.right and n not in IN_THE_GRAPH])
+@pytest.mark.parametrize(
+    "name", [n for n, p in PLANTED.items() if not p.right and n not in (*IN_THE_GRAPH, *AT_FOUR_RANKS)]
+)
 def test_a_planted_bug_changes_codes_of_the_correct_kernel(name: str) -> None:
     changed = (quantised(name) != quantised("correct")).float().mean()
     # A skipped rounding moves few codes; eps 1e-4 beside a mean square near 30 none, and shows in no model either.
@@ -62,7 +65,7 @@ def test_the_first_scale_for_all_changes_only_models_whose_readers_differ(tmp_pa
 def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_on_few_questions(
     tmp_path: Path,
 ) -> None:
-    outcomes = run_planted(["correct", "first_scale"], 56, tmp_path, lambda _: None)
+    outcomes = dict(run_planted(["correct", "first_scale"], 56, tmp_path, lambda _: None))
     right, wrong = outcomes["correct"].oracle, outcomes["first_scale"].oracle
     assert right is not None
     assert wrong is not None
@@ -73,5 +76,5 @@ def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_o
     assert wrong.verdict is right.verdict is Verdict.INCONCLUSIVE
     assert outcomes["correct"].verdict is Verdict.INCONCLUSIVE
     assert tier(outcomes["correct"]) == "none"
-    assert {arm.name for arm in (tmp_path / "base").iterdir()} == {"oracle", UNFUSED}
+    assert {arm.name for arm in (tmp_path / "base2").iterdir()} == {"oracle", UNFUSED}
     assert table(outcomes).row_count == 2

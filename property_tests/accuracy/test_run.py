@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
 from eval.arm import read_arm_record
-from eval.command import register
+from property_tests.accuracy.console import call
 
 pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
-
-app = typer.Typer()
-register(app)
-
-
-@app.callback()
-def main() -> None:
-    """Stand in for the other commands."""
-
-
-def call(arguments: Sequence[str | Path]) -> Result:
-    return CliRunner().invoke(app, ["accuracy", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def test_four_arms_on_few_questions_are_a_valid_pair_without_a_pass(tmp_path: Path) -> None:
