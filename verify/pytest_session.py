@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 import torch
 
-from verify import backends
-from verify.corpus import Corpus, Kept, keep, read
-from verify.dataflow import dataflow
+from verify.corpus import Kept, keep
 from verify.errors import Inconclusive, UsageError
-from verify.problem import WORLD_SIZES
+from verify.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE, PROFILES, Settings
 from verify.ranks import mpi
 from verify.ranks.launch import Pools, open_pools
 from verify.ranks.lease import Lease, lease_devices, visible_devices
@@ -28,68 +23,11 @@ from verify.ranks.lease import Lease, lease_devices, visible_devices
 if TYPE_CHECKING:
     from property_tests.kernel.bench import Bench
 
-PROFILES = {"dev": 12, "ci": 80, "nightly": 2000}
-"""Hypothesis profiles and the examples that each test tries."""
-DEFAULT_PROFILE = "ci"
-PROFILE_VARIABLE = "FUSECHECK_PROFILE"
-OPTIONS = ("backend", "tp", "device", "dataflow", "case_timeout", "cases_from", "corpus")
 PACKAGES = ("torch", "hypothesis", "pytest", "flashinfer-python", "tensorrt-llm", "mpi4py")
 UNUSED = "[NOTSET]"
 """How pytest ends the name of a test for which there are no parameters."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options, checked.
-
-    Attributes:
-        backend: the kernel under test.
-        world_size: `--tp`.
-        device: `cpu` or `cuda`.
-        dataflow: to judge by, or None.
-        timeout: seconds for a case.
-        corpus: where failing Problems are kept.
-        kept: the Problems to try first.
-        broken: what could not be read, a sentence each.
-    """
-
-    backend: str
-    world_size: int
-    device: str
-    dataflow: str | None
-    timeout: float
-    corpus: Path
-    kept: tuple[Kept, ...]
-    broken: tuple[str, ...]
-
-    @classmethod
-    def of(cls, config: pytest.Config) -> Settings:
-        """Read and check the options.
-
-        Raises:
-            UsageError: an option that cannot be meant; one line.
-        """
-        profile = os.environ.get(PROFILE_VARIABLE, DEFAULT_PROFILE)
-        if profile not in PROFILES:
-            raise UsageError(f"{PROFILE_VARIABLE}={profile}, expected one of: {', '.join(PROFILES)}")
-        backends.backend(config.option.backend)
-        if config.option.dataflow is not None:
-            dataflow(config.option.dataflow)
-        path = _corpus_path(config)
-        files = [path] if path.exists() else []
-        if config.option.cases_from is not None:
-            files.insert(0, Path(config.option.cases_from))
-        found: list[Corpus] = [read(file) for file in files]
-        return cls(
-            backend=config.option.backend,
-            world_size=_world_size(config.option.tp),
-            device=config.option.device,
-            dataflow=config.option.dataflow,
-            timeout=_seconds(config.option.case_timeout),
-            corpus=path,
-            kept=tuple({kept.to_json(): kept for each in found for kept in each.kept}.values()),
-            broken=tuple(line for each in found for line in each.broken),
-        )
+NEEDS_RANKS = "needs_ranks"
+"""The mark of a test that means nothing with fewer ranks."""
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -146,6 +84,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options where `pytest_cmdline_main` is not called: in xdist's workers."""
+    config.addinivalue_line("markers", f"{NEEDS_RANKS}(least): left out when --tp is below")
     config.stash[COUNT] = Count()
     config.pluginmanager.register(config.stash[COUNT])
     if SETTINGS not in config.stash:
@@ -166,13 +105,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = config.stash[SETTINGS]
     options = " ".join(f"--{name.replace('_', '-')}={getattr(config.option, name)}" for name in OPTIONS)
     launcher = config.stash[POOLS].launcher if POOLS in config.stash else "local processes"
-    fitting = [kept for kept in settings.kept if kept.problem.world_size == settings.world_size]
+    fitting, others = len(settings.fitting), len(settings.kept) - len(settings.fitting)
     lines = [
         f"fusecheck {importlib.metadata.version('fusecheck')}: {options}",
         f"fusecheck ranks: {launcher}; hypothesis profile {hypothesis.settings.get_current_profile_name()}; "
         f"{_versions()}; {_gpus()}",
-        f"fusecheck corpus: {len(fitting)} kept cases are tried first"
-        + (f", {len(settings.kept) - len(fitting)} are for another --tp" * (len(fitting) < len(settings.kept))),
+        f"fusecheck corpus: {fitting} kept cases are tried first"
+        + (f", {others} are for another --tp or backend" * (others > 0)),
     ]
     return lines + [f"fusecheck corpus: SKIPPED a broken line, {line}" for line in settings.broken]
 
@@ -204,20 +143,26 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the kept cases of this world size to the test that asks for one."""
+    """Give the kept cases that fit this run to the test that asks for one."""
     if "kept" in metafunc.fixturenames:
-        settings = metafunc.config.stash[SETTINGS]
-        fitting = [kept for kept in settings.kept if kept.problem.world_size == settings.world_size]
+        fitting = metafunc.config.stash[SETTINGS].fitting
         metafunc.parametrize("kept", fitting, ids=[kept.origin for kept in fitting])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the kept cases first; without any, take their test out rather than skip it."""
-    unused = [item for item in items if "kept" in getattr(item, "fixturenames", ()) and item.name.endswith(UNUSED)]
+    """Put the kept cases first, and take tests out that have nothing to try in this run."""
+    unused = [item for item in items if _is_unused(item, config.stash[SETTINGS].world_size)]
     if unused:
         config.hook.pytest_deselected(items=unused)
     kept_first = sorted(items, key=lambda item: "kept" not in getattr(item, "fixturenames", ()))
     items[:] = [item for item in kept_first if item not in unused]
+
+
+def _is_unused(item: pytest.Item, world_size: int) -> bool:
+    """Whether there are no kept cases for a test that asks for one, or fewer ranks than it needs."""
+    needed = item.get_closest_marker(NEEDS_RANKS)
+    without_case = "kept" in getattr(item, "fixturenames", ()) and item.name.endswith(UNUSED)
+    return without_case or (needed is not None and world_size < needed.args[0])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -286,29 +231,6 @@ def _lease(settings: Settings) -> Lease | None:
         return lease_devices(settings.world_size, visible_devices())
     except (UsageError, Inconclusive) as error:
         raise pytest.UsageError(str(error)) from None
-
-
-def _corpus_path(config: pytest.Config) -> Path:
-    if config.option.corpus is not None:
-        return Path(config.option.corpus)
-    folder = config.rootpath / "property_tests"
-    return folder / "corpus.jsonl" if folder.is_dir() else config.rootpath / "fusecheck-corpus.jsonl"
-
-
-def _world_size(text: str) -> int:
-    if not text.isdecimal() or int(text) not in WORLD_SIZES:
-        raise UsageError(f"--tp {text}: expected one of {', '.join(map(str, WORLD_SIZES))}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"--case-timeout {text}: expected seconds above 0")
-    return seconds
 
 
 def _versions() -> str:

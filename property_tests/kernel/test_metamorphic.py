@@ -80,11 +80,10 @@ def test_the_residual_may_change_places_with_the_only_partial_sum(bench: Bench, 
     bench.relate("residual_and_partial_swapped", draw(bench, data))
 
 
+@pytest.mark.needs_ranks(2)
 @moderate
 @given(data=st.data())
 def test_with_a_residual_of_zero_a_rank_can_bring_the_residual(bench: Bench, data: st.DataObject) -> None:
-    if bench.world_size < 2:
-        pytest.skip("needs a second rank: run with --tp 2 or more")
     bench.relate("residual_from_a_rank", draw(bench, data))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from verify.ranks import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = "property_tests.suite.planted"
+MOST_CASES = 300
+"""For finding and shrinking one fault; half a minute on two cores. Unlike seconds, the same on a busy machine."""
 REPLAY = """
 from property_tests.kernel.bench import WORKER, Bench
 from verify.problem import Problem
@@ -54,16 +55,14 @@ def schedules(bench: Bench, *, shrink: bool) -> None:
 
 def test_a_fault_of_the_last_eight_lanes_is_found_shrunk_and_replayed(pool: Pool) -> None:
     bench = Bench(f"{PLANTED}:tail_lanes", 2, [pool])
-    began = time.monotonic()
     with pytest.raises(AssertionError):
         find(bench, shrink=True)
-    seconds = time.monotonic() - began
     assert bench.failure is not None
     found = bench.failure.problem
     assert (found.hidden, found.tokens, found.world_size) == (256, 1, 2), found
-    assert seconds < 60
+    assert bench.cases < MOST_CASES
     script = REPLAY.format(backend=bench.backend, line=found.to_json())
-    again = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    again = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert bench.failure.lines[0] in again.stderr
 
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass"},
     {"graph", "kernel"},
-    {"latency", "exhaust", "faults", "pytest_session"},
+    {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts", "manual"},
     {"verify_command", "pytest_plugin"},
     {"cli"},
