@@ -28,6 +28,9 @@ WORLD_SIZES = (2, 4, 8)
 MOST_ELEMENTS = 3 * 2**17
 """tokens * hidden of the largest case: with one case of each family, half a minute for all kernels on two cores."""
 
+START_SECONDS, OVERSHOOT = 3.0, 0.1
+"""What starting the ranks of a world size takes, and by what share the cases in flight overrun their time."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `verify` to `app`."""
@@ -116,7 +119,7 @@ class _Asked:
         """Every dataflow at every world size."""
         subjects = [Subject(f"emulated:{name}", size) for size in WORLD_SIZES for name in DATAFLOWS]
         count = len(FAMILIES) if self.cases is None and self.seconds is None else self.cases
-        share = None if self.seconds is None else self.seconds / len(subjects)
+        share = None if self.seconds is None else _share(self.seconds, len(subjects))
         plan = Plan(seed=self.seed, most_elements=self.most_elements)
         return Run(subjects, plan, Budget(count, share))
 
@@ -124,6 +127,11 @@ class _Asked:
         """The same as words, by which two runs are known to have asked the same."""
         run = self.run()
         return ["kernel", *(f"{s.backend} tp {s.world_size}" for s in run.subjects), repr(self), repr(run.budget)]
+
+
+def _share(seconds: float, subjects: int) -> float:
+    """Seconds of each subject, so that with the start of the ranks and the last case of each all end in time."""
+    return max(seconds - START_SECONDS * len(WORLD_SIZES), seconds / 2) * (1 - OVERSHOOT) / subjects
 
 
 def _ask_kernel(asked: _Asked, run: Run, directory: Path) -> dict[str, Any]:

@@ -332,6 +332,13 @@ def test_a_budget_is_divided_and_never_exceeded(budget: float) -> None:
     assert division.kernel + sum(form.seconds for form in division.forms.values()) <= budget
 
 
+@pytest.mark.parametrize("seconds", [5.0, 30.0, 600.0])
+def test_the_kernels_share_what_the_kernel_question_gets_less_the_starts_of_their_ranks(seconds: float) -> None:
+    kernels = len(DATAFLOWS) * len(verify_command.WORLD_SIZES)
+    each = verify_command._share(seconds, kernels)
+    assert 0.4 * seconds < kernels * each < 0.95 * seconds
+
+
 def test_a_larger_budget_buys_more_parts_then_their_long_forms_then_cases() -> None:
     local = STEPS[:3]
     assert divide(local, 45).forms == {}
