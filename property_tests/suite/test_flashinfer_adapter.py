@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verify.backends import backend, flashinfer, flashinfer_norm
-from verify.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here
+from verify.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here, shape_support
 from verify.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
 from verify.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
 from verify.dataflow import DATAFLOWS, Dataflow
@@ -288,6 +288,16 @@ def test_a_gpu_that_the_kernel_is_not_built_for_is_named(monkeypatch: pytest.Mon
     support = FlashInferBackend().supports(Problem())
     refused_gpu.cache_clear()
     assert support.reason == "NVIDIA A100 has capability 8.0, the kernel is built for 9, 10 and 12"
+
+
+@pytest.mark.parametrize(("world_size", "narrow"), [(2, 8), (4, 24), (8, 56), (16, 120)])
+def test_rows_with_fewer_threads_than_ranks_are_refused_to_the_two_shot_kernel_only(
+    world_size: int, narrow: int
+) -> None:
+    problem = Problem(tokens=33, world_size=world_size, strategy=Strategy.TWOSHOT, hidden=narrow)
+    assert "fewer threads in a block than ranks" in shape_support(problem).reason
+    assert shape_support(replace(problem, hidden=narrow + 8)).ok
+    assert shape_support(replace(problem, strategy=Strategy.ONESHOT)).ok
 
 
 def test_the_unified_variant_is_named_combined_and_refused_to_virtual_ranks() -> None:

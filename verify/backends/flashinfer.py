@@ -79,6 +79,10 @@ def shape_support(problem: Problem) -> Support:
     size = problem.tokens * problem.hidden * 2 * problem.world_size
     if problem.strategy is Strategy.ONESHOT and size > LAMPORT_BYTES:
         return Support(ok=False, reason=f"one-shot of {size} bytes, at most {LAMPORT_BYTES}")
+    automatic = problem.strategy is Strategy.AUTO and size > ONESHOT_BYTES[problem.world_size]
+    if (automatic or problem.strategy is Strategy.TWOSHOT) and eighths < problem.world_size:
+        # A block has a thread for every 8 lanes, and its first threads signal one peer each: some are not waited for.
+        return Support(ok=False, reason=f"two-shot at hidden {problem.hidden} has fewer threads in a block than ranks")
     return Support(ok=True)
 
 

@@ -48,7 +48,9 @@ class Verdict(str, Enum):
 @cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, JSON-ready; no names of users, hosts or paths."""
-    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    installed: dict[str, str] = {}
+    for found in metadata.distributions():
+        installed.setdefault(found.name.lower(), found.version)  # the first on the path is the one imported
     versions = {name: installed[name] for name in _PACKAGES if name in installed}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
