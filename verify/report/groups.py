@@ -197,7 +197,7 @@ def _kernel_sentence(part: Part) -> str:
     s = part.summary
     subjects = s.get("subjects", [])
     names = list(dict.fromkeys(subject["backend"] for subject in subjects))
-    sizes = ", ".join(map(str, dict.fromkeys(subject["world_size"] for subject in subjects)))
+    sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in subjects})))
     who = f"{names[0]} at tp {sizes}" if len(names) == 1 else f"{len(names)} backends at tp {sizes}"
     facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} output elements of {who}"
     if part.findings:
