@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verify.backends import backend
-from verify.backends.emulated import EmulatedBackend
+from verify.backends.emulated import EmulatedBackend, EmulatedKernel
 from verify.backends.emulated_protocol import Lamport
 from verify.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
 
@@ -179,3 +179,10 @@ def e4m3_codes(x: Floats) -> NDArray[np.uint8]:
     below, above = np.searchsorted(middles, np.abs(x), "left"), np.searchsorted(middles, np.abs(x), "right")
     nearest = np.where(below % 2 == 0, below, above)
     return np.asarray(nearest + 128 * np.signbit(x)).astype(np.uint8)
+
+
+def kernel(dataflow_name: str = "trtllm", tokens: int = 64, hidden: int = 256) -> EmulatedKernel:
+    """A workspace for a group of one, in this process."""
+    opened = EmulatedBackend(dataflow_name).open(LoneRank(), Limits(tokens, hidden, torch.bfloat16))
+    assert isinstance(opened, EmulatedKernel)
+    return opened
