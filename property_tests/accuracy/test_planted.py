@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from eval.arm import FUSED, UNFUSED
 from eval.gate import Verdict
 from eval.planted import PLANTED, run_planted, table, tier
 from eval.worker import EvalRank
-from property_tests.accuracy.tiny_models import CONFIG, SoloRank, write_checkpoint
+from property_tests.accuracy.tiny_models import CONFIG, GOLDEN, SoloRank, write_checkpoint
 from verify.backends import backend
 from verify.interface import FusionOp, Limits, RankInputs, Strategy
 
@@ -78,3 +79,13 @@ def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_o
     assert tier(outcomes["correct"]) == "none"
     assert {arm.name for arm in (tmp_path / "base2").iterdir()} == {"oracle", UNFUSED}
     assert table(outcomes).row_count == 2
+
+
+def test_the_recorded_table_holds_every_candidate_and_passes_the_right_ones() -> None:
+    rows = json.loads((GOLDEN / "planted.json").read_text(encoding="utf-8"))["rows"]
+    assert [(r["name"], r["title"], r["right"], r["tp"]) for r in rows] == [
+        (name, p.title, p.right, p.tp) for name, p in PLANTED.items()
+    ]
+    assert {r["questions"] for r in rows} == {2016}
+    assert all(r["verdict"] == "pass" for r in rows if r["right"])
+    assert sum(r["verdict"] == "fail" for r in rows) >= 5
