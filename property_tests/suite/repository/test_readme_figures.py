@@ -135,6 +135,30 @@ def pace(result: str) -> None:
     assert number(r"([\d,]+) judged", result) == int(summary(CHIP / "pace.json")["cases_per_second"])
 
 
+def races(_result: str) -> None:
+    found = json.loads((CHIP / "findings" / "flashinfer-0.6.13-kernel.json").read_text(encoding="utf-8"))["findings"]
+    told = {
+        "residual written by the kernel before",
+        "gamma written by the kernel before",
+        "right after a call of few rows",
+    }
+    assert {finding["stage"] for finding in found} == {"again"}
+    assert all(any(text in finding["message"] for finding in found) for text in told)
+    mended = summary(CHIP / "kernel" / "others-tp2.json")["subjects"]
+    assert any(subject["backend"] == "flashinfer:pdl" and subject["cases"] > 0 for subject in mended)
+
+
+def whole_sets(result: str) -> None:
+    record = json.loads((CHIP / "accuracy" / "accuracy.json").read_text(encoding="utf-8"))
+    flips = [task["judgement"]["flips"] for task in record["tasks"]]
+    assert number(r"of ([\d,]+) questions", result) == sum(sum(each.values()) - each["churn"] for each in flips)
+    assert number(r"(\d+) lost", result) == sum(each["lost"] for each in flips)
+    assert number(r"(\d+) gained", result) == sum(each["gained"] for each in flips)
+    verdicts = {task["endpoint"]["name"]: task["judgement"]["verdict"] for task in record["tasks"]}
+    known = {"golden_gsm8k": "pass", "golden_mmlu": "pass"}
+    assert verdicts == {**known, "gsm8k": "inconclusive", "mmlu": "inconclusive"}
+
+
 def cast(_result: str) -> None:
     found = summary(CHIP / "exhaust.json")["instructions"]["cvt.rn.satfinite.e4m3x2.f32"]
     assert (found["inputs"], found["wrong"]) == (2**32, 0)
@@ -151,6 +175,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "STEPS=rejected ci/mpirun.sh": rejected,
     "fusecheck pace": pace,
     "fusecheck exhaust": cast,
+    "fusecheck kernel --backend flashinfer:pdl": races,
+    "fusecheck accuracy --device cuda": whole_sets,
 }
 """By how the row's command begins; the longest that fits."""
 
