@@ -43,7 +43,7 @@ def _device(backend: str, world_size: int, *, virtual: bool) -> str:
     device = str(getattr(backends.backend(backend), "device", "cpu"))
     found, wanted = torch.cuda.device_count(), 1 if virtual else world_size
     if (device == "cuda" or virtual) and found < wanted:
-        raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
+        raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")
     return device
 
 

@@ -128,7 +128,7 @@ def test_a_gpu_kernel_without_a_gpu_is_inconclusive_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert run(monkeypatch, "kernel", "--backend", "flashinfer") == 3
-    assert "0 CUDA GPUs here, 2 are needed" in capsys.readouterr().err
+    assert "0 CUDA GPUs here, 2 needed" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

@@ -108,5 +108,5 @@ def test_the_gate_fails_where_the_fused_path_is_slower_by_more_than_allowed(tmp_
 
 def test_without_gpus_the_measurement_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(Inconclusive, match="0 CUDA GPUs here, 2 are needed"):
+    with pytest.raises(Inconclusive, match="0 CUDA GPUs here, 2 needed"):
         command.measure("flashinfer", 2, [1], 64, 1, graphs=True)

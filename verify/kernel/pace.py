@@ -177,7 +177,7 @@ def command(
     rows, columns = _numbers("--tokens", tokens), _numbers("--hidden", hidden)
     device = str(getattr(backends.backend(backend), "device", "cpu"))
     if device == "cuda" and torch.cuda.device_count() < tp:
-        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} are needed: run it where there are")
+        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)
     with Pool(WORKER, tp, device=device, preload=("verify.case.worker",)) as pool:

@@ -91,7 +91,7 @@ class Run:
             raise UsageError(f"backend {backend.name} runs on {needed}, got --device {self.device}")
         found, wanted = torch.cuda.device_count(), 1 if self.virtual else world_size
         if self.device == "cuda" and found < wanted and detect() is None:
-            raise Inconclusive(f"{found} CUDA GPUs here, {wanted} are needed: run it where there are")
+            raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")
 
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""

@@ -40,7 +40,7 @@ def measure(
     from verify.latency.worker import slowest
 
     if torch.cuda.device_count() < tp:
-        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} are needed: run it where there are")
+        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
     timings = []
     with Pool(WORKER, tp, device="cuda", preload=("verify.case.worker",)) as pool:
         for rows in tokens:

@@ -105,7 +105,7 @@ def read_run(path: Path) -> dict[str, Any]:
     place = path / "result.json" if path.is_dir() else path
     if not place.exists():
         unfinished = (path / "cases.jsonl").exists()
-        why = "the run did not end; go on with fusecheck kernel --resume" if unfinished else "give a run's directory"
+        why = "the run did not end; go on with --resume of its command" if unfinished else "give a run's directory"
         raise UsageError(f"{path}: no result.json here; {why}" if path.is_dir() else f"{path}: no such run; {why}")
     try:
         record = json.loads(place.read_text(encoding="utf-8"))
