@@ -1,10 +1,18 @@
-"""Tests in a real browser are taken out where there is none, rather than passed."""
+"""What the tests of Fusecheck itself need around them: a browser or not, and an interrupt that arrives."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 
 from property_tests.suite import chromium
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start be interrupted: a job that a shell put into the background ignores SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
