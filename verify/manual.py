@@ -38,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "faults": (
         "fusecheck faults --quick",
-        "fusecheck faults --fault KA-01 --fault KP-01",
+        "fusecheck faults --group protocol --seeds 5",
         "fusecheck faults --sensitivity",
         "fusecheck faults --backend mypackage.kernels:MyKernel",
     ),
