@@ -61,7 +61,7 @@ def verify_all(
 
     The kernel question for the emulator under every known dataflow, then the graph question, the accuracy of the small
     model, the quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to
-    its end, in under three minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
+    its end, in three to four minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
 
     Examples:
       fusecheck verify
