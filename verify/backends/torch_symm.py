@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from verify.backends.unfused import add_residual, check, quantise, rms_norm
+from verify.backends.unfused import check, finish
 from verify.dataflow import Dataflow, dataflow
 from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
@@ -80,10 +80,7 @@ class TorchSymmKernel:
             ValueError: an operand of a wrong shape or dtype, or larger than the workspace.
         """
         check(inputs)
-        residual = add_residual(self._all_reduce(inputs.partial, strategy), inputs.residual)
-        norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
-        quant = quantise(norm, inputs.scale) if op.returns_quant else None
-        return RankOutputs(residual, norm if op.returns_norm else None, quant)
+        return finish(self._all_reduce(inputs.partial, strategy), inputs, op)
 
     def _all_reduce(self, partial: Tensor, strategy: Strategy) -> Tensor:
         """The sum over ranks, [tokens, hidden]; with two-shot it lies in the buffer, and lasts until the next call."""

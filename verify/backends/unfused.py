@@ -53,6 +53,14 @@ def quantise(norm: Tensor, scale: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
+def finish(summed: Tensor, inputs: RankInputs, op: FusionOp) -> RankOutputs:
+    """The ops behind the all-reduce, whose result is `summed`, [tokens, hidden]: add, RMSNorm, quantise."""
+    residual = add_residual(summed, inputs.residual)
+    norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
+    quant = quantise(norm, inputs.scale) if op.returns_quant else None
+    return RankOutputs(residual, norm if op.returns_norm else None, quant)
+
+
 class UnfusedBackend:
     """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
 
@@ -95,11 +103,7 @@ class UnfusedKernel:
         """
         del strategy
         check(inputs)
-        summed = all_reduce(inputs.partial, self.rank.group, self.rank.world_size)
-        residual = add_residual(summed, inputs.residual)
-        norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
-        quant = quantise(norm, inputs.scale) if op.returns_quant else None
-        return RankOutputs(residual, norm if op.returns_norm else None, quant)
+        return finish(all_reduce(inputs.partial, self.rank.group, self.rank.world_size), inputs, op)
 
     def close(self) -> None:
         """Nothing was taken."""

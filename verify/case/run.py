@@ -74,8 +74,7 @@ class Outcome:
         off_nominal: elements that differ from the nominal, by stage.
         codes: admissible codes summed over the sample, and the sample's size.
         histogram: code distance fused against unfused, when that was checked.
-        seconds: of the slowest rank, in the kernel and in judging.
-        answers: raw values of every rank, for stage AGREE.
+        kernel_seconds, judge_seconds: of the slowest rank.
     """
 
     problem: Problem
