@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from verify.case import alive, device_checks
+from verify.case import alive, graphs, overlap
 from verify.case.calls import Done, Step, limits_of
 from verify.case.compare import code_differences, compare_bits
 from verify.case.judging import Judge
@@ -76,11 +76,20 @@ class Checker:
 
     def graphs(self, backend: Backend, step: Step, tally: Tally) -> None:
         """CUDA only: calls captured in graphs and replayed with changed inputs."""
-        tally.add(device_checks.replay_graphs(self._kernel(backend, step), step))
+        tally.add(graphs.replay_graphs(self._kernel(backend, step), step))
 
-    def producer(self, backend: Backend, step: Step, tally: Tally) -> None:
-        """CUDA only: the operands come from a kernel right before that triggers its dependents early."""
-        tally.add(device_checks.follow_producer(self._kernel(backend, step), step))
+    def neighbours(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """CUDA only: under PDL, between a producer that triggers early and a consumer right behind."""
+        tally.add(overlap.between_neighbours(self._kernel(backend, step), step))
+
+    def streams(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """CUDA only: calls from two streams, in turn on one workspace and at once on two."""
+        kernel = self._kernel(backend, step)
+        second = backend.open(self.workspaces.rank, limits_of(step.problem, None))
+        try:
+            tally.add(overlap.on_two_streams(kernel, second, step))
+        finally:
+            second.close()
 
     def _kernel(self, backend: Backend, step: Step) -> Kernel:
         return self.workspaces.kernel(backend, limits_of(step.problem, None))
@@ -92,7 +101,8 @@ _CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | No
     "layouts": Checker.layouts,
     "unfused": Checker.unfused,
     "graphs": Checker.graphs,
-    "producer": Checker.producer,
+    "neighbours": Checker.neighbours,
+    "streams": Checker.streams,
 }
 
 

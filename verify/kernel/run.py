@@ -151,7 +151,8 @@ class Run:
                 self.journal.start(line, backend=subject.backend)
         checks = [check for check in case.checks if not (self.virtual and check == "unfused")]  # it needs a group
         if self.device == "cuda" and not self.virtual and "repeat" in checks:
-            checks += ["graphs", "producer"] if getattr(backends.backend(subject.backend), "pdl", False) else ["graphs"]
+            checks += ["graphs", "streams"]
+            checks += ["neighbours"] * getattr(backends.backend(subject.backend), "pdl", False)
         asked = request(case.problem, subject.backend, flow=subject.flow, checks=checks)
         outcome = run_case(pool, asked, timeout=self.timeout)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):

@@ -1,17 +1,15 @@
-"""Checks of stage 6 that need a GPU: CUDA graphs, calls without a wait between, a producer right before the kernel."""
+"""CUDA graphs: captured calls replayed on changed inputs, among other graphs, eager calls and hurried ones."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from verify.case import alive
 from verify.case.calls import Step
-from verify.case.compare import compare_bits
-from verify.interface import Kernel, RankInputs, RankOutputs
-from verify.verdict import Element, Stage, Tally
+from verify.case.eager import compare_outputs, copied, finished
+from verify.interface import Kernel, RankInputs
+from verify.verdict import Stage, Tally
 
 CALLS = (1, 2, 3)
 """Calls in a graph."""
@@ -20,10 +18,6 @@ TURNS = 64
 """Pairs of calls without a wait between them, as far as their outputs fit `KEPT` elements."""
 KEPT = 2**27
 OPERANDS = ("partial", "residual", "gamma", "scale")
-LATE = ("residual", "gamma", "scale")
-"""Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""
-NANOSECONDS = 200_000
-"""How long the producer waits before it writes: longer than any launch takes."""
 
 
 def replay_graphs(kernel: Kernel, step: Step) -> Tally:
@@ -48,14 +42,16 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
 def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankInputs], tally: Tally) -> None:
     """Few rows and all in turn, on two sets of inputs in turn: a call that runs ahead reads what the last one left."""
     few = _rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
-    expected = [_copied(_run(kernel, inputs, step)) for inputs in (few, *sets)]
+    expected = [copied(finished(kernel, inputs, step)) for inputs in (few, *sets)]
     turns = max(2, min(TURNS, KEPT // step.problem.elements))
     given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
     returned = [kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy) for inputs in given]
     torch.cuda.synchronize()
     for turn in range(turns):
-        _compare(tally, f"few rows, turn {turn}:", expected[0], returned[2 * turn])
-        _compare(tally, f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], returned[2 * turn + 1])
+        compare_outputs(tally, f"few rows, turn {turn}:", expected[0], returned[2 * turn])
+        compare_outputs(
+            tally, f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], returned[2 * turn + 1]
+        )
 
 
 def _counts(step: Step) -> list[int]:
@@ -69,7 +65,7 @@ class _Graph:
 
     def __init__(self, kernel: Kernel, step: Step, sets: list[RankInputs], calls: int) -> None:
         self._kernel, self._step, self._sets = kernel, step, sets
-        self._expected = [_copied(_run(kernel, inputs, step)) for inputs in sets]
+        self._expected = [copied(finished(kernel, inputs, step)) for inputs in sets]
         self._name = f"graph of {calls} at {len(sets[0].partial)} tokens"
         self._static = replace(sets[0], **{name: getattr(sets[0], name).clone() for name in OPERANDS})
         self._graph = torch.cuda.CUDAGraph()
@@ -87,55 +83,13 @@ class _Graph:
         self._graph.replay()
         torch.cuda.synchronize()
         for outputs in self._captured:
-            _compare(tally, f"{self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+            compare_outputs(tally, f"{self._name}, replay {turn}:", self._expected[turn % 2], outputs)
 
     def call_eagerly(self, turn: int, tally: Tally) -> None:
         """A call of the same shape between the replays."""
-        outputs = _run(self._kernel, self._sets[turn % 2], self._step)
-        _compare(tally, f"eager after the {self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+        outputs = finished(self._kernel, self._sets[turn % 2], self._step)
+        compare_outputs(tally, f"eager after the {self._name}, replay {turn}:", self._expected[turn % 2], outputs)
 
 
 def _rows(inputs: RankInputs, rows: int) -> RankInputs:
     return replace(inputs, partial=inputs.partial[:rows], residual=inputs.residual[:rows])
-
-
-def follow_producer(kernel: Kernel, step: Step) -> Tally:
-    """Operands written by the kernel right before, which lets its dependents start early: the same bits."""
-    from verify.onepass import producer
-
-    tally = Tally(Stage.AGAIN)
-    expected = _copied(_run(kernel, step.made, step))
-    for name in LATE:
-        fresh = getattr(step.made, name)
-        late = torch.zeros_like(fresh)
-        changed: dict[str, Any] = {name: late}
-        inputs = replace(step.made, **changed)
-        words = torch.int32 if name == "scale" else torch.int16
-        torch.cuda.synchronize()
-        launch: Any = producer.late_copy
-        launch[(1,)](fresh.view(words), late.view(words), fresh.numel(), NANOSECONDS, BLOCK=1024)
-        outputs = kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy)
-        torch.cuda.synchronize()
-        _compare(tally, f"{name} written by the kernel before:", expected, outputs)
-    return tally
-
-
-def _run(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
-    outputs = kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy)
-    torch.cuda.synchronize()
-    return outputs
-
-
-def _copied(outputs: RankOutputs) -> RankOutputs:
-    return RankOutputs(**{name: tensor.clone() for name, tensor in alive.named(outputs).items()})
-
-
-def _compare(tally: Tally, what: str, expected: RankOutputs, got: RankOutputs) -> None:
-    """Count differing elements as outside, and say where they were met."""
-    first = alive.named(expected)
-    for name, tensor in alive.named(got).items():
-        before = len(tally.shown)
-        compare_bits(tally, name, first[name], tensor)
-        for index in range(before, len(tally.shown)):
-            shown: Element = tally.shown[index]
-            tally.shown[index] = replace(shown, context=f"{what} {shown.context}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verify.backends.unfused import quantise, rms_norm
-from verify.case import alive, device_checks
+from verify.case import alive, graphs
 from verify.case.calls import Step
 from verify.dataflow import DATAFLOWS
 from verify.inputs.rank_inputs import Inputs
@@ -129,20 +129,20 @@ def _step(tokens: int) -> Step:
 
 def test_graphs_of_one_two_and_three_calls_at_two_token_counts_are_replayed_with_eager_calls_between() -> None:
     kernel: Any = _Kernel()
-    tally = device_checks.replay_graphs(kernel, _step(16))
+    tally = graphs.replay_graphs(kernel, _step(16))
     assert tally.outside == 0
     captured = [tokens for recording, tokens in kernel.tokens if recording]
     assert captured == [16, 8, 16, 16, 8, 8, 16, 16, 16, 8, 8, 8]
     eager = [tokens for recording, tokens in kernel.tokens if not recording]
-    graphs, turns = 3 * (4 + device_checks.REPLAYS), device_checks.TURNS
-    assert eager[graphs:] == [3, 16, 16, *([3, 16] * turns)]
+    captures, turns = 3 * (4 + graphs.REPLAYS), graphs.TURNS
+    assert eager[captures:] == [3, 16, 16, *([3, 16] * turns)]
     replayed = sum((3 * calls * (16 + 8)) + 16 + 8 + 16 for calls in (1, 2, 3))
     assert tally.elements == 64 * 3 * (replayed + turns * (3 + 16))
 
 
 def test_few_tokens_make_graphs_of_one_size_that_two_shot_takes() -> None:
-    assert device_checks._counts(_step(3)) == [3]
-    assert device_checks._counts(_step(5)) == [5, 3]
+    assert graphs._counts(_step(3)) == [3]
+    assert graphs._counts(_step(5)) == [5, 3]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_few_tokens_make_graphs_of_one_size_that_two_shot_takes() -> None:
 )
 def test_what_a_replay_keeps_or_spoils_is_found_and_named(kind: type[_Kernel], place: str) -> None:
     kernel: Any = kind()
-    tally = device_checks.replay_graphs(kernel, _step(16))
+    tally = graphs.replay_graphs(kernel, _step(16))
     assert tally.outside > 0
     assert tally.shown[0].context.startswith(place)

@@ -1,0 +1,117 @@
+"""What runs beside a call on a GPU: the kernels before and behind it under PDL, and calls on a second stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verify.case import alive
+from verify.case.calls import Step
+from verify.case.eager import compare_outputs, copied, finished
+from verify.interface import Kernel, RankInputs, RankOutputs
+from verify.verdict import Stage, Tally
+
+LATE = ("residual", "gamma", "scale")
+"""Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""
+NANOSECONDS = 200_000
+"""How long the producer waits before it writes: longer than any launch takes, so that all three kernels overlap."""
+BLOCK = 1024
+PROGRAMS = 32
+"""Blocks of the consumer: few, so that they find room beside the kernel under test."""
+TURNS = 8
+"""Calls on each of two streams."""
+
+
+def between_neighbours(kernel: Kernel, step: Step) -> Tally:
+    """An operand written by the kernel right before, each output read by the one right behind, launched by PDL.
+
+    The producer lets its dependents start at once and writes late; the consumer waits as PDL demands. Both the outputs
+    and what the consumer saw of them must be the bits of a call that nothing overlapped with.
+    """
+    from verify.onepass import neighbours
+
+    producer: Any = neighbours.late_copy
+    tally = Tally(Stage.AGAIN)
+    expected = copied(finished(kernel, step.made, step))
+    for name in LATE:
+        fresh = _words(getattr(step.made, name))
+        for output in alive.named(expected):
+            late = torch.zeros_like(getattr(step.made, name))
+            changed: dict[str, Any] = {name: late}
+            inputs = replace(step.made, **changed)
+            seen = {what: torch.empty_like(tensor) for what, tensor in alive.named(expected).items()}
+            torch.cuda.synchronize()
+            producer[(1,)](fresh, _words(late), fresh.numel(), NANOSECONDS, BLOCK=BLOCK)
+            outputs = kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy)
+            _read_behind(getattr(outputs, output), seen[output])
+            torch.cuda.synchronize()
+            compare_outputs(tally, f"{name} written by the kernel before:", expected, outputs)
+            both = {what: seen[what] if what == output else tensor for what, tensor in alive.named(expected).items()}
+            compare_outputs(tally, f"{output} read by the kernel behind:", expected, RankOutputs(**both))
+    return tally
+
+
+def _read_behind(output: Tensor, seen: Tensor) -> None:
+    from verify.onepass import neighbours
+
+    consumer: Any = neighbours.waiting_copy
+    words = _words(output)
+    consumer[(PROGRAMS,)](words, _words(seen), words.numel(), BLOCK=BLOCK, launch_pdl=True)
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The tensor as integers: 32-bit ones of a float32, else 16-bit ones; rows are multiples of eight elements."""
+    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+
+
+def on_two_streams(kernel: Kernel, second: Kernel, step: Step) -> Tally:
+    """Calls from two streams: on one workspace in an order that events keep; and at once, on a workspace each.
+
+    A refusal by an error is right, too.
+
+    Args:
+        kernel: the workspace of the case.
+        second: one more of the same size.
+        step: the case.
+    """
+    tally = Tally(Stage.AGAIN)
+    few = step.problem.world_size + 1
+    sets = [step.made, replace(step.made, partial=-step.made.partial, residual=step.made.residual.flip(0))]
+    short = [replace(x, partial=x.partial[:few], residual=x.residual[:few]) for x in sets]
+    _take_turns(tally, "in turn on two streams", step, sets, lambda _: kernel, ordered=True)
+    _take_turns(tally, "at once on two streams", step, short, lambda turn: (kernel, second)[turn], ordered=False)
+    return tally
+
+
+def _take_turns(
+    tally: Tally,
+    what: str,
+    step: Step,
+    sets: list[RankInputs],
+    kernel_of: Callable[[int], Kernel],
+    *,
+    ordered: bool,
+) -> None:
+    """Call on two streams in turn, each with inputs of its own, and compare when all have ended."""
+    expected = [copied(finished(kernel_of(turn), inputs, step)) for turn, inputs in enumerate(sets)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]  # type: ignore[no-untyped-call]
+    returned: list[RankOutputs] = []
+    try:
+        for call in range(2 * TURNS):
+            mine, other = streams[call % 2], streams[1 - call % 2]
+            if ordered:
+                mine.wait_stream(other)
+            with torch.cuda.stream(mine):
+                returned.append(
+                    kernel_of(call % 2).run(sets[call % 2], op=step.problem.op, strategy=step.problem.strategy)
+                )
+    except Exception:  # a refusal may be of any type; an error of the device comes again below
+        return
+    finally:
+        torch.cuda.synchronize()
+    for call, outputs in enumerate(returned):
+        compare_outputs(tally, f"{what}, call {call}:", expected[call % 2], outputs)
