@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verify.backends import backend, flashinfer, flashinfer_norm
-from verify.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here, shape_support
+from verify.backends.flashinfer import FlashInferBackend, picks_oneshot, refused_gpu, refused_here, shape_support
 from verify.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
 from verify.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
 from verify.dataflow import DATAFLOWS, Dataflow
@@ -22,7 +22,7 @@ from verify.errors import UsageError
 from verify.inputs.rank_inputs import Inputs
 from verify.interface import FusionOp, Limits, RankOutputs, Strategy
 from verify.oracle import Oracle
-from verify.problem import Problem
+from verify.problem import Call, Problem
 from verify.verdict import judge_rows
 
 CPU = torch.device("cpu")
@@ -298,6 +298,35 @@ def test_rows_with_fewer_threads_than_ranks_are_refused_to_the_two_shot_kernel_o
     assert "fewer threads in a block than ranks" in shape_support(problem).reason
     assert shape_support(replace(problem, hidden=narrow + 8)).ok
     assert shape_support(replace(problem, strategy=Strategy.ONESHOT)).ok
+
+
+@pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
+@pytest.mark.parametrize("strategy", [Strategy.ONESHOT, Strategy.AUTO])
+def test_a_workspace_whose_offsets_overflow_never_sees_a_one_shot_call(
+    library: _FlashInfer, kind: type[LegacyKernel | UnifiedKernel], strategy: Strategy
+) -> None:
+    small, largest = Problem(tokens=4, hidden=64, strategy=strategy), Problem(tokens=16384, hidden=16384)
+    library.other = Inputs(small, CPU).partial(1)
+    assert shape_support(replace(largest, tokens=16383)).ok
+    assert "overflows an int32" in shape_support(replace(largest, strategy=strategy)).reason
+    assert shape_support(replace(largest, strategy=Strategy.TWOSHOT)).ok
+    assert "overflows an int32" in shape_support(replace(largest, tokens=1, schedule=(Call(16384),))).reason
+    kernel = kind(Options(), _Rank(), Limits(16384, 16384, torch.bfloat16))
+    with pytest.raises(ValueError, match="1073741824 bytes a third overflows an int32"):
+        kernel.run(Inputs(small, CPU).of_rank(0), op=small.op, strategy=strategy)
+    assert library.calls == []
+    kernel.run(Inputs(small, CPU).of_rank(0), op=small.op, strategy=Strategy.TWOSHOT)
+    kernel.close()
+
+
+@pytest.mark.parametrize(("world_size", "tokens"), [(2, 64), (4, 8), (8, 2)])
+def test_which_kernel_runs_is_decided_as_flashinfer_decides(world_size: int, tokens: int) -> None:
+    elements = flashinfer.ONESHOT_BYTES[world_size] // (4 * world_size)
+    hidden = elements // tokens
+    assert picks_oneshot(world_size, tokens, hidden, Strategy.AUTO)
+    assert not picks_oneshot(world_size, tokens, hidden + 8, Strategy.AUTO)
+    assert picks_oneshot(world_size, tokens, hidden + 8, Strategy.ONESHOT)
+    assert not picks_oneshot(world_size, tokens, 8, Strategy.TWOSHOT)
 
 
 def test_the_unified_variant_is_named_combined_and_refused_to_virtual_ranks() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verify.backends.flashinfer import cleared_wrongly, picks_oneshot
 from verify.backends.operands import allocate, check_layout
 from verify.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
 
@@ -66,7 +67,7 @@ class LegacyKernel:
     """An open workspace on one rank: a table of pointers to every rank's buffers."""
 
     def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
-        self._options, self._rank = options, rank
+        self._options, self._rank, self._limits = options, rank, limits
         self._library = legacy_library()
         with quiet():
             made = self._library.trtllm_create_ipc_workspace_for_all_reduce_fusion(
@@ -85,8 +86,7 @@ class LegacyKernel:
         Raises:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
-        check_layout(inputs)
-        outputs = allocate(inputs, op)
+        outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, strategy)
         launch_legacy(self._library, self._rank, self._table, inputs.partial, op, arguments, self._metadata)
         return outputs
@@ -101,7 +101,7 @@ class UnifiedKernel:
     """An open workspace object of the unified API, on one rank."""
 
     def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
-        self._options, self._rank = options, rank
+        self._options, self._rank, self._limits = options, rank, limits
         self._library = importlib.import_module("flashinfer.comm")
         with quiet():
             self._workspace: Any = self._library.create_allreduce_fusion_workspace(
@@ -120,8 +120,7 @@ class UnifiedKernel:
         Raises:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
-        check_layout(inputs)
-        outputs = allocate(inputs, op)
+        outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         with quiet():
             self._library.allreduce_fusion(
                 input=inputs.partial,
@@ -152,7 +151,7 @@ class VirtualKernel:
     """
 
     def __init__(self, options: Options, rank: Rank, board: Any, limits: Limits) -> None:
-        self._options, self._rank, self._board = options, rank, board
+        self._options, self._rank, self._limits, self._board = options, rank, limits, board
         self._library = legacy_library()
         size = rank.world_size * limits.max_tokens * limits.hidden * 2
         self._buffers = (
@@ -169,8 +168,7 @@ class VirtualKernel:
 
     def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
         """Launch when all ranks are ready, so that nothing but the kernels themselves waits on the device."""
-        check_layout(inputs)
-        outputs = allocate(inputs, op)
+        outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, strategy)
         stream = torch.cuda.current_stream(self._rank.device)
         stream.synchronize()
@@ -184,6 +182,21 @@ class VirtualKernel:
         """Drop the buffers once no rank uses them."""
         self._board.wait()
         self._buffers = ()  # type: ignore[assignment]
+
+
+def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    """Outputs for a call whose operands the kernel reads rightly.
+
+    Raises:
+        ValueError: a wrong shape, dtype or layout, or a call that the kernel takes and computes wrongly.
+    """
+    check_layout(inputs)
+    tokens, hidden = inputs.partial.shape
+    if picks_oneshot(rank.world_size, tokens, hidden, strategy):
+        reason = cleared_wrongly(rank.world_size, limits.max_tokens, limits.hidden)
+        if reason is not None:
+            raise ValueError(reason)
+    return allocate(inputs, op)
 
 
 def legacy_library() -> Any:
