@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import torch
 
 from property_tests.kernel.given import Given
@@ -22,6 +24,19 @@ from verify.problem import Problem
 from verify.verdict import Stage, Tally, judge_rows, raw
 
 OPERANDS = ("partial", "residual", "gamma", "scale")
+
+
+def holdings(device: torch.device) -> dict[str, int]:
+    """Open files of this process, its mappings of shared memory, and bytes in use on its GPU."""
+    process = psutil.Process()
+    shared = sum("/dev/shm/" in mapping.path for mapping in process.memory_maps(grouped=False))
+    held = {"open files": process.num_fds(), "mappings of shared memory": shared}
+    if device.type == "cuda":
+        gc.collect()  # a handle in a cycle would else be given back at some later time
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        held["bytes on the GPU"] = total - free
+    return held
 
 
 class RelationWorker(CaseWorker):
@@ -114,6 +129,22 @@ class RelationWorker(CaseWorker):
         problem, backend, flow = self._read(case)
         given = Given.of(problem, self.rank.device)
         return self._taken_or_refused(backend, flow, given, given.of_rank(self.rank.index))
+
+    def reopen(self, case: dict[str, Any], times: int) -> dict[str, Any]:
+        """Open a workspace, use it and close it, so many times.
+
+        Returns:
+            `calls`, as `run` does, and `held`: what this process holds after each closing, by kind.
+        """
+        problem, backend, flow = self._read(case)
+        given = Given.of(problem, self.rank.device)
+        records, held = [], []
+        for _ in range(times):
+            _, record = self._judged(backend, flow, given, given.of_rank(self.rank.index))
+            records.append(record)
+            self.workspaces.close(backend.name)
+            held.append(holdings(self.rank.device))
+        return {"calls": records, "held": held}
 
     # ------------------------------------------------------------------ one call
     def _read(self, case: dict[str, Any]) -> tuple[Problem, Backend, Dataflow]:

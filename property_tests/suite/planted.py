@@ -69,6 +69,13 @@ class NoRemainder(TwoShot):
         return rank * share, (rank + 1) * share
 
 
+class KeepsItsBuffers(Lamport):
+    """Every closed workspace keeps its shared memory, so that the next one takes more."""
+
+    def close(self) -> None:
+        """Forgotten."""
+
+
 def tail_lanes() -> EmulatedBackend:
     """Touches only the last eight lanes, from 256 elements a row on."""
     return _named("tail-lanes", EmulatedBackend(arithmetic=TailLanes))
@@ -92,6 +99,11 @@ def no_exit_barrier() -> EmulatedBackend:
 def no_remainder() -> EmulatedBackend:
     """LW-09."""
     return _named("no-remainder", EmulatedBackend(twoshot=NoRemainder))
+
+
+def keeps_its_buffers() -> EmulatedBackend:
+    """Leaks."""
+    return _named("keeps-its-buffers", EmulatedBackend(oneshot=KeepsItsBuffers))
 
 
 def _named(name: str, backend: EmulatedBackend) -> EmulatedBackend:

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
+from property_tests.kernel import test_workspace
 from property_tests.kernel.bench import WORKER, Bench
 from property_tests.kernel.test_schedule import run_schedules
 from property_tests.strategies import problems
+from verify.interface import Strategy
 from verify.ranks import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +91,9 @@ def test_a_sentinel_tested_by_its_value_is_found_as_a_hang(pool: Pool) -> None:
     bench = Bench(f"{PLANTED}:sentinel_by_value", 2, [pool], timeout=3.0)
     with pytest.raises(AssertionError, match="alive: hang"):
         schedules(bench, shrink=False)
+
+
+def test_a_workspace_that_keeps_its_memory_is_found_and_what_it_keeps_is_named(pool: Pool) -> None:
+    bench = Bench(f"{PLANTED}:keeps_its_buffers", 2, [pool])
+    with pytest.raises(AssertionError, match="12 more mappings of shared memory after 6 further openings"):
+        test_workspace.test_a_closed_workspace_has_given_everything_back(bench, Strategy.ONESHOT)
