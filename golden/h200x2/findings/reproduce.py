@@ -1,0 +1,198 @@
+"""What Fusecheck found in FlashInfer's fused kernel, shown with torch and FlashInfer alone on two GPUs of one host.
+
+    python reproduce.py [NAME ...]
+
+Each prints, for each rank, how many elements of residual_out are not the sum that they should be: 0 is right. Inputs
+are small integers, so that every sum is exact in bf16. Nothing of Fusecheck is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import flashinfer
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import triton
+import triton.language as tl
+from flashinfer.comm import trtllm_ar
+from torch import Tensor
+
+SECONDS = 60
+"""After which an experiment counts as hung."""
+
+
+class Workspace:
+    """FlashInfer's buffers for `tokens` x `hidden`, on one of two ranks."""
+
+    def __init__(self, rank: int, tokens: int, hidden: int) -> None:
+        self.rank = rank
+        self.handles, self.table, self.metadata = trtllm_ar.trtllm_create_ipc_workspace_for_all_reduce_fusion(
+            rank, 2, tokens, hidden, group=dist.group.WORLD, create_metadata=True
+        )
+        self.gamma = torch.ones(hidden, dtype=torch.bfloat16, device="cuda")
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        trtllm_ar.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(self.handles, group=dist.group.WORLD)
+
+    def call(self, partial: Tensor, residual: Tensor, *, oneshot: bool, pdl: bool = False) -> Tensor:
+        """residual_out of one fused call."""
+        residual_out, norm_out = torch.empty_like(residual), torch.empty_like(residual)
+        trtllm_ar.trtllm_allreduce_fusion(
+            allreduce_in=partial, world_size=2, world_rank=self.rank, token_num=len(partial),
+            hidden_dim=partial.shape[1], workspace_ptrs=self.table, launch_with_pdl=pdl,
+            trigger_completion_at_end=True, fp32_acc=False, pattern_code=1, use_oneshot=oneshot, allreduce_out=None,
+            residual_in=residual, residual_out=residual_out, norm_out=norm_out, quant_out=None, scale_out=None,
+            rms_gamma=self.gamma, rms_eps=1e-5,
+            scale_factor=None, layout_code=None, metadata=self.metadata,
+        )  # fmt: skip
+        return residual_out
+
+
+class Data:
+    """Both ranks' addends and the residual of one call."""
+
+    def __init__(self, seed: int, tokens: int, hidden: int) -> None:
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        shape = (3, tokens, hidden)
+        whole = torch.randint(-8, 9, shape, generator=generator, device="cuda").to(torch.bfloat16)
+        *self.partials, self.residual = whole.unbind()
+        self.sum = self.partials[0] + self.partials[1] + self.residual
+
+    def wrong(self, residual_out: Tensor) -> int:
+        """Elements that are not the sum."""
+        return int((residual_out != self.sum).sum())
+
+
+def cleared_beside(rank: int) -> str:
+    """One-shot, 64 rows, a workspace for 32,768 x 8192: a third of 2^30 bytes, and twice that overflows an int32.
+
+    Rank 1 comes 20 ms late each time, so that rank 0 meets whatever an earlier call left in its buffer.
+    """
+    told = []
+    for tokens in (32767, 32768):
+        neighbour = torch.full((3 << 30,), 0x11, dtype=torch.uint8, device="cuda")
+        workspace = Workspace(rank, tokens, 8192)
+        found = []
+        for call in range(9):
+            data = Data(call, 64, 8192)
+            torch.cuda.synchronize()
+            dist.barrier()
+            time.sleep(0.02 * rank)
+            found.append(data.wrong(workspace.call(data.partials[rank], data.residual, oneshot=True)))
+        spoilt = int((neighbour != 0x11).sum())
+        told.append(f"workspace of {tokens} rows: wrong {found}, bytes of another tensor overwritten {spoilt}")
+        torch.cuda.synchronize()
+        dist.barrier()
+        workspace.close()
+        del neighbour, workspace
+    return "; ".join(told)
+
+
+def narrow(rank: int) -> str:
+    """Two-shot at hidden 8: a block of one thread for a barrier among two ranks."""
+    workspace, data = Workspace(rank, 16, 8), Data(0, 3, 8)
+    return f"wrong {data.wrong(workspace.call(data.partials[rank], data.residual, oneshot=False))}"
+
+
+@triton.jit
+def late_copy(source, target, count, nanoseconds, BLOCK: tl.constexpr):
+    """Let the next kernel start, wait, then copy."""
+    tl.extra.cuda.gdc_launch_dependents()
+    began = tl.extra.cuda.globaltimer()
+    now = began
+    while now - began < nanoseconds:
+        now = tl.extra.cuda.globaltimer()
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        tl.store(target + at, tl.load(source + at, mask=at < count), mask=at < count)
+
+
+def early_read(rank: int) -> str:
+    """Under PDL, the residual written by the kernel right before, which lets its dependents start early."""
+    workspace, found = Workspace(rank, 16, 4096), []
+    for call in range(4):
+        data = Data(call, 16, 4096)
+        residual = torch.zeros_like(data.residual)
+        torch.cuda.synchronize()
+        dist.barrier()
+        words = data.residual.view(torch.int16)
+        late_copy[(1,)](words, residual.view(torch.int16), words.numel(), 200_000, BLOCK=1024)
+        found.append(data.wrong(workspace.call(data.partials[rank], residual, oneshot=True, pdl=True)))
+    return f"wrong {found}"
+
+
+def small_then_large(rank: int) -> str:
+    """Two-shot, 3 rows and then 1024, without a wait between, 64 times."""
+    workspace = Workspace(rank, 1024, 4096)
+    few = Data(0, 3, 4096)
+    many = [Data(1 + turn % 2, 1024, 4096) for turn in range(2)]
+    torch.cuda.synchronize()
+    dist.barrier()
+    returned = []
+    for turn in range(64):
+        workspace.call(few.partials[rank], few.residual, oneshot=False)
+        returned.append(workspace.call(many[turn % 2].partials[rank], many[turn % 2].residual, oneshot=False))
+    found = [many[turn % 2].wrong(out) for turn, out in enumerate(returned)]
+    return f"wrong in {sum(count > 0 for count in found)} of 64 calls, {sum(found)} elements"
+
+
+def two_streams(rank: int) -> str:
+    """One-shot calls on one workspace from two streams that nothing orders."""
+    workspace = Workspace(rank, 16, 4096)
+    data = [Data(seed, 16, 4096) for seed in range(2)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    dist.barrier()
+    returned = []
+    for call in range(64):
+        with torch.cuda.stream(streams[call % 2]):
+            returned.append(workspace.call(data[call % 2].partials[rank], data[call % 2].residual, oneshot=True))
+    torch.cuda.synchronize()
+    found = [data[call % 2].wrong(out) for call, out in enumerate(returned)]
+    return f"wrong in {sum(count > 0 for count in found)} of 64 calls, {sum(found)} elements"
+
+
+EXPERIMENTS: dict[str, Callable[[int], str]] = {
+    experiment.__name__.replace("_", "-"): experiment
+    for experiment in (cleared_beside, narrow, early_read, small_then_large, two_streams)
+}
+
+
+def run(rank: int, name: str, port: int) -> None:
+    """One experiment on one rank."""
+    warnings.simplefilter("ignore")
+    torch.cuda.set_device(rank)
+    where = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("nccl", where, rank=rank, world_size=2, device_id=torch.device("cuda", rank))
+    try:
+        told = EXPERIMENTS[name](rank)
+        torch.cuda.synchronize()
+    except Exception as error:
+        told = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+    print(f"{name}, rank {rank}: {told}", flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(names: list[str]) -> None:
+    """Run the experiments, two processes each."""
+    print(f"flashinfer {flashinfer.__version__}, torch {torch.__version__}, {torch.cuda.get_device_name(0)}")
+    for index, name in enumerate(names):
+        ranks = mp.start_processes(run, (name, 29600 + index), nprocs=2, join=False, start_method="spawn")
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline and any(process.is_alive() for process in ranks.processes):
+            time.sleep(0.1)
+        for rank, process in enumerate(ranks.processes):
+            if process.is_alive():
+                print(f"{name}, rank {rank}: hangs, ended after {SECONDS} s", flush=True)
+                process.kill()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(EXPERIMENTS))
