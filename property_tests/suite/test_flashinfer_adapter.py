@@ -1,18 +1,16 @@
-"""The FlashInfer backends against stand-ins with the signatures of 0.6.13 and 0.7.2.post1."""
+"""The FlashInfer backends against a stand-in for the library."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
+from property_tests.suite.flashinfer_stand_in import FlashInfer
+from property_tests.suite.lone_rank import LoneRank
 from verify.backends import backend, flashinfer, flashinfer_norm
 from verify.backends.flashinfer import FlashInferBackend, picks_oneshot, refused_gpu, refused_here, shape_support
 from verify.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
@@ -29,150 +27,9 @@ CPU = torch.device("cpu")
 LIMITS = Limits(16, 256, torch.bfloat16)
 
 
-@dataclass
-class _Rank:
-    index: int = 0
-    world_size: int = 2
-    device: torch.device = CPU
-    group: ProcessGroup | None = None
-
-    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        raise RuntimeError(f"{name} {nbytes}")
-
-
-def _codes(y: Tensor, scale: Tensor) -> Tensor:
-    return (y * (1.0 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
-
-
-def _norm(stream: Tensor, gamma: Tensor, eps: float, bias: float) -> Tensor:
-    wide = stream.float()
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * (gamma.float() + bias)
-
-
-class _FlashInfer:
-    """FlashInfer's functions by their published signatures, for rank 0; what the other rank holds is in `other`."""
-
-    def __init__(self) -> None:
-        self.other = torch.empty(0)
-        self.calls: list[dict[str, Any]] = []
-        self.held: dict[int, Tensor] = {}
-
-    def modules(self) -> dict[str, ModuleType]:
-        """What `import flashinfer.comm`, `.comm.trtllm_ar` and `.norm` find."""
-        made = {name: ModuleType(name) for name in ("flashinfer", "flashinfer.comm", "flashinfer.norm")}
-        made["flashinfer.comm.trtllm_ar"] = legacy = ModuleType("flashinfer.comm.trtllm_ar")
-        vars(legacy).update(
-            trtllm_create_ipc_workspace_for_all_reduce_fusion=self.create,
-            trtllm_destroy_ipc_workspace_for_all_reduce_fusion=self.release,
-            trtllm_allreduce_fusion=self.fuse,
-        )
-        vars(made["flashinfer.comm"]).update(
-            create_allreduce_fusion_workspace=self.create_unified, allreduce_fusion=self.fuse_unified
-        )
-        vars(made["flashinfer.norm"]).update(
-            _USE_CUDA_NORM=True,
-            fused_add_rmsnorm=self.add_norm,
-            gemma_fused_add_rmsnorm=self.add_norm_gemma,
-            fused_add_rmsnorm_quant=self.add_norm_quant,
-        )
-        return made
-
-    def create(
-        self, tp_rank: int, tp_size: int, max_token_num: int, hidden_dim: int, use_fp32_lamport: bool = False,
-        group: object = None, create_metadata: bool = False, comm_backend: object = None,
-        use_symm_dev_mem: bool = False,
-    ) -> tuple[list[list[int]], Tensor, dict[str, int]]:  # fmt: skip
-        assert create_metadata
-        assert (tp_rank, tp_size, use_fp32_lamport, comm_backend, use_symm_dev_mem) == (0, 2, False, None, False)
-        handles: list[list[int]] = [[]]
-        self.held[id(handles)] = torch.zeros(1)
-        return handles, torch.zeros(7, dtype=torch.int64), {"room": max_token_num * hidden_dim}
-
-    def release(self, workspace: list[list[int]], group: object = None) -> None:
-        del self.held[id(workspace)]
-
-    def fuse(
-        self, allreduce_in: Tensor, world_size: int, world_rank: int, token_num: int, hidden_dim: int,
-        workspace_ptrs: Tensor, launch_with_pdl: bool, trigger_completion_at_end: bool, fp32_acc: bool,
-        pattern_code: int, use_oneshot: bool | None, allreduce_out: Tensor | None, residual_in: Tensor,
-        residual_out: Tensor, norm_out: Tensor | None, quant_out: Tensor | None, scale_out: Tensor | None,
-        rms_gamma: Tensor, rms_eps: float, scale_factor: Tensor, layout_code: int | None,
-        metadata: dict[str, int] | None = None, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
-    ) -> None:  # fmt: skip
-        assert (world_size, world_rank, scale_out, layout_code) == (2, 0, None, None)
-        assert metadata is not None
-        assert token_num * hidden_dim <= metadata["room"]
-        told = {"pdl": launch_with_pdl, "end": trigger_completion_at_end, "fp32": fp32_acc, "oneshot": use_oneshot}
-        self.calls.append({"pattern": pattern_code} | told)
-        shape = (token_num, hidden_dim)
-        stream = (allreduce_in.view(shape) + self.other) + residual_in.view(shape)
-        norm = _norm(stream, rms_gamma, rms_eps, weight_bias).to(stream.dtype)
-        residual_out.view(shape).copy_(stream)
-        if pattern_code in (1, 4):
-            assert norm_out is not None
-            norm_out.view(shape).copy_(norm)
-        if pattern_code in (2, 4):
-            assert quant_out is not None
-            quant_out.view(shape).copy_(_codes(norm.float(), scale_factor).view(torch.uint8))
-
-    def create_unified(
-        self, backend: str = "auto", world_size: int | None = None, rank: int | None = None,
-        max_token_num: int = 0, hidden_dim: int = 0, dtype: torch.dtype | None = None, gpus_per_node: int | None = None,
-        comm_backend: object = None, force_oneshot_support: bool = False, group: object = None,
-    ) -> SimpleNamespace:  # fmt: skip
-        assert (backend, dtype) == ("trtllm", torch.bfloat16)
-        handles, table, metadata = self.create(
-            rank or 0, world_size or 0, max_token_num, hidden_dim, create_metadata=True
-        )
-        return SimpleNamespace(ipc_handles=handles, table=table, metadata=metadata, destroy=lambda: None)
-
-    def fuse_unified(
-        self, input: Tensor, workspace: SimpleNamespace, pattern: int, launch_with_pdl: bool = False,  # noqa: A002
-        trigger_completion_at_end: bool = True, output: Tensor | None = None, residual_out: Tensor | None = None,
-        norm_out: Tensor | None = None, quant_out: Tensor | None = None, scale_out: Tensor | None = None,
-        residual_in: Tensor | None = None, rms_gamma: Tensor | None = None, rms_eps: float = 1e-6,
-        scale_factor: Tensor | None = None, layout_code: int | None = None, use_oneshot: bool | None = None,
-        fp32_acc: bool = False, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
-    ) -> Tensor | None:  # fmt: skip
-        assert residual_in is not None
-        assert residual_out is not None
-        assert rms_gamma is not None
-        assert scale_factor is not None
-        tokens, hidden = input.shape
-        self.fuse(
-            input, 2, 0, tokens, hidden, workspace.table, launch_with_pdl, trigger_completion_at_end, fp32_acc, pattern,
-            use_oneshot, output, residual_in, residual_out, norm_out, quant_out, scale_out, rms_gamma, rms_eps,
-            scale_factor, layout_code, workspace.metadata, block_quant_group_size, weight_bias,
-        )  # fmt: skip
-        return norm_out if norm_out is not None else quant_out
-
-    def add_norm(
-        self, input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, enable_pdl: bool | None = None,  # noqa: A002
-    ) -> None:  # fmt: skip
-        self._in_place(input, residual, weight, eps, 0.0)
-
-    def add_norm_gemma(
-        self, input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, enable_pdl: bool | None = None,  # noqa: A002
-    ) -> None:  # fmt: skip
-        self._in_place(input, residual, weight, eps, 1.0)
-
-    def _in_place(self, given: Tensor, residual: Tensor, weight: Tensor, eps: float, bias: float) -> None:
-        stream = given.float() + residual.float()
-        residual.copy_(stream)
-        given.copy_(_norm(stream, weight, eps, bias))
-
-    def add_norm_quant(
-        self, out: Tensor, input: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float = 1e-6,  # noqa: A002
-        enable_pdl: bool | None = None,
-    ) -> None:  # fmt: skip
-        stream = input.float() + residual.float()
-        residual.copy_(stream)
-        out.copy_(_codes(_norm(stream, weight, eps, 0.0), scale))
-
-
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[_FlashInfer]:
-    made = _FlashInfer()
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInfer]:
+    made = FlashInfer()
     for name, module in made.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
@@ -189,12 +46,12 @@ def _outside(problem: Problem, outputs: RankOutputs, flow: Dataflow) -> int:
 @pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
 @pytest.mark.parametrize("op", list(FusionOp))
 def test_both_apis_pass_the_same_arguments_and_give_everything_back(
-    library: _FlashInfer, kind: type[LegacyKernel | UnifiedKernel], op: FusionOp
+    library: FlashInfer, kind: type[LegacyKernel | UnifiedKernel], op: FusionOp
 ) -> None:
     problem = Problem(op=op, tokens=9, hidden=256, weight_bias=1.0)
     source = Inputs(problem, CPU)
     library.other = source.partial(1)
-    kernel = kind(Options(fp32=True, pdl=True, early=True), _Rank(), LIMITS)
+    kernel = kind(Options(fp32=True, pdl=True, early=True), LoneRank(), LIMITS)
     for strategy in Strategy:
         outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
         assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
@@ -207,13 +64,13 @@ def test_both_apis_pass_the_same_arguments_and_give_everything_back(
 
 @pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
 def test_layouts_that_the_kernel_would_misread_never_reach_it(
-    library: _FlashInfer, kind: type[LegacyKernel | UnifiedKernel]
+    library: FlashInfer, kind: type[LegacyKernel | UnifiedKernel]
 ) -> None:
     problem = Problem(tokens=4, hidden=64)
     made = Inputs(problem, CPU).of_rank(0)
     spread = torch.zeros(4, 128, dtype=torch.bfloat16)[:, ::2]
     shifted = torch.zeros(65, dtype=torch.bfloat16)[1:]
-    kernel = kind(Options(), _Rank(), LIMITS)
+    kernel = kind(Options(), LoneRank(), LIMITS)
     for wrong, told in (
         (replace(made, residual=spread), "residual is not contiguous"),
         (replace(made, gamma=shifted), "gamma is not 16-byte aligned"),
@@ -227,13 +84,13 @@ def test_layouts_that_the_kernel_would_misread_never_reach_it(
 
 @pytest.mark.parametrize(("op", "bias"), [*((op, 0.0) for op in FusionOp), (FusionOp.RESIDUAL_RMS_NORM, 1.0)], ids=str)
 def test_norm_kernels_work_on_copies_and_pass_under_their_dataflow(
-    library: _FlashInfer, op: FusionOp, bias: float
+    library: FlashInfer, op: FusionOp, bias: float
 ) -> None:
     problem = Problem(op=op, tokens=9, hidden=256, world_size=1, weight_bias=bias, scale=0.0123)
     chosen = FlashInferNormBackend()
     made = Inputs(problem, CPU).of_rank(0)
     before = [tensor.clone() for tensor in (made.partial, made.residual, made.gamma)]
-    outputs = FlashInferNormKernel(_Rank(world_size=1)).run(made, op=op, strategy=problem.strategy)
+    outputs = FlashInferNormKernel(LoneRank(world_size=1)).run(made, op=op, strategy=problem.strategy)
     for tensor, kept in zip((made.partial, made.residual, made.gamma), before, strict=True):
         assert torch.equal(tensor, kept)
     assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
@@ -242,10 +99,10 @@ def test_norm_kernels_work_on_copies_and_pass_under_their_dataflow(
         assert _outside(problem, outputs, replace(chosen.dataflow(problem), round_norm=True)) > 0
 
 
-def test_norm_kernels_are_those_in_cuda_even_if_others_are_installed(library: _FlashInfer) -> None:
+def test_norm_kernels_are_those_in_cuda_even_if_others_are_installed(library: FlashInfer) -> None:
     vars(sys.modules["flashinfer.norm"])["_USE_CUDA_NORM"] = False
     with pytest.raises(RuntimeError, match="FLASHINFER_USE_CUDA_NORM=1: set it before the ranks start"):
-        FlashInferNormKernel(_Rank(world_size=1))
+        FlashInferNormKernel(LoneRank(world_size=1))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +160,7 @@ def test_rows_with_fewer_threads_than_ranks_are_refused_to_the_two_shot_kernel_o
 @pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
 @pytest.mark.parametrize("strategy", [Strategy.ONESHOT, Strategy.AUTO])
 def test_a_workspace_whose_offsets_overflow_never_sees_a_one_shot_call(
-    library: _FlashInfer, kind: type[LegacyKernel | UnifiedKernel], strategy: Strategy
+    library: FlashInfer, kind: type[LegacyKernel | UnifiedKernel], strategy: Strategy
 ) -> None:
     small, largest = Problem(tokens=4, hidden=64, strategy=strategy), Problem(tokens=16384, hidden=16384)
     library.other = Inputs(small, CPU).partial(1)
@@ -311,7 +168,7 @@ def test_a_workspace_whose_offsets_overflow_never_sees_a_one_shot_call(
     assert "overflows an int32" in shape_support(replace(largest, strategy=strategy)).reason
     assert shape_support(replace(largest, strategy=Strategy.TWOSHOT)).ok
     assert "overflows an int32" in shape_support(replace(largest, tokens=1, schedule=(Call(16384),))).reason
-    kernel = kind(Options(), _Rank(), Limits(16384, 16384, torch.bfloat16))
+    kernel = kind(Options(), LoneRank(), Limits(16384, 16384, torch.bfloat16))
     with pytest.raises(ValueError, match="1073741824 bytes a third overflows an int32"):
         kernel.run(Inputs(small, CPU).of_rank(0), op=small.op, strategy=strategy)
     assert library.calls == []
@@ -333,7 +190,7 @@ def test_the_unified_variant_is_named_combined_and_refused_to_virtual_ranks() ->
     chosen = FlashInferBackend("fp32,unified")
     assert (chosen.name, chosen.unified, chosen.fp32) == ("flashinfer:fp32,unified", True, True)
     assert chosen.dataflow(Problem()).name == "flashinfer-fp32"
-    rank = _Rank(device=torch.device("cuda", 0))
+    rank = LoneRank(device=torch.device("cuda", 0))
     vars(rank)["board"] = object()
     with pytest.raises(ValueError, match="leave the variant unified out"):
         chosen.open(rank, LIMITS)
@@ -344,4 +201,4 @@ def test_the_unified_variant_is_named_combined_and_refused_to_virtual_ranks() ->
 @pytest.mark.parametrize("name", ["flashinfer", "flashinfer:unified", "flashinfer-norm"])
 def test_on_a_cpu_rank_the_missing_gpu_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="on cpu, expected a CUDA device"):
-        backend(name).open(_Rank(), LIMITS)
+        backend(name).open(LoneRank(), LIMITS)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
+from property_tests.suite.lone_rank import LoneRank
 from verify.backends import backend, tensorrt_llm
 from verify.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
 from verify.backends.unfused import quantise, rms_norm
@@ -27,17 +26,6 @@ OLD = (
 )
 NEW = OLD.replace("float eps)", "float eps, bool trigger_completion_at_end)")
 CPU = torch.device("cpu")
-
-
-@dataclass
-class _Rank:
-    index: int = 0
-    world_size: int = 2
-    device: torch.device = CPU
-    group: ProcessGroup | None = None
-
-    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        raise RuntimeError(f"{name} {nbytes}")
 
 
 class _Stub:
@@ -85,7 +73,7 @@ def stub(request: pytest.FixtureRequest) -> Iterator[_Stub]:
 
 
 def _kernel(variant: str = "") -> TensorRTLLMKernel:
-    return TensorRTLLMKernel(TensorRTLLMBackend(variant), _Rank(), torch.zeros(7, dtype=torch.int64))
+    return TensorRTLLMKernel(TensorRTLLMBackend(variant), LoneRank(), torch.zeros(7, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("op", list(FusionOp))
@@ -164,10 +152,10 @@ def test_the_environment_must_agree_with_the_declared_accumulation(monkeypatch: 
     monkeypatch.setenv(ACCUMULATE, "1")
     limits = Limits(4, 64, torch.bfloat16)
     with pytest.raises(ValueError, match="must be unset for tensorrt_llm"):
-        TensorRTLLMBackend().open(_Rank(), limits)
+        TensorRTLLMBackend().open(LoneRank(), limits)
     monkeypatch.delenv(ACCUMULATE)
     with pytest.raises(ValueError, match="must be set for tensorrt_llm:fp32"):
-        TensorRTLLMBackend("fp32").open(_Rank(), limits)
+        TensorRTLLMBackend("fp32").open(LoneRank(), limits)
 
 
 def test_each_variant_declares_its_dataflow_and_unknown_ones_are_refused() -> None:

@@ -1,0 +1,139 @@
+"""What stands in for FlashInfer in tests without a GPU: its functions, by the signatures of 0.6.13 and 0.7.2.post1."""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def codes(y: Tensor, scale: Tensor) -> Tensor:
+    return (y * (1.0 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def normed(stream: Tensor, gamma: Tensor, eps: float, bias: float) -> Tensor:
+    wide = stream.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * (gamma.float() + bias)
+
+
+class FlashInfer:
+    """FlashInfer's functions by their published signatures, for rank 0; what the other rank holds is in `other`."""
+
+    def __init__(self) -> None:
+        self.other = torch.empty(0)
+        self.calls: list[dict[str, Any]] = []
+        self.held: dict[int, Tensor] = {}
+
+    def modules(self) -> dict[str, ModuleType]:
+        """What `import flashinfer.comm`, `.comm.trtllm_ar` and `.norm` find."""
+        made = {name: ModuleType(name) for name in ("flashinfer", "flashinfer.comm", "flashinfer.norm")}
+        made["flashinfer.comm.trtllm_ar"] = legacy = ModuleType("flashinfer.comm.trtllm_ar")
+        vars(legacy).update(
+            trtllm_create_ipc_workspace_for_all_reduce_fusion=self.create,
+            trtllm_destroy_ipc_workspace_for_all_reduce_fusion=self.release,
+            trtllm_allreduce_fusion=self.fuse,
+        )
+        vars(made["flashinfer.comm"]).update(
+            create_allreduce_fusion_workspace=self.create_unified, allreduce_fusion=self.fuse_unified
+        )
+        vars(made["flashinfer.norm"]).update(
+            _USE_CUDA_NORM=True,
+            fused_add_rmsnorm=self.add_norm,
+            gemma_fused_add_rmsnorm=self.add_norm_gemma,
+            fused_add_rmsnorm_quant=self.add_norm_quant,
+        )
+        return made
+
+    def create(
+        self, tp_rank: int, tp_size: int, max_token_num: int, hidden_dim: int, use_fp32_lamport: bool = False,
+        group: object = None, create_metadata: bool = False, comm_backend: object = None,
+        use_symm_dev_mem: bool = False,
+    ) -> tuple[list[list[int]], Tensor, dict[str, int]]:  # fmt: skip
+        assert create_metadata
+        assert (tp_rank, tp_size, use_fp32_lamport, comm_backend, use_symm_dev_mem) == (0, 2, False, None, False)
+        handles: list[list[int]] = [[]]
+        self.held[id(handles)] = torch.zeros(1)
+        return handles, torch.zeros(7, dtype=torch.int64), {"room": max_token_num * hidden_dim}
+
+    def release(self, workspace: list[list[int]], group: object = None) -> None:
+        del self.held[id(workspace)]
+
+    def fuse(
+        self, allreduce_in: Tensor, world_size: int, world_rank: int, token_num: int, hidden_dim: int,
+        workspace_ptrs: Tensor, launch_with_pdl: bool, trigger_completion_at_end: bool, fp32_acc: bool,
+        pattern_code: int, use_oneshot: bool | None, allreduce_out: Tensor | None, residual_in: Tensor,
+        residual_out: Tensor, norm_out: Tensor | None, quant_out: Tensor | None, scale_out: Tensor | None,
+        rms_gamma: Tensor, rms_eps: float, scale_factor: Tensor, layout_code: int | None,
+        metadata: dict[str, int] | None = None, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
+    ) -> None:  # fmt: skip
+        assert (world_size, world_rank, scale_out, layout_code) == (2, 0, None, None)
+        assert metadata is not None
+        assert token_num * hidden_dim <= metadata["room"]
+        told = {"pdl": launch_with_pdl, "end": trigger_completion_at_end, "fp32": fp32_acc, "oneshot": use_oneshot}
+        self.calls.append({"pattern": pattern_code} | told)
+        shape = (token_num, hidden_dim)
+        stream = (allreduce_in.view(shape) + self.other) + residual_in.view(shape)
+        norm = normed(stream, rms_gamma, rms_eps, weight_bias).to(stream.dtype)
+        residual_out.view(shape).copy_(stream)
+        if pattern_code in (1, 4):
+            assert norm_out is not None
+            norm_out.view(shape).copy_(norm)
+        if pattern_code in (2, 4):
+            assert quant_out is not None
+            quant_out.view(shape).copy_(codes(norm.float(), scale_factor).view(torch.uint8))
+
+    def create_unified(
+        self, backend: str = "auto", world_size: int | None = None, rank: int | None = None,
+        max_token_num: int = 0, hidden_dim: int = 0, dtype: torch.dtype | None = None, gpus_per_node: int | None = None,
+        comm_backend: object = None, force_oneshot_support: bool = False, group: object = None,
+    ) -> SimpleNamespace:  # fmt: skip
+        assert (backend, dtype) == ("trtllm", torch.bfloat16)
+        handles, table, metadata = self.create(
+            rank or 0, world_size or 0, max_token_num, hidden_dim, create_metadata=True
+        )
+        return SimpleNamespace(ipc_handles=handles, table=table, metadata=metadata, destroy=lambda: None)
+
+    def fuse_unified(
+        self, input: Tensor, workspace: SimpleNamespace, pattern: int, launch_with_pdl: bool = False,  # noqa: A002
+        trigger_completion_at_end: bool = True, output: Tensor | None = None, residual_out: Tensor | None = None,
+        norm_out: Tensor | None = None, quant_out: Tensor | None = None, scale_out: Tensor | None = None,
+        residual_in: Tensor | None = None, rms_gamma: Tensor | None = None, rms_eps: float = 1e-6,
+        scale_factor: Tensor | None = None, layout_code: int | None = None, use_oneshot: bool | None = None,
+        fp32_acc: bool = False, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
+    ) -> Tensor | None:  # fmt: skip
+        assert residual_in is not None
+        assert residual_out is not None
+        assert rms_gamma is not None
+        assert scale_factor is not None
+        tokens, hidden = input.shape
+        self.fuse(
+            input, 2, 0, tokens, hidden, workspace.table, launch_with_pdl, trigger_completion_at_end, fp32_acc, pattern,
+            use_oneshot, output, residual_in, residual_out, norm_out, quant_out, scale_out, rms_gamma, rms_eps,
+            scale_factor, layout_code, workspace.metadata, block_quant_group_size, weight_bias,
+        )  # fmt: skip
+        return norm_out if norm_out is not None else quant_out
+
+    def add_norm(
+        self, input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, enable_pdl: bool | None = None,  # noqa: A002
+    ) -> None:  # fmt: skip
+        self._in_place(input, residual, weight, eps, 0.0)
+
+    def add_norm_gemma(
+        self, input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, enable_pdl: bool | None = None,  # noqa: A002
+    ) -> None:  # fmt: skip
+        self._in_place(input, residual, weight, eps, 1.0)
+
+    def _in_place(self, given: Tensor, residual: Tensor, weight: Tensor, eps: float, bias: float) -> None:
+        stream = given.float() + residual.float()
+        residual.copy_(stream)
+        given.copy_(normed(stream, weight, eps, bias))
+
+    def add_norm_quant(
+        self, out: Tensor, input: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float = 1e-6,  # noqa: A002
+        enable_pdl: bool | None = None,
+    ) -> None:  # fmt: skip
+        stream = input.float() + residual.float()
+        residual.copy_(stream)
+        out.copy_(codes(normed(stream, weight, eps, 0.0), scale))
