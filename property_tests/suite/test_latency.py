@@ -73,7 +73,7 @@ def test_a_concurrency_that_was_not_measured_is_refused() -> None:
         analysis.prediction(analysis.sites(_timings({1: 2.0})), model("llama-3.1-8b"), [2])
 
 
-@pytest.mark.parametrize("name", ["result.json", "medians-pdl.json"])
+@pytest.mark.parametrize("name", ["result.json", "pdl.json"])
 def test_on_the_h200_pair_fusing_pays_at_every_count_and_predicts_the_published_sign_up_to_16(name: str) -> None:
     timings = json.loads((RECORDED / name).read_text())["summary"]["timings"]
     found = analysis.sites(timings)

@@ -174,8 +174,9 @@ def run(rank: int, name: str, port: int) -> None:
         told = EXPERIMENTS[name](rank)
         torch.cuda.synchronize()
     except Exception as error:
-        told = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    print(f"{name}, rank {rank}: {told}", flush=True)
+        told = f"{type(error).__name__}: {str(error).strip().splitlines()[-1].rsplit('/')[-1]}"
+    sys.stdout.write(f"{name}, rank {rank}: {told}\n")
+    sys.stdout.flush()
     dist.barrier()
     dist.destroy_process_group()
 
