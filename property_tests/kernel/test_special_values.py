@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from property_tests.kernel.special_worker import COLUMN, ROW, TOKENS
-from verify.backends.flashinfer import shape_support
+from verify.backends.flashinfer_limits import shape_support
 from verify.case.run import Outcome, request, run_case
 from verify.interface import Strategy
 from verify.problem import Problem

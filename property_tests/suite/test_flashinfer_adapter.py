@@ -12,8 +12,9 @@ import torch
 from property_tests.suite.flashinfer_stand_in import FlashInfer
 from property_tests.suite.lone_rank import LoneRank
 from verify.backends import backend, flashinfer, flashinfer_norm
-from verify.backends.flashinfer import FlashInferBackend, picks_oneshot, refused_gpu, refused_here, shape_support
+from verify.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here
 from verify.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
+from verify.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
 from verify.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
 from verify.dataflow import DATAFLOWS, Dataflow
 from verify.errors import UsageError
@@ -178,7 +179,7 @@ def test_a_workspace_whose_offsets_overflow_never_sees_a_one_shot_call(
 
 @pytest.mark.parametrize(("world_size", "tokens"), [(2, 64), (4, 8), (8, 2)])
 def test_which_kernel_runs_is_decided_as_flashinfer_decides(world_size: int, tokens: int) -> None:
-    elements = flashinfer.ONESHOT_BYTES[world_size] // (4 * world_size)
+    elements = ONESHOT_BYTES[world_size] // (4 * world_size)
     hidden = elements // tokens
     assert picks_oneshot(world_size, tokens, hidden, Strategy.AUTO)
     assert not picks_oneshot(world_size, tokens, hidden + 8, Strategy.AUTO)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.backends.flashinfer import cleared_wrongly, picks_oneshot
+from verify.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
 from verify.backends.operands import allocate, check_layout
 from verify.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
 
