@@ -17,6 +17,7 @@ from verify.errors import Inconclusive, UsageError
 from verify.kernel.virtual import VirtualPool
 from verify.ranks import Pool
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir, check_place
 
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
@@ -57,7 +58,7 @@ def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
 
 @app.command("record")
 def record_command(
-    out: Annotated[Path, typer.Argument(help="The JSON file to write; tensors go beside it.")],
+    out: Annotated[Path, typer.Argument(help="The JSON file to write; tensors go beside it.", callback=check_place)],
     backend: Annotated[str, typer.Option(help="Whose kernel.")] = "flashinfer",
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     virtual: Annotated[bool, typer.Option(help="All ranks on one GPU.")] = False,  # noqa: FBT002
@@ -81,8 +82,8 @@ def check_command(
     records: Annotated[list[Path] | None, typer.Argument(help="Recordings; default the committed ones.")] = None,
     again: Annotated[bool, typer.Option(help="Run the backend again: bit for bit, on the chip.")] = False,  # noqa: FBT002
     dataflow: Annotated[str | None, typer.Option(help="Judge by this dataflow, not the recorded one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Do the recorded outputs follow the recorded dataflow; with --again, does the kernel still return them?"""
     paths = records or committed()

@@ -37,6 +37,7 @@ from verify.manual import (
 from verify.problem import WORLD_SIZES, Problem
 from verify.ranks.mpi import enter
 from verify.report import Verdict
+from verify.report.places import JsonFile, MarkdownFile, RunDir
 
 app = typer.Typer(
     name="fusecheck",
@@ -61,9 +62,6 @@ _PLUGGED: tuple[str, ...] = (
 )
 """Modules that add further commands."""
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a summary here.", dir_okay=False)]
-RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
 Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
 DataflowName = Annotated[
     str | None, typer.Option("--dataflow", help="Judge by this known dataflow.", autocompletion=some_dataflow)

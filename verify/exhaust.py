@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -20,6 +19,7 @@ from torch import Tensor
 from verify.errors import Inconclusive
 from verify.float8 import encode
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 CHUNK = 2**26
 BLOCK = 1024
@@ -196,8 +196,8 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Do the oracle's assumptions about casts, roots and quotients hold on this GPU, for every input?"""
     began = time.monotonic()

@@ -16,6 +16,7 @@ from verify.faults.hunt import Budget
 from verify.faults.results import Result
 from verify.faults.run import FaultRun, Settings
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir, place
 
 console = Console()
 
@@ -29,11 +30,7 @@ Others = Annotated[
     str | None, typer.Option(help="Judge other kernels: package.module:attribute, or a TOML file that lists some.")
 ]
 Legal = Annotated[int, typer.Option(help="Cases of each right kernel, for false alarms; fewer with --quick.", min=0)]
-Record = Annotated[
-    Path | None, typer.Option("--record", help="Add what caught each fault at each seed to this file.", dir_okay=False)
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
-RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-faults/.")]
+Record = Annotated[Path | None, place("--record", help="Add what caught each fault at each seed to this file.")]
 
 
 def register(app: typer.Typer) -> None:

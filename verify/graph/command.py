@@ -21,6 +21,7 @@ from verify.graph.run import GraphCase, GraphChecker, GraphResult, Subject, rand
 from verify.graph.screen import GraphProgress, finding_records, show, summarise
 from verify.graph.subject import load_pass
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 WORLD_SIZES = (1, 2, 4)
 GROUPS = ("rows", "random", "models")
@@ -58,8 +59,8 @@ def graph(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export: Annotated[bool, typer.Option(help="Export each rewritten graph again.")] = True,
     case_timeout: Annotated[float, typer.Option("--case-timeout", help="Seconds until a graph counts as hung.")] = 120,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Does a graph pass fuse what it must, leave the rest, and change no bit?
 

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,6 +23,7 @@ from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
 from verify.ranks import Pool, Reply
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""
@@ -167,8 +167,8 @@ def command(
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """How many cases a second are judged, all outputs of all ranks, and where does the time go?
 

@@ -19,6 +19,7 @@ from verify.latency.analysis import Site, Timing
 from verify.latency.plot import draw
 from verify.ranks import Pool
 from verify.report import Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 from verify.report.result import write_aside
 
 WORKER = "verify.latency.worker:LatencyWorker"
@@ -63,8 +64,8 @@ def command(
     eager: Annotated[bool, typer.Option(help="Launch call by call instead of CUDA graphs of 20 calls.")] = False,  # noqa: FBT002
     max_regression: Annotated[str | None, typer.Option(help="Fail where fused is slower by more, such as 2%.")] = None,
     recorded: Annotated[Path | None, typer.Option("--from", help="Take the times of this result.json.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Where does fusing the quantiser pay, and where does it cost?
 
