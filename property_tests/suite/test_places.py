@@ -1,7 +1,8 @@
-"""Where a command is to write is looked at before it runs."""
+"""Where a command is to write is looked at before it runs, and Ctrl-C leaves there what was done until then."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 import typer
 
-from verify import cli
+from golden import check
+from verify import cli, exhaust
+from verify.latency import command as latency
+from verify.latency.analysis import Timing
+from verify.ranks import Pool
 
 FILES = ("--json", "--markdown", "--html", "--record")
 ARGUMENTS = {
@@ -65,3 +70,68 @@ def test_a_recording_in_a_missing_folder_and_a_folder_in_place_of_a_file_are_ref
     assert "there is no folder absent" in capsys.readouterr().err
     assert run(monkeypatch, "kernel", "--cases", 1, "--json", tmp_path) == 2
     assert "is a folder, expected a file" in capsys.readouterr().err
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: object) -> dict[str, Any]:
+    """The summary that a command leaves which Ctrl-C ends; it ends as inconclusive, with all its files."""
+    assert run(monkeypatch, *arguments, "--run-dir", out) == 3
+    result = json.loads((out / "result.json").read_text())
+    assert (result["verdict"], result["findings"], result["summary"]["interrupted"]) == ("inconclusive", [], True)
+    assert "interrupted before the last case" in (out / "junit.xml").read_text()
+    assert "Inconclusive: interrupted: " in (out / "report.html").read_text()
+    return dict(result["summary"])
+
+
+def test_interrupted_recordings_are_checked_up_to_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers = iter([check.Checked(entries=7)])
+
+    def check_one(*_: object) -> check.Checked:
+        if (answer := next(answers, None)) is None:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(check, "check_anywhere", check_one)
+    assert [each["entries"] for each in interrupted(monkeypatch, tmp_path, "golden", "check")["records"]] == [7]
+
+
+def test_interrupted_instructions_are_listed_up_to_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worst = {"inputs": 2, "worst_ulps_from_rounded": 0, "worst_ulps_from_exact": 0.5, "allowed": 0, "holds": True}
+
+    def on_chip(*_: object) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "div.rn.f32", worst
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exhaust, "check_device", lambda _: None)
+    monkeypatch.setattr(exhaust, "on_chip", on_chip)
+    assert interrupted(monkeypatch, tmp_path, "exhaust")["instructions"] == {"div.rn.f32": worst}
+
+
+def test_interrupted_times_are_kept_and_predict_what_they_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = {"fused oneshot": 10.0, "norm oneshot, quantise": 12.0, "unfused": 20.0}
+    times = [Timing(1, path, (time, time)).to_record() for path, time in paths.items()]
+
+    def measure(*_: object, **__: object) -> Iterator[list[dict[str, Any]]]:
+        yield times
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "measure", measure)
+    summary = interrupted(monkeypatch, tmp_path, "latency")
+    assert summary["timings"] == times
+    assert [row["concurrency"] for row in summary["prediction"]] == [1]
+
+
+def test_an_interrupted_pace_is_that_of_the_cases_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original, answers = Pool.poll, 0
+
+    def poll(pool: Pool) -> object:
+        nonlocal answers
+        replies = original(pool)
+        answers += replies is not None
+        if answers > 2:  # those of the warm-up, and one batch
+            raise KeyboardInterrupt
+        return replies
+
+    monkeypatch.setattr(Pool, "poll", poll)
+    arguments = ("--backend", "emulated", "--tokens", 1, "--hidden", 64, "--batch", 3, "--seconds", 60)
+    summary = interrupted(monkeypatch, tmp_path, "pace", *arguments)
+    assert summary["cases"] == 3
