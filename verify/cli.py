@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import sys
@@ -267,7 +268,9 @@ def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | Non
     return tuple(kind(name) for name in names)
 
 
+@functools.cache
 def _plug_in_commands() -> None:
+    """Add the further commands and the examples, once a process however often `main` runs in it."""
     for name in _PLUGGED:
         importlib.import_module(name).register(app)
     add_examples(app)
