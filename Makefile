@@ -2,10 +2,12 @@
 #
 #   PYTHON=python3.12     the interpreter to start from
 #   TORCH_INDEX=URL       an index to take torch from (the CPU wheels, on a machine without a GPU)
-#   PYTEST_ARGS='-n 2'    more arguments for pytest
+#   WORKERS=4             how many pytest workers, each with ranks of its own; 0 for none, default one a core up to 8
+#   PYTEST_ARGS='-x'      more arguments for pytest
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+WORKERS ?= logical
 PYTEST_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.fusecheck-ready
@@ -27,7 +29,7 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy ci/setup.py ci/bundle.py
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(PYTEST_ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m property_tests.suite.judging

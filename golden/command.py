@@ -16,7 +16,8 @@ from verify.case.run import WORKER, Caller
 from verify.errors import Inconclusive, UsageError
 from verify.kernel.virtual import VirtualPool
 from verify.ranks import Pool
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir, check_place
 
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
@@ -57,7 +58,7 @@ def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
 
 @app.command("record")
 def record_command(
-    out: Annotated[Path, typer.Argument(help="The JSON file to write; tensors go beside it.")],
+    out: Annotated[Path, typer.Argument(help="The JSON file to write; tensors go beside it.", callback=check_place)],
     backend: Annotated[str, typer.Option(help="Whose kernel.")] = "flashinfer",
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     virtual: Annotated[bool, typer.Option(help="All ranks on one GPU.")] = False,  # noqa: FBT002
@@ -81,38 +82,45 @@ def check_command(
     records: Annotated[list[Path] | None, typer.Argument(help="Recordings; default the committed ones.")] = None,
     again: Annotated[bool, typer.Option(help="Run the backend again: bit for bit, on the chip.")] = False,  # noqa: FBT002
     dataflow: Annotated[str | None, typer.Option(help="Judge by this dataflow, not the recorded one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Do the recorded outputs follow the recorded dataflow; with --again, does the kernel still return them?"""
     paths = records or committed()
     if not paths:
         raise Inconclusive("no golden records here: make some with fusecheck golden record")
+    goldens = {path: record.read(path) for path in paths}
+    directory = make_run_dir("golden", run_dir)
     console = Console(highlight=False)
     wrong: list[str] = []
     summaries = []
-    for path in paths:
-        golden = record.read(path)
-        if dataflow is not None:
-            golden = check.wrong_dataflow(golden, dataflow)
-        if again:
-            size = golden.entries[0].problem.world_size
-            with closing(_pool(golden.backend, size, virtual=golden.virtual)) as pool:
-                found = check.check_same(golden, pool)
-        else:
-            found = check.check_anywhere(golden)
-        wrong += found.wrong
-        summaries.append({"record": path.name, **{k: v for k, v in vars(found).items() if k != "wrong"}})
-        console.print(
-            f"{path.name}: {found.entries} Problems, {found.outputs} outputs bit for bit, {found.elements:,} elements"
-            f" judged ({found.off_nominal} off nominal), {found.undecided} undecided, {len(found.wrong)} wrong",
-            soft_wrap=True,
-        )
+    with Interruption() as stop:
+        for path, golden in goldens.items():
+            found = _check(golden, dataflow, again=again)
+            wrong += found.wrong
+            summaries.append({"record": path.name, **{k: v for k, v in vars(found).items() if k != "wrong"}})
+            console.print(
+                f"{path.name}: {found.entries} Problems, {found.outputs} outputs bit for bit, {found.elements:,}"
+                f" elements judged ({found.off_nominal} off nominal), {found.undecided} undecided,"
+                f" {len(found.wrong)} wrong",
+                soft_wrap=True,
+            )
     for line in wrong[:5]:
         console.print(line, soft_wrap=True, markup=False)
-    verdict = Verdict.FAIL if wrong else Verdict.PASS
-    findings = [{"message": line} for line in wrong]
-    write_result(make_run_dir("golden", run_dir), "golden", verdict, {"records": summaries}, findings, json_file)
+    verdict = Verdict.of(failed=bool(wrong), complete=not stop.happened)
+    summary = {"records": summaries, "interrupted": stop.happened}
+    write_result(directory, "golden", verdict, summary, [{"message": line} for line in wrong], json_file)
     console.print(verdict.value)
-    if wrong:
+    if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
+
+
+def _check(golden: record.Golden, dataflow: str | None, *, again: bool) -> check.Checked:
+    """Check one recording."""
+    if dataflow is not None:
+        golden = check.wrong_dataflow(golden, dataflow)
+    if not again:
+        return check.check_anywhere(golden)
+    size = golden.entries[0].problem.world_size
+    with closing(_pool(golden.backend, size, virtual=golden.virtual)) as pool:
+        return check.check_same(golden, pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import sys
@@ -37,6 +38,7 @@ from verify.manual import (
 from verify.problem import WORLD_SIZES, Problem
 from verify.ranks.mpi import enter
 from verify.report import Verdict
+from verify.report.places import JsonFile, MarkdownFile, RunDir
 
 app = typer.Typer(
     name="fusecheck",
@@ -61,9 +63,6 @@ _PLUGGED: tuple[str, ...] = (
 )
 """Modules that add further commands."""
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a summary here.", dir_okay=False)]
-RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-<command>/.")]
 Timeout = Annotated[float, typer.Option("--case-timeout", help="Seconds until a case counts as hung.")]
 DataflowName = Annotated[
     str | None, typer.Option("--dataflow", help="Judge by this known dataflow.", autocompletion=some_dataflow)
@@ -269,7 +268,9 @@ def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | Non
     return tuple(kind(name) for name in names)
 
 
+@functools.cache
 def _plug_in_commands() -> None:
+    """Add the further commands and the examples, once a process however often `main` runs in it."""
     for name in _PLUGGED:
         importlib.import_module(name).register(app)
     add_examples(app)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from verify.errors import Inconclusive
 from verify.float8 import encode
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 CHUNK = 2**26
 BLOCK = 1024
@@ -166,8 +166,8 @@ def _grid(x: Tensor) -> tuple[int]:
     return (-(-len(x) // BLOCK),)
 
 
-def on_chip(device: torch.device) -> dict[str, Any]:
-    """Run every instruction over its inputs.
+def check_device(device: torch.device) -> None:
+    """Refuse a device that has no such instructions.
 
     Raises:
         Inconclusive: no GPU of capability 8.9 or more, or no Triton.
@@ -176,18 +176,19 @@ def on_chip(device: torch.device) -> dict[str, Any]:
         raise Inconclusive("no CUDA GPU with Triton here: run `fusecheck exhaust` where there is one")
     if torch.cuda.get_device_capability(device) < (8, 9):
         raise Inconclusive(f"{torch.cuda.get_device_name(device)} has no E4M3 cast: it needs capability 8.9")
+
+
+def on_chip(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run every instruction over its inputs; its name, and what it showed."""
     chip = _Chip(device)
-    found: dict[str, Any] = {}
-    cast_name = "cvt.rn.satfinite.e4m3x2.f32"
-    found[cast_name] = cast_against_table(chip.cast, chunks(0, 2**32, device))
-    found[cast_name]["holds"] = found[cast_name]["inputs"] == 2**32 and found[cast_name]["wrong"] == 0
+    cast = cast_against_table(chip.cast, chunks(0, 2**32, device))
+    yield "cvt.rn.satfinite.e4m3x2.f32", cast | {"holds": cast["inputs"] == 2**32 and cast["wrong"] == 0}
     for asm in ("rsqrt.approx.f32", "rsqrt.approx.ftz.f32"):
-        found[asm] = worst_of(chip.one(asm), torch.rsqrt, positive_normals(device), ROOT_ULPS)
+        yield asm, worst_of(chip.one(asm), torch.rsqrt, positive_normals(device), ROOT_ULPS)
     for asm, allowed in (("rcp.approx.ftz.f32", RECIPROCAL_ULPS), ("rcp.rn.f32", 0)):
-        found[asm] = worst_of(chip.one(asm), torch.reciprocal, positive_normals(device), allowed)
+        yield asm, worst_of(chip.one(asm), torch.reciprocal, positive_normals(device), allowed)
     for asm, allowed in (("div.approx.ftz.f32", DIVISION_ULPS), ("div.full.f32", DIVISION_ULPS), ("div.rn.f32", 0)):
-        found[asm] = worst_division(chip.two(asm), device, allowed)
-    return found
+        yield asm, worst_division(chip.two(asm), device, allowed)
 
 
 def register(app: typer.Typer) -> None:
@@ -196,24 +197,33 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Do the oracle's assumptions about casts, roots and quotients hold on this GPU, for every input?"""
     began = time.monotonic()
-    found = on_chip(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    verdict = Verdict.PASS if all(entry["holds"] for entry in found.values()) else Verdict.FAIL
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    directory = make_run_dir("exhaust", run_dir)
     console = Console(highlight=False)
-    for name, entry in found.items():
-        worst = (
-            f"{entry['wrong']} differ from the table"
-            if "wrong" in entry
-            else f"within {entry['worst_ulps_from_rounded']} ulp of the rounded value ({entry['allowed']} allowed), "
-            f"{entry['worst_ulps_from_exact']} ulp of the exact one"
-        )
-        console.print(f"{name}: {entry['inputs']:,} inputs, {worst}", soft_wrap=True)
-    summary = {"instructions": found, "seconds": round(time.monotonic() - began, 3)}
-    write_result(make_run_dir("exhaust", run_dir), "exhaust", verdict, summary, [], json_file)
+    found: dict[str, dict[str, Any]] = {}
+    with Interruption() as stop:
+        for name, entry in on_chip(device):
+            found[name] = entry
+            console.print(f"{name}: {entry['inputs']:,} inputs, {_worst(entry)}", soft_wrap=True)
+    verdict = Verdict.of(failed=not all(entry["holds"] for entry in found.values()), complete=not stop.happened)
+    seconds = round(time.monotonic() - began, 3)
+    summary = {"instructions": found, "seconds": seconds, "interrupted": stop.happened}
+    write_result(directory, "exhaust", verdict, summary, [], json_file)
     console.print(verdict.value)
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
+
+
+def _worst(entry: dict[str, Any]) -> str:
+    if "wrong" in entry:
+        return f"{entry['wrong']} differ from the table"
+    return (
+        f"within {entry['worst_ulps_from_rounded']} ulp of the rounded value ({entry['allowed']} allowed), "
+        f"{entry['worst_ulps_from_exact']} ulp of the exact one"
+    )

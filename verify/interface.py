@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
+
+from verify.operations import FusionOp, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,31 +16,7 @@ if TYPE_CHECKING:
     from verify.dataflow import Dataflow
     from verify.problem import Problem
 
-
-class FusionOp(str, Enum):
-    """What the fused call returns, by TensorRT-LLM's `AllReduceFusionOp` names."""
-
-    RESIDUAL_RMS_NORM = "RESIDUAL_RMS_NORM"
-    RESIDUAL_RMS_NORM_QUANT_FP8 = "RESIDUAL_RMS_NORM_QUANT_FP8"
-    RESIDUAL_RMS_NORM_OUT_QUANT_FP8 = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
-
-    @property
-    def returns_norm(self) -> bool:
-        """Whether the normalised activations are an output."""
-        return self is not FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
-
-    @property
-    def returns_quant(self) -> bool:
-        """Whether the E4M3 codes are an output."""
-        return self is not FusionOp.RESIDUAL_RMS_NORM
-
-
-class Strategy(str, Enum):
-    """How the ranks exchange their partial sums."""
-
-    ONESHOT = "ONESHOT"
-    TWOSHOT = "TWOSHOT"
-    AUTO = "AUTO"
+__all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from verify.errors import UsageError
 from verify.inputs.families import FAMILIES, GAMMAS
-from verify.interface import FusionOp, Strategy
 from verify.numerics.rounding import NATIVE, Format
+from verify.operations import FusionOp, Strategy
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
 E = TypeVar("E", FusionOp, Strategy)

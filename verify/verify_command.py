@@ -22,6 +22,7 @@ from verify.parts.runner import Steps, missing
 from verify.ranks.mpi import detect
 from verify.report import Verdict, make_run_dir, write_markdown, write_result
 from verify.report.groups import sentence
+from verify.report.places import JsonFile, MarkdownFile, RunDir
 from verify.report.record import parts
 
 WORLD_SIZES = (2, 4, 8)
@@ -51,11 +52,9 @@ def verify_all(
         Path | None,
         typer.Option(help="A verify run's directory: what passed there, by the same code, is not run again."),
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write a summary here.", dir_okay=False)] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the files go; default runs/<utc>-verify/.")] = None,
+    markdown: MarkdownFile = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Run all that this machine can run, and say what was left out and why.
 

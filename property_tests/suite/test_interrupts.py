@@ -26,16 +26,18 @@ class Program:
     Args:
         command: what to start.
         begun: whether it has come to its cases.
+        output: where what it prints goes.
     """
 
-    def __init__(self, command: list[str], begun: Callable[[], bool]) -> None:
+    def __init__(self, command: list[str], begun: Callable[[], bool], output: Path = Path(os.devnull)) -> None:
         self.mark, environment = marked_environment()
         environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
         environment["FUSECHECK_PROFILE"] = "nightly"
         self._begun = begun
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with output.open("w") as printed:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT
+            )
 
     def __enter__(self) -> Program:
         return self
@@ -76,6 +78,47 @@ def test_an_interrupted_run_says_what_it_has_shown_and_leaves_no_process(tmp_pat
         assert (result["verdict"], result["findings"]) == ("inconclusive", [])
         assert result["summary"]["interrupted"]
         assert result["summary"]["cases"] > 2
+
+
+def graph(directory: Path) -> Program:
+    """`fusecheck graph` on more graphs than anybody waits for, with a pass that notes what it gets."""
+    seen = directory / "seen"
+    (directory / "noting.py").write_text(
+        "from verify.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8\n"
+        "def fuse(gm, shared):\n"
+        f"    with open({str(seen)!r}, 'a') as file:\n"
+        "        file.write('x')\n"
+        "    return fuse_allreduce_residual_rmsnorm_quant_fp8(gm, shared)\n"
+    )
+    path = f"import sys; sys.path[:0] = [{str(directory)!r}]; from verify.cli import main; main()"
+    options = ["--pass", "noting:fuse", "--only", "random", "--random", "5000", "--no-export"]
+    command = [sys.executable, "-c", path, "graph", *options, "--run-dir", str(directory)]
+    # Each of two ranks runs the pass a few times on each graph, the next one only when both have answered.
+    return Program(command, lambda: seen.exists() and len(seen.read_text()) > 24, directory / "printed")
+
+
+def faults(directory: Path) -> Program:
+    """`fusecheck faults` on one fault at more seeds than anybody waits for."""
+    options = ["--fault", "KA-01", "--seeds", "5000", "--legal-cases", "0", "--run-dir", str(directory)]
+    command = [sys.executable, "-u", "-c", "from verify.cli import main; main()", "faults", *options]
+    printed = directory / "printed"
+    return Program(command, lambda: printed.read_text().count("caught in case") > 2, printed)
+
+
+def test_interrupted_graphs_and_faults_are_reported_up_to_there(tmp_path: Path) -> None:
+    for name in ("graph", "faults"):
+        (tmp_path / name).mkdir()
+    with graph(tmp_path / "graph") as graphs, faults(tmp_path / "faults") as hunt:
+        assert (graphs.interrupt(), hunt.interrupt()) == (3, 3)
+    for name, figure in (("graph", "graphs"), ("faults", "killed")):
+        printed = (tmp_path / name / "printed").read_text()
+        assert "Traceback" not in printed
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (result["verdict"], result["findings"]) == ("inconclusive", [])
+        assert result["summary"]["interrupted"]
+        assert result["summary"][figure] >= 2
+        assert "interrupted before the last case" in (tmp_path / name / "junit.xml").read_text()
+        assert "Inconclusive: interrupted: " in (tmp_path / name / "report.html").read_text()
 
 
 def test_interrupted_property_tests_leave_no_process(tmp_path: Path) -> None:

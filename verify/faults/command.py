@@ -15,7 +15,8 @@ from verify.faults.catalogue import GROUPS, Fault, catalogue
 from verify.faults.hunt import Budget
 from verify.faults.results import Result
 from verify.faults.run import FaultRun, Settings
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir, place
 
 console = Console()
 
@@ -29,11 +30,7 @@ Others = Annotated[
     str | None, typer.Option(help="Judge other kernels: package.module:attribute, or a TOML file that lists some.")
 ]
 Legal = Annotated[int, typer.Option(help="Cases of each right kernel, for false alarms; fewer with --quick.", min=0)]
-Record = Annotated[
-    Path | None, typer.Option("--record", help="Add what caught each fault at each seed to this file.", dir_okay=False)
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)]
-RunDir = Annotated[Path | None, typer.Option(help="Where the run's files go; default runs/<utc>-faults/.")]
+Record = Annotated[Path | None, place("--record", help="Add what caught each fault at each seed to this file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -107,18 +104,21 @@ def _catalogue(chosen: list[Fault], settings: Settings, record_file: Path | None
 
 
 def _others(kernels: list[listed.Listed], settings: Settings, seed: int) -> Outcome:
-    with FaultRun(settings) as run:
-        judged = [listed.judge(run.hunter, kernel, seed) for kernel in kernels]
+    judged: list[listed.Judged] = []
+    with Interruption() as stop, FaultRun(settings) as run:
+        for kernel in kernels:
+            judged.append(listed.judge(run.hunter, kernel, seed))  # noqa: PERF401 - what is done by Ctrl-C counts
     screen.show_listed(console, judged)
     wrong = [each for each in judged if not each.as_expected]
     idle = any(not each.caught.cases for each in judged)
-    verdict = Verdict.FAIL if wrong else Verdict.INCONCLUSIVE if idle else Verdict.PASS
+    verdict = Verdict.of(failed=bool(wrong), complete=not idle and not stop.happened)
     faulty = [each for each in judged if each.kernel.expect == "fail"]
     summary = {
         "faults": len(faulty),
         "killed": sum(each.caught.killed for each in faulty),
         "false_alarms": sum(each.caught.killed for each in judged if each.kernel.expect == "pass"),
         "kernels": [each.to_record() for each in judged],
+        "interrupted": stop.happened,
     }
     return verdict, summary, [each.to_record() for each in wrong]
 

@@ -123,9 +123,8 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """Fail with a survivor or a false alarm; inconclusive when nothing was run, or not to the end."""
-        if self.survivors or self.alarms or any(result.false_alarms for result in self.all):
-            return Verdict.FAIL
-        return Verdict.INCONCLUSIVE if self.interrupted or not self.all else Verdict.PASS
+        failed = bool(self.survivors or self.alarms or any(result.false_alarms for result in self.all))
+        return Verdict.of(failed=failed, complete=bool(self.all) and not self.interrupted)
 
     def summary(self) -> dict[str, Any]:
         """The figures of `result.json`; the rows are those of the first seed, with a line for each further one."""

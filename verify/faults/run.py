@@ -24,6 +24,7 @@ from verify.graph.run import GraphCase, GraphChecker, Subject, random_cases, row
 from verify.inputs.cells import hash64
 from verify.kernel.plan import Case
 from verify.ranks import Pool, values
+from verify.report import Interruption
 from verify.verdict import Stage
 
 WORKER = "verify.faults.worker:FaultWorker"
@@ -105,7 +106,7 @@ class FaultRun:
         """Run these faults at every seed; Ctrl-C ends the run with what it has."""
         report = Report(self.settings.seeds, left_out=catalogue().left_out)
         began = time.monotonic()
-        try:
+        with Interruption() as stop:
             for seed in self.settings.seeds:
                 self._catches.clear()
                 results = report.results.setdefault(seed, [])
@@ -115,8 +116,7 @@ class FaultRun:
                 self._false_alarms(report, seed)
             if self.settings.peers:
                 report.peer_alarms = dict(self.peers.false_alarms(tuple(DATAFLOWS), self.settings.seeds[:1]))
-        except KeyboardInterrupt:
-            report.interrupted = True
+        report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
 

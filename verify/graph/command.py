@@ -20,7 +20,8 @@ from verify.graph.plan import GraphPlan
 from verify.graph.run import GraphCase, GraphChecker, GraphResult, Subject, random_cases, row_cases
 from verify.graph.screen import GraphProgress, finding_records, show, summarise
 from verify.graph.subject import load_pass
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 WORLD_SIZES = (1, 2, 4)
 GROUPS = ("rows", "random", "models")
@@ -58,8 +59,8 @@ def graph(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export: Annotated[bool, typer.Option(help="Export each rewritten graph again.")] = True,
     case_timeout: Annotated[float, typer.Option("--case-timeout", help="Seconds until a graph counts as hung.")] = 120,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Does a graph pass fuse what it must, leave the rest, and change no bit?
 
@@ -81,15 +82,17 @@ def graph(
         raise Inconclusive("no graph to check: --only and --random leave none")
     directory = make_run_dir("graph", run_dir)
     options = {"backend": backend, "dialect": dialect, "timeout": case_timeout, "export": export, "device": device}
+    work = {tp: cases}
+    if not given and "rows" in groups and tp > 1:
+        work[1] = row_cases(1)
     results: list[GraphResult] = []
-    with GraphProgress(console, len(cases)) as progress:
-        with GraphChecker(checked, tp, transforms=transforms, **options) as checker:  # type: ignore[arg-type]
-            results += checker.check_all(cases, progress.seen)
-        if not given and "rows" in groups and tp > 1:
-            with GraphChecker(checked, 1, transforms=transforms, **options) as checker:  # type: ignore[arg-type]
-                results += checker.check_all(row_cases(1))
-    summary = summarise(results, checked, tp, backend, progress.seconds) | {"tensorrt_llm": autodeploy.status()}
-    verdict = Verdict.PASS if all(result.ok for result in results) else Verdict.FAIL
+    with Interruption() as stop, GraphProgress(console, sum(map(len, work.values())), results) as progress:
+        for world_size, mine in work.items():
+            with GraphChecker(checked, world_size, transforms=transforms, **options) as checker:  # type: ignore[arg-type]
+                checker.check_all(mine, progress.seen)
+    about = {"interrupted": stop.happened, "tensorrt_llm": autodeploy.status()}
+    summary = summarise(results, checked, tp, backend, progress.seconds) | about
+    verdict = Verdict.of(failed=not all(result.ok for result in results), complete=not stop.happened)
     show(results, summary, verdict, console)
     write_result(directory, "graph", verdict, summary, finding_records(results), json_file)
     console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)

@@ -23,13 +23,19 @@ SHOWN = 12
 
 
 class GraphProgress:
-    """A progress bar over graphs, with the number of findings."""
+    """A progress bar over graphs, with the number of findings.
 
-    def __init__(self, console: Console, total: int) -> None:
+    Args:
+        console: where to draw.
+        total: how many graphs there are.
+        results: every result that is seen is added here.
+    """
+
+    def __init__(self, console: Console, total: int, results: list[GraphResult]) -> None:
         columns = (TextColumn("graphs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[found]} findings"), console=console, transient=True)
         self._task = self._bar.add_task("graphs", total=total, found=0)
-        self._found = 0
+        self._results = results
         self._started = time.monotonic()
 
     @property
@@ -46,8 +52,8 @@ class GraphProgress:
 
     def seen(self, result: GraphResult) -> None:
         """Count one result."""
-        self._found += len(result.findings)
-        self._bar.update(self._task, advance=1, found=self._found)
+        self._results.append(result)
+        self._bar.update(self._task, advance=1, found=sum(len(each.findings) for each in self._results))
 
 
 def summarise(
@@ -144,8 +150,9 @@ def _figures(
     counts = ", ".join(f"{rows.count(status)} {status.value}" for status in Status if status in rows)
     apart = f" (apart from: {', '.join(check.value for check in ignored)})" if ignored else ""
     sites = ", ".join(f"{count} {name}" for name, count in sorted(summary["sites"].items()))
+    ending = verdict.value.upper() + (", interrupted" if summary["interrupted"] else "")
     lines = [
-        f"graph: {verdict.value.upper()}  {summary['pass']} on {summary['graphs']} graphs, tp {summary['tp']}, "
+        f"graph: {ending}  {summary['pass']} on {summary['graphs']} graphs, tp {summary['tp']}, "
         f"backend {summary['backend']}, {summary['seconds']} s",
         f"  edge cases: {counts}{apart}" if rows else "",
         f"  sites: {sites}" if sites else "",

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,7 +22,8 @@ from verify.inputs.scales import draw_scale
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
 from verify.ranks import Pool, Reply
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""
@@ -46,6 +46,7 @@ class Pace:
     off_nominal: dict[str, list[int]] = field(default_factory=dict)
     judge_of: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def problems(tokens: Sequence[int], hidden: Sequence[int], world_size: int, seed: int) -> Iterator[Problem]:
@@ -69,7 +70,7 @@ def problems(tokens: Sequence[int], hidden: Sequence[int], world_size: int, seed
 
 
 def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float, batch: int, method: str) -> Pace:
-    """Judge batches for so long; while the ranks work on one, the replies of the one before are read."""
+    """Judge batches until time is up or Ctrl-C; while the ranks work on one, the replies of the last one are read."""
     pace = Pace()
 
     def more() -> list[dict[str, Any]]:
@@ -83,16 +84,18 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
     cases, following = more(), more() if seconds else []
     began = time.perf_counter()
     pool.submit(method, cases, timeout=120.0)
-    while True:
-        got, done = replies(), cases
-        late = time.perf_counter() - began >= seconds
-        if not late and all(reply.ok for reply in got):
-            cases = following
-            pool.submit(method, cases, timeout=120.0)
-            following = more()
-        _read(pace, done, got)
-        if late or pace.findings:
-            break
+    with Interruption() as stop:
+        while True:
+            got, done = replies(), cases
+            late = time.perf_counter() - began >= seconds
+            if not late and all(reply.ok for reply in got):
+                cases = following
+                pool.submit(method, cases, timeout=120.0)
+                following = more()
+            _read(pace, done, got)
+            if late or pace.findings:
+                break
+    pace.interrupted = stop.happened
     pace.seconds = time.perf_counter() - began
     return pace
 
@@ -149,6 +152,7 @@ def summary(pace: Pace, world_size: int) -> dict[str, Any]:
         "judge_bytes_per_second": round(rate),
         "copy_bytes_per_second": round(pace.copy),
         "largest": largest,
+        "interrupted": pace.interrupted,
     }
 
 
@@ -167,8 +171,8 @@ def command(
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """How many cases a second are judged, all outputs of all ranks, and where does the time go?
 
@@ -178,6 +182,7 @@ def command(
     device = str(getattr(backends.backend(backend), "device", "cpu"))
     if device == "cuda" and torch.cuda.device_count() < tp:
         raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
+    directory = make_run_dir("pace", run_dir)
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)
     with Pool(WORKER, tp, device=device, preload=("verify.case.worker",)) as pool:
@@ -185,16 +190,18 @@ def command(
         largest = Problem(world_size=tp, tokens=max(rows), hidden=max(columns))
         grown = iter([largest, *itertools.islice(mix, 9 * len(rows) * len(columns))])
         pace = measure(pool, backend, grown, seconds=0.0, batch=10**6, method=method)
+        if pace.interrupted:
+            raise KeyboardInterrupt  # nothing was measured yet
         if not pace.findings:
             pace = measure(pool, backend, mix, seconds=seconds, batch=batch, method=method)
-        copied = pool.call("copy_bandwidth", timeout=60.0)
+        copied = [] if pace.interrupted else pool.call("copy_bandwidth", timeout=60.0)
     pace.copy = min((reply.value for reply in copied if reply.ok), default=0.0)
     found = summary(pace, tp)
     fast = found["cases_per_second"] >= at_least
-    verdict = Verdict.PASS if fast and not pace.findings else Verdict.FAIL
+    verdict = Verdict.of(failed=bool(pace.findings) or not (fast or pace.interrupted), complete=not pace.interrupted)
     _show(found, pace.findings)
     record = [finding.to_record() for finding in pace.findings]
-    write_result(make_run_dir("pace", run_dir), "pace", verdict, found, record, json_file)
+    write_result(directory, "pace", verdict, found, record, json_file)
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 

@@ -70,11 +70,8 @@ class KernelReport:
     @property
     def verdict(self) -> Verdict:
         """Fail with any finding; inconclusive when interrupted or when some subject ran nothing."""
-        if self.findings:
-            return Verdict.FAIL
-        if self.interrupted or not self.groups or any(not group.cases for group in self.groups.values()):
-            return Verdict.INCONCLUSIVE
-        return Verdict.PASS
+        all_ran = bool(self.groups) and all(group.cases for group in self.groups.values())
+        return Verdict.of(failed=bool(self.findings), complete=all_ran and not self.interrupted)
 
     def add(self, subject: Subject, outcome: Outcome) -> None:
         """Count one case."""

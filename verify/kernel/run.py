@@ -22,6 +22,7 @@ from verify.kernel.virtual import VirtualPool, VirtualPools, residency
 from verify.problem import Problem
 from verify.ranks.launch import Pools, open_pools
 from verify.ranks.mpi import detect
+from verify.report import Interruption
 from verify.verdict import Stage
 
 MOST_FINDINGS = 50
@@ -98,14 +99,13 @@ class Run:
         report = KernelReport()
         report.groups = {subject: Group(subject) for subject in self.subjects}
         began = time.monotonic()
-        try:
+        with Interruption() as stop:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
                 with self._open(world_size) as pools:
                     for subject in mine:
                         self._run_subject(subject, pools.pools, report)
-        except KeyboardInterrupt:
-            report.interrupted = True
+        report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,8 @@ from verify.latency import analysis
 from verify.latency.analysis import Site, Timing
 from verify.latency.plot import draw
 from verify.ranks import Pool
-from verify.report import Verdict, make_run_dir, write_result
+from verify.report import Interruption, Verdict, make_run_dir, write_result
+from verify.report.places import JsonFile, RunDir
 from verify.report.result import write_aside
 
 WORKER = "verify.latency.worker:LatencyWorker"
@@ -31,26 +32,30 @@ def register(app: typer.Typer) -> None:
 
 def measure(
     backend: str, tp: int, tokens: Sequence[int], hidden: int, replays: int, *, graphs: bool
-) -> list[dict[str, Any]]:
-    """Time every path at every token count.
+) -> Iterator[list[dict[str, Any]]]:
+    """Time every path at every token count; the times of one count after the other.
 
     Raises:
         Inconclusive: too few GPUs, or a rank failed.
     """
-    from verify.latency.worker import slowest
-
     if torch.cuda.device_count() < tp:
         raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
-    timings = []
+    return _measured(backend, tp, tokens, hidden, replays, graphs=graphs)
+
+
+def _measured(
+    backend: str, tp: int, tokens: Sequence[int], hidden: int, replays: int, *, graphs: bool
+) -> Iterator[list[dict[str, Any]]]:
+    from verify.latency.worker import slowest
+
     with Pool(WORKER, tp, device="cuda", preload=("verify.case.worker",)) as pool:
         for rows in tokens:
             replies = pool.call("measure", backend, rows, hidden, max(tokens), replays, graphs, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)
             if failure is not None:
                 raise Inconclusive(f"{rows} tokens: {failure.error}: {failure.message}")
-            for path, times in slowest([reply.value for reply in replies]).items():
-                timings.append(Timing(rows, path, tuple(times)).to_record())
-    return timings
+            measured = slowest([reply.value for reply in replies])
+            yield [Timing(rows, path, tuple(times)).to_record() for path, times in measured.items()]
 
 
 def command(
@@ -63,8 +68,8 @@ def command(
     eager: Annotated[bool, typer.Option(help="Launch call by call instead of CUDA graphs of 20 calls.")] = False,  # noqa: FBT002
     max_regression: Annotated[str | None, typer.Option(help="Fail where fused is slower by more, such as 2%.")] = None,
     recorded: Annotated[Path | None, typer.Option("--from", help="Take the times of this result.json.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write result.json here too.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run's files go.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Where does fusing the quantiser pay, and where does it cost?
 
@@ -72,20 +77,25 @@ def command(
     """
     shape = model_named(model)
     allowed = _fraction(max_regression)
-    if recorded is not None:
-        timings = _read(recorded)
-    else:
-        timings = measure(backend, tp, _numbers(tokens), shape.hidden, replays, graphs=not eager)
+    sequences = _numbers(concurrency)
+    timings = [] if recorded is None else _read(recorded)
+    source = measure(backend, tp, _numbers(tokens), shape.hidden, replays, graphs=not eager) if recorded is None else ()
+    directory = make_run_dir("latency", run_dir)
+    with Interruption() as stop:
+        for times in source:
+            timings += times
+    if stop.happened and not timings:
+        raise KeyboardInterrupt  # nothing was measured yet
     found = analysis.sites(timings)
-    rows = analysis.prediction(found, shape, _numbers(concurrency))
+    rows = analysis.prediction(found, shape, [n for n in sequences if n in found or not stop.happened])
     slower = analysis.regressions(found, allowed) if allowed is not None else []
     words = analysis.reading(rows)
-    verdict = Verdict.FAIL if slower else Verdict.PASS
-    directory = make_run_dir("latency", run_dir)
+    verdict = Verdict.of(failed=bool(slower), complete=not stop.happened)
     write_aside(directory / "policy.yaml", analysis.policy_yaml(found))
     draw(timings, directory / "latency.svg", f"{model}, hidden {shape.hidden}, tp {tp}")
     mode = "eager" if eager else "CUDA graph of 20 calls"
-    summary = {"model": model, "hidden": shape.hidden, "tp": tp, "mode": mode} | _summary(timings, found, rows, words)
+    about = {"model": model, "hidden": shape.hidden, "tp": tp, "mode": mode, "interrupted": stop.happened}
+    summary = about | _summary(timings, found, rows, words)
     write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
     _show(found, timings, rows, [*words, *slower])
     if verdict is not Verdict.PASS:

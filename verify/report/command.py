@@ -11,6 +11,7 @@ from rich.console import Console
 
 from verify.errors import UsageError
 from verify.report.groups import sentence
+from verify.report.places import JsonFile, MarkdownFile, RunDir, place
 from verify.report.record import parts, read_run
 from verify.report.result import Verdict, make_run_dir, write_aside, write_markdown, write_result
 
@@ -24,12 +25,10 @@ def register(app: typer.Typer) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or result.json files.")],
-    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary here.", dir_okay=False)] = None,
-    html: Annotated[Path | None, typer.Option(help="Write report.html here too.", dir_okay=False)] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write result.json here too.", dir_okay=False)
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the files go; default runs/<utc>-report/.")] = None,
+    markdown: MarkdownFile = None,
+    html: Annotated[Path | None, place("--html", help="Write report.html here too.")] = None,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Merge runs of several kernels, machines or dates into one comparison.
 

@@ -40,12 +40,15 @@ class Group:
 def groups(part: Part) -> list[Group]:
     """The case groups of a part; at least one."""
     found = list(_GROUPS.get(part.question, _plain)(part))
+    if part.summary.get("interrupted"):
+        found.append(Group("all cases", "inconclusive", "interrupted before the last case"))
     return found or list(_plain(part))
 
 
 def sentence(part: Part) -> str:
     """What a part showed, in one sentence without its verdict."""
-    return _SENTENCES.get(part.question, _plain_sentence)(part)
+    said = _SENTENCES.get(part.question, _plain_sentence)(part)
+    return f"interrupted: {said}" if part.summary.get("interrupted") and not part.findings else said
 
 
 def finding_line(finding: dict[str, Any]) -> str:
@@ -107,8 +110,6 @@ def _of_kernel(part: Part) -> Iterator[Group]:
         yield Group(name, _verdict(mine, ran=subject["cases"] > 0), note, _text(mine), subject["seconds"])
     if rest:
         yield Group("findings", "fail", _findings(rest), _text(rest))
-    if part.summary.get("interrupted"):
-        yield Group("all cases", "inconclusive", "interrupted before the last case")
 
 
 def _is_of(finding: dict[str, Any], subject: dict[str, Any]) -> bool:
@@ -206,8 +207,6 @@ def _kernel_sentence(part: Part) -> str:
             f"{failed} of {count(s.get('cases', 0))} cases of {who} show what no conforming kernel may do; "
             f"the first finding is at stage {part.findings[0].get('stage', 'unknown')}"
         )
-    if s.get("interrupted"):
-        return f"interrupted after {facts}"
     if not s.get("cases"):
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)

@@ -38,6 +38,11 @@ class Verdict(str, Enum):
         return {"pass": 0, "fail": 1, "inconclusive": 3}[self.value]
 
     @staticmethod
+    def of(*, failed: bool, complete: bool) -> Verdict:
+        """A failure with any finding, however far the run came; a pass only if all was run."""
+        return Verdict.FAIL if failed else Verdict.PASS if complete else Verdict.INCONCLUSIVE
+
+    @staticmethod
     def worst(verdicts: Sequence[Verdict]) -> Verdict:
         """A failure if any failed; a pass only if all passed and there is one."""
         if Verdict.FAIL in verdicts:

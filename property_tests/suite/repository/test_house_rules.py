@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
     {"errors"},
-    {"toml", "journal", "dataflow"},
+    {"toml", "journal", "dataflow", "operations"},
     {"numerics", "float8"},
     {"oracle"},
     {"interface", "problem", "inputs"},
@@ -114,6 +115,14 @@ def test_imports_point_one_way() -> None:
         if unit != "__init__":
             upward |= {f"{_relative(path)} -> {other}" for other in _units(path) if _height(other) > _height(unit)}
     assert upward == set()
+
+
+def test_no_two_modules_know_each_other_even_for_their_types() -> None:
+    names = {_relative(path).removesuffix(".py").replace("/", "."): path for path in python_files()}
+    modules = {name: path for name, path in names.items() if not name.endswith(".__init__")}  # these pass names on
+    imports = {name: _imports(path) & set(modules) - {name} for name, path in modules.items()}
+    # A cycle is raised as an error that names its modules.
+    assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules)
 
 
 def test_only_the_backends_import_a_kernel_under_test() -> None:

@@ -19,8 +19,7 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
 @pytest.fixture(scope="module", autouse=True)
 def whole_command_line() -> None:
     """Plug in the commands, as `main` does."""
-    if not cli.app.registered_groups:
-        cli._plug_in_commands()
+    cli._plug_in_commands()
 
 
 @pytest.mark.parametrize("name", NAMES)
