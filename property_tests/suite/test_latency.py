@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import golden
@@ -89,12 +90,11 @@ def test_the_slowest_rank_decides_each_replay() -> None:
 
 
 def test_the_gate_fails_where_the_fused_path_is_slower_by_more_than_allowed(tmp_path: Path) -> None:
-    import typer
-
     app = typer.Typer()
     command.register(app)
     recorded = tmp_path / "times.json"
-    recorded.write_text(json.dumps({"summary": {"timings": _timings({1: 1.0, 2: 1.0, 16: 1.0, 256: -0.5})}}))
+    timings = _timings({1: 1.0, 2: 1.0, 16: 1.0, 256: -0.5})
+    recorded.write_text(json.dumps({"summary": {"timings": timings, "mode": "eager", "backend": "mine"}}))
     for allowed, code in (("2%", 1), ("0.06", 0)):
         run = CliRunner().invoke(
             app, ["--from", str(recorded), "--max-regression", allowed, "--run-dir", str(tmp_path / allowed)]
@@ -104,9 +104,17 @@ def test_the_gate_fails_where_the_fused_path_is_slower_by_more_than_allowed(tmp_
     result = json.loads((tmp_path / "2%" / "result.json").read_text())
     assert result["verdict"] == "fail"
     assert result["summary"]["break_even_tokens"] == 16
+    assert [result["summary"][name] for name in ("mode", "backend")] == ["eager", "mine"], "those of the times"
 
 
 def test_without_gpus_the_measurement_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(Inconclusive, match="0 CUDA GPUs here, 2 needed"):
-        command.measure("flashinfer", 2, [1], 64, 1, graphs=True)
+        command.measure(command.Setting("flashinfer", 2, 64), [1])
+
+
+def test_an_op_that_leaves_no_quantiser_to_fuse_is_refused_by_name() -> None:
+    app = typer.Typer()
+    command.register(app)
+    with pytest.raises(UsageError, match="--op 'RESIDUAL_RMS_NORM', expected one that quantises: RESIDUAL_RMS_NORM_QU"):
+        CliRunner().invoke(app, ["--op", "RESIDUAL_RMS_NORM"], catch_exceptions=False)

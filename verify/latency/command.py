@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from verify.errors import Inconclusive, UsageError
 from verify.inputs.models import model as model_named
+from verify.interface import FusionOp
 from verify.latency import analysis
 from verify.latency.analysis import Site, Timing
 from verify.latency.plot import draw
@@ -23,6 +25,8 @@ from verify.report.places import JsonFile, RunDir
 from verify.report.result import write_aside
 
 WORKER = "verify.latency.worker:LatencyWorker"
+QUANTISING = tuple(op for op in FusionOp if op.returns_quant)
+"""Ops whose quantiser can be left to a kernel of its own."""
 
 
 def register(app: typer.Typer) -> None:
@@ -30,27 +34,51 @@ def register(app: typer.Typer) -> None:
     app.command("latency")(command)
 
 
-def measure(
-    backend: str, tp: int, tokens: Sequence[int], hidden: int, replays: int, *, graphs: bool
-) -> Iterator[list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, at every token count.
+
+    Attributes:
+        backend: the fused kernel's.
+        tp: world size.
+        hidden: columns.
+        op: of the fused path.
+        replays: how often each path is timed.
+        graphs: as CUDA graphs, or launched call by call.
+    """
+
+    backend: str
+    tp: int
+    hidden: int
+    op: FusionOp = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+    replays: int = 30
+    graphs: bool = True
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        mode = "CUDA graph of 20 calls" if self.graphs else "eager"
+        same = {"backend": self.backend, "hidden": self.hidden, "tp": self.tp}
+        return same | {"op": self.op.value, "mode": mode}
+
+
+def measure(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
     """Time every path at every token count; the times of one count after the other.
 
     Raises:
         Inconclusive: too few GPUs, or a rank failed.
     """
-    if torch.cuda.device_count() < tp:
-        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
-    return _measured(backend, tp, tokens, hidden, replays, graphs=graphs)
+    if torch.cuda.device_count() < setting.tp:
+        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {setting.tp} needed: run it where there are")
+    return _measured(setting, tokens)
 
 
-def _measured(
-    backend: str, tp: int, tokens: Sequence[int], hidden: int, replays: int, *, graphs: bool
-) -> Iterator[list[dict[str, Any]]]:
+def _measured(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
     from verify.latency.worker import slowest
 
-    with Pool(WORKER, tp, device="cuda", preload=("verify.case.worker",)) as pool:
+    rest = (setting.hidden, max(tokens), setting.replays, setting.graphs, setting.op.value)
+    with Pool(WORKER, setting.tp, device="cuda", preload=("verify.case.worker",)) as pool:
         for rows in tokens:
-            replies = pool.call("measure", backend, rows, hidden, max(tokens), replays, graphs, timeout=120.0)
+            replies = pool.call("measure", setting.backend, rows, *rest, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)
             if failure is not None:
                 raise Inconclusive(f"{rows} tokens: {failure.error}: {failure.message}")
@@ -62,6 +90,7 @@ def command(
     backend: Annotated[str, typer.Option(help="The fused kernel: a name of `fusecheck backends`.")] = "flashinfer",
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     model: Annotated[str, typer.Option(help="Whose hidden size and number of sites.")] = "llama-3.1-8b",
+    op: Annotated[str, typer.Option(help="RESIDUAL_RMS_NORM_QUANT_FP8 or ..._OUT_QUANT_FP8.")] = QUANTISING[0].value,
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,2,4,8,16,64,128,256,512,1024,2048",
     concurrency: Annotated[str, typer.Option(help="Sequences per decode step to predict for.")] = "1,2,16,256",
     replays: Annotated[int, typer.Option(help="Timed repeats of each path, interleaved.")] = 30,
@@ -78,8 +107,10 @@ def command(
     shape = model_named(model)
     allowed = _fraction(max_regression)
     sequences = _numbers(concurrency)
-    timings = [] if recorded is None else _read(recorded)
-    source = measure(backend, tp, _numbers(tokens), shape.hidden, replays, graphs=not eager) if recorded is None else ()
+    earlier = {} if recorded is None else _read(recorded)
+    timings = list(earlier.get("timings", ()))
+    setting = Setting(backend, tp, shape.hidden, _quantising(op), replays, graphs=not eager)
+    source = measure(setting, _numbers(tokens)) if recorded is None else ()
     directory = make_run_dir("latency", run_dir)
     with Interruption() as stop:
         for times in source:
@@ -93,8 +124,9 @@ def command(
     verdict = Verdict.of(failed=bool(slower), complete=not stop.happened)
     write_aside(directory / "policy.yaml", analysis.policy_yaml(found))
     draw(timings, directory / "latency.svg", f"{model}, hidden {shape.hidden}, tp {tp}")
-    mode = "eager" if eager else "CUDA graph of 20 calls"
-    about = {"model": model, "hidden": shape.hidden, "tp": tp, "mode": mode, "interrupted": stop.happened}
+    measured = setting.to_record()
+    measured |= {name: earlier[name] for name in measured if name in earlier}
+    about = {"model": model, "interrupted": stop.happened} | measured
     summary = about | _summary(timings, found, rows, words)
     write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
     _show(found, timings, rows, [*words, *slower])
@@ -145,12 +177,21 @@ def _show(
         console.print(line, soft_wrap=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> dict[str, Any]:
+    """The summary of an earlier run."""
     try:
-        timings = json.loads(path.read_text(encoding="utf-8"))["summary"]["timings"]
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        summary["timings"] = list(summary["timings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: no timings in it ({error}); expected the result.json of a latency run") from None
-    return list(timings)
+    return summary
+
+
+def _quantising(text: str) -> FusionOp:
+    known = {op.value: op for op in QUANTISING}
+    if text not in known:
+        raise UsageError(f"--op {text!r}, expected one that quantises: {' or '.join(known)}")
+    return known[text]
 
 
 def _fraction(text: str | None) -> float | None:

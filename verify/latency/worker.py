@@ -47,6 +47,7 @@ class LatencyWorker:
         most: int,
         replays: int,
         graphs: bool,  # noqa: FBT001
+        op: str,
     ) -> dict[str, list[float]]:
         """Microseconds per call of every path, one value a replay; the paths take turns.
 
@@ -57,10 +58,11 @@ class LatencyWorker:
             most: the largest number of rows of this run, for which the workspace is made.
             replays: how many times each path is timed.
             graphs: replay CUDA graphs of `CALLS` calls; else launch the calls one by one.
+            op: which `FusionOp` the fused path is; one that quantises.
         """
         shape = Shape(tokens, hidden)
         kernel = self._kernel(backend, Limits(most, hidden, shape.dtype))
-        paths = self._paths(kernel, self._inputs(shape))
+        paths = self._paths(kernel, self._inputs(shape), FusionOp(op))
         runs = {name: self._captured(call) if graphs else _repeated(call) for name, call in paths.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(replays):
@@ -76,7 +78,7 @@ class LatencyWorker:
         scale = torch.tensor([0.0125], device=device)
         return RankInputs(draw[0].clone(), draw[1].clone(), gamma, scale, 1e-5, 0.0)
 
-    def _paths(self, kernel: Kernel, inputs: RankInputs) -> dict[str, Call]:
+    def _paths(self, kernel: Kernel, inputs: RankInputs, op: FusionOp) -> dict[str, Call]:
         """The ways from partial sums to codes: fused in one kernel; fused norm, then a quantiser; not fused."""
         unfused = _Unfused(self.rank, inputs)
         paths: dict[str, Call] = {"unfused": unfused.all}
@@ -84,7 +86,7 @@ class LatencyWorker:
             if strategy is Strategy.TWOSHOT and inputs.partial.shape[0] <= self.rank.world_size:
                 continue
             name = strategy.value.lower()
-            paths[f"fused {name}"] = _fused(kernel, inputs, FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, strategy)
+            paths[f"fused {name}"] = _fused(kernel, inputs, op, strategy)
             paths[f"norm {name}, quantise"] = _fused_norm(kernel, inputs, strategy, unfused)
         return paths
 
