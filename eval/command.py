@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from eval.compare import compare
-from eval.gate import GateSettings, Verdict
+from eval.gate import GateSettings
 from eval.options import (
     FlipCount,
     Full,
@@ -23,12 +22,23 @@ from eval.options import (
     read_settings,
     read_tasks,
 )
-from eval.outcome import Options
+from eval.outcome import Comparison, Options
+from eval.progress import Progress, Tell
 from eval.report_text import open_console, print_block
-from eval.samples import read_run
-from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms, require_lm_eval
+from eval.samples import Run, read_run
+from eval.session import (
+    Copies,
+    RunArguments,
+    deliver,
+    deliver_failure,
+    deliver_interruption,
+    finished_arms,
+    judge_arms,
+    judge_finished,
+    require_lm_eval,
+)
 from verify.errors import UsageError
-from verify.report import make_run_dir, write_result
+from verify.report import make_run_dir
 
 GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
 QUICK_TASKS = ("golden_mmlu",)
@@ -123,13 +133,17 @@ def accuracy(
 def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
     from eval.engine import ArmError
 
-    console = open_console()
-    progress = Console(stderr=True)
+    console, progress = open_console(), Progress()
+    outcome: Comparison | None
     try:
-        with progress.status("starting") as status:
-            outcome = judge_arms(arguments, options, folder, quick=quick, tell=status.update)
+        with progress:
+            outcome = judge_arms(arguments, options, folder, quick=quick, tell=progress)
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
+    except KeyboardInterrupt:
+        outcome = judge_finished(options, folder, progress.doing)
+    if outcome is None:
+        return deliver_interruption(progress.doing, finished_arms(folder), folder, console, copies)
     return deliver(outcome, folder, console, full=full, copies=copies)
 
 
@@ -138,22 +152,20 @@ def _run_sequentially(
 ) -> int:
     require_lm_eval()
     from eval.engine import ArmError
-    from eval.session_sequential import judge_sequentially, overall
+    from eval.session_sequential import SequentialOutcome, asked_so_far, deliver_sequential, judge_sequentially
 
-    console, progress = open_console(), Console(stderr=True)
+    console, progress = open_console(), Progress()
+    outcomes: list[SequentialOutcome] = []
     try:
-        with progress.status("starting") as status:
-            outcomes = judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=status.update)
+        with progress:
+            # Those that were yielded before an interruption stay in the list.
+            outcomes.extend(judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=progress))
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
-    for outcome in outcomes:
-        console.print(outcome.line, markup=False, highlight=False, soft_wrap=True)
-    verdict = overall(outcomes)
-    failed = [o for o in outcomes if o.verdict is Verdict.FAIL]
-    found = [{"stage": "accuracy", "title": o.task, "detail": o.line} for o in failed]
-    summary = {"headline": f"{verdict.name}  sequential", "tasks": {o.task: o.to_json() for o in outcomes}}
-    write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
-    return verdict.exit_code
+    except KeyboardInterrupt:
+        asked = asked_so_far(arguments.tasks, folder)
+        return deliver_sequential(outcomes, folder, console, copies, interrupted=progress.doing, asked=asked)
+    return deliver_sequential(outcomes, folder, console, copies)
 
 
 def compare_runs(
@@ -180,7 +192,19 @@ def compare_runs(
     options = Options(
         settings=read_settings(margins), tasks=read_tasks(tasks), metrics=read_metrics(metrics), flips=flips
     )
-    arms = [None if path is None else read_run(path) for path in (oracle, noise)]
-    outcome = compare(read_run(baseline), read_run(candidate), *arms, options=options)
-    folder = make_run_dir("accuracy", run_dir)
-    raise typer.Exit(deliver(outcome, folder, open_console(), full=full, copies=Copies(json_file, junit, markdown)))
+    console, copies, progress = open_console(), Copies(json_file, junit, markdown), Progress()
+    try:
+        with progress:
+            runs = [_read(path, progress) for path in (baseline, candidate)]
+            others = [None if path is None else _read(path, progress) for path in (oracle, noise)]
+            progress("judging")
+            outcome = compare(*runs, *others, options=options)
+    except KeyboardInterrupt:
+        folder = make_run_dir("accuracy", run_dir)
+        raise typer.Exit(deliver_interruption(progress.doing, {}, folder, console, copies)) from None
+    raise typer.Exit(deliver(outcome, make_run_dir("accuracy", run_dir), console, full=full, copies=copies))
+
+
+def _read(path: Path, tell: Tell) -> Run:
+    tell(f"reading {path}")
+    return read_run(path)

@@ -60,18 +60,27 @@ def around(text: str, place: int) -> str:
 
 def headline(outcome: Comparison) -> str:
     """The verdict in one line, with its numbers."""
-    word = outcome.verdict.name
+    interrupted = f"{interruption(outcome.interrupted)}; so far: " if outcome.interrupted else ""
+    return f"{outcome.verdict.name}  {interrupted}{_clause(outcome)}"
+
+
+def interruption(doing: str) -> str:
+    """That a run was interrupted, and at what."""
+    return f"interrupted at: {doing}"
+
+
+def _clause(outcome: Comparison) -> str:
     if outcome.verdict is Verdict.INVALID:
-        return f"INVALID  not a pair, so no verdict: {outcome.reason}"
+        return f"not a pair, so no verdict: {outcome.reason}"
     if len(outcome.tasks) == 1:
         oracle = "" if outcome.oracle is None else f"; {_oracle_clause(outcome)}"
-        return f"{word}  {_task_clause(outcome.tasks[0])}{oracle}"
+        return f"{_task_clause(outcome.tasks[0])}{oracle}"
     if not outcome.tasks:
-        return f"{word}  {outcome.reason}"
+        return outcome.reason
     names = ", ".join(f"{t.endpoint.name} {t.judgement.verdict.name}" for t in outcome.tasks)
     oracle = "" if outcome.oracle is None else f", oracle distance {outcome.oracle.verdict.name}"
     settled = "" if outcome.verdict is Verdict.PASS else f" ({outcome.reason})"
-    return f"{word}  {names}{oracle}{settled}"
+    return f"{names}{oracle}{settled}"
 
 
 def task_line(task: TaskResult) -> str:

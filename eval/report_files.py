@@ -49,6 +49,7 @@ def summary(outcome: Comparison) -> dict[str, Any]:
         "oracle": _plain(outcome.oracle),
         "flipped": [_shortened(f) for f in outcome.examples],
         "warnings": list(outcome.warnings),
+        "interrupted": bool(outcome.interrupted),
     }
 
 
@@ -97,8 +98,8 @@ def to_junit(outcome: Comparison) -> str:
         _case(suite, task.endpoint.name, task.judgement.verdict, task_line(task))
     if outcome.oracle is not None:
         _case(suite, "distance to the oracle", outcome.oracle.verdict, oracle_line(outcome) or "")
-    if outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks:
-        _case(suite, "verdict", outcome.verdict, outcome.reason)
+    if outcome.interrupted or (outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks):
+        _case(suite, "verdict", outcome.verdict, headline(outcome))
     out = ET.SubElement(suite, "system-out")
     out.text = _xml_text("\n".join([headline(outcome), *outcome.warnings, *_notes(outcome)]))
     for tag in ("failure", "error"):

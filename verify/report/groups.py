@@ -40,6 +40,8 @@ class Group:
 def groups(part: Part) -> list[Group]:
     """The case groups of a part; at least one."""
     found = list(_GROUPS.get(part.question, _plain)(part))
+    if part.summary.get("interrupted"):
+        found.append(Group("whole run", "inconclusive", "interrupted before its end"))
     return found or list(_plain(part))
 
 
@@ -107,8 +109,6 @@ def _of_kernel(part: Part) -> Iterator[Group]:
         yield Group(name, _verdict(mine, ran=subject["cases"] > 0), note, _text(mine), subject["seconds"])
     if rest:
         yield Group("findings", "fail", _findings(rest), _text(rest))
-    if part.summary.get("interrupted"):
-        yield Group("all cases", "inconclusive", "interrupted before the last case")
 
 
 def _is_of(finding: dict[str, Any], subject: dict[str, Any]) -> bool:
