@@ -102,7 +102,7 @@ class Comparison:
         oracle: the oracle rule; None where no oracle run was given or it has no log-probabilities.
         worst_questions: farthest from the oracle.
         flipped: the questions that `--flips` asks for.
-        examples: a few flipped questions for the report, asked for or not.
+        examples: a few flipped questions, which the report shows where none are asked for.
         warnings: what a reader should know, and does not change the verdict.
         facts: what each run says of itself.
         settings: the rule.

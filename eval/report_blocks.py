@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from eval.gate import Flips, Verdict
 from eval.outcome import Comparison, TaskResult
+from verify.report.visible import visible
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,6 @@ def points(value: float) -> str:
 def percent(value: float) -> str:
     """An accuracy in percent, as text."""
     return f"{100 * value:.2f}"
-
-
-def visible(text: str) -> str:
-    """The text with control characters shown as pictures: a model's answer must not drive the reader's terminal."""
-    pictures = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x2421}
-    pictures |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
-    pictures |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
-    return text.translate(pictures)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -19,7 +19,6 @@ from eval.outcome import Comparison, Options
 from eval.progress import Tell
 from eval.report_blocks import interruption
 from eval.report_files import findings, summary, to_json, to_junit
-from eval.report_html import to_html
 from eval.report_text import print_comparison, to_markdown
 from eval.samples import Run, read_run
 from verify.errors import UsageError
@@ -125,8 +124,8 @@ def finished_arms(folder: Path) -> dict[str, int]:
 def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, copies: Copies) -> int:
     """Print the comparison and write its files; returns the exit code.
 
-    `folder` gets result.json, accuracy.json (everything, the same bytes for the same inputs), junit.xml, accuracy.md
-    and accuracy.html (the section for the report).
+    `folder` gets result.json, report.html, accuracy.json (everything, the same bytes for the same inputs), junit.xml
+    and accuracy.md.
     """
     print_comparison(outcome, console, full=full)
     # A pair that is not one could not be judged; the exit code says that the input is at fault.
@@ -135,7 +134,6 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     # This JUnit knows more than the one that every run gets.
     junit, markdown = to_junit(outcome), to_markdown(outcome)
     write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
-    write_aside(folder / "accuracy.html", to_html(outcome) + "\n")
     for text, path in (
         (junit, folder / "junit.xml"),
         (junit, copies.junit),
