@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from eval.compare import compare
-from eval.gate import GateSettings, Verdict
-from eval.options import (
-    FlipCount,
-    Full,
-    JsonFile,
-    JunitFile,
-    Margins,
-    MarkdownFile,
-    Metrics,
-    RunDir,
-    read_metrics,
-    read_settings,
-    read_tasks,
-)
-from eval.outcome import Options
+from eval.gate import GateSettings
+from eval.options import Shared, read_metrics, read_settings, read_tasks, with_shared
+from eval.outcome import Comparison, Options
+from eval.progress import Progress, Tell
 from eval.report_text import open_console, print_block
-from eval.samples import read_run
-from eval.session import Copies, RunArguments, deliver, deliver_failure, judge_arms, require_lm_eval
+from eval.samples import Run, read_run
+from eval.session import (
+    Copies,
+    RunArguments,
+    deliver,
+    deliver_failure,
+    deliver_interruption,
+    finished_arms,
+    judge_arms,
+    judge_finished,
+    require_lm_eval,
+)
 from verify.errors import UsageError
-from verify.report import make_run_dir, write_result
+from verify.report import make_run_dir
 
 GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
 QUICK_TASKS = ("golden_mmlu",)
@@ -42,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="accuracy")
 
 
+@with_shared
 def accuracy(
     context: typer.Context,
     *,
@@ -78,14 +78,7 @@ def accuracy(
         float | None, typer.Option("--expect-flips", min=0.01, max=100, help="Flips in percent, for --plan.")
     ] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Seconds a question, for --plan.")] = None,
-    margins: Margins = None,
-    metrics: Metrics = None,
-    flips: FlipCount = 0,
-    full: Full = False,
-    json_file: JsonFile = None,
-    junit: JunitFile = None,
-    markdown: MarkdownFile = None,
-    run_dir: RunDir = None,
+    shared: Shared,
 ) -> None:
     """Does the model answer as before?
 
@@ -98,7 +91,7 @@ def accuracy(
         return
     if sum((plan, sequential, aa, operating)) > 1:
         raise UsageError("--plan, --sequential, --aa, --operating-characteristics: give one of them")
-    settings = read_settings(margins, quick=quick)
+    settings = read_settings(shared.margins, quick=quick)
     names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
     if plan:
         from eval.plan import plan_block
@@ -112,24 +105,28 @@ def accuracy(
         for table in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
             print_block(table, open_console(), full=True)
         return
-    options = Options(settings=settings, metrics=read_metrics(metrics), flips=flips, same_kernel=aa)
+    options = Options(settings=settings, metrics=read_metrics(shared.metrics), flips=shared.flips, same_kernel=aa)
     arguments = RunArguments(model, tp, backend, names, data, limit, shots, device, batch)
-    folder, copies = make_run_dir("accuracy", run_dir), Copies(json_file, junit, markdown)
+    folder, copies = make_run_dir("accuracy", shared.run_dir), Copies(shared.json, shared.junit, shared.markdown)
     if sequential:
         raise typer.Exit(_run_sequentially(arguments, settings, folder, copies, block=block, seed=seed))
-    raise typer.Exit(_run(arguments, options, folder, copies, quick=quick, full=full))
+    raise typer.Exit(_run(arguments, options, folder, copies, quick=quick, full=shared.full))
 
 
 def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
     from eval.engine import ArmError
 
-    console = open_console()
-    progress = Console(stderr=True)
+    console, progress = open_console(), Progress()
+    outcome: Comparison | None
     try:
-        with progress.status("starting") as status:
-            outcome = judge_arms(arguments, options, folder, quick=quick, tell=status.update)
+        with progress:
+            outcome = judge_arms(arguments, options, folder, quick=quick, tell=progress)
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
+    except KeyboardInterrupt:
+        outcome = judge_finished(options, folder, progress.doing)
+    if outcome is None:
+        return deliver_interruption(progress.doing, finished_arms(folder), folder, console, copies)
     return deliver(outcome, folder, console, full=full, copies=copies)
 
 
@@ -138,24 +135,23 @@ def _run_sequentially(
 ) -> int:
     require_lm_eval()
     from eval.engine import ArmError
-    from eval.session_sequential import judge_sequentially, overall
+    from eval.session_sequential import SequentialOutcome, asked_so_far, deliver_sequential, judge_sequentially
 
-    console, progress = open_console(), Console(stderr=True)
+    console, progress = open_console(), Progress()
+    outcomes: list[SequentialOutcome] = []
     try:
-        with progress.status("starting") as status:
-            outcomes = judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=status.update)
+        with progress:
+            # Those that were yielded before an interruption stay in the list.
+            outcomes.extend(judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=progress))
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
-    for outcome in outcomes:
-        console.print(outcome.line, markup=False, highlight=False, soft_wrap=True)
-    verdict = overall(outcomes)
-    failed = [o for o in outcomes if o.verdict is Verdict.FAIL]
-    found = [{"stage": "accuracy", "title": o.task, "detail": o.line} for o in failed]
-    summary = {"headline": f"{verdict.name}  sequential", "tasks": {o.task: o.to_json() for o in outcomes}}
-    write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
-    return verdict.exit_code
+    except KeyboardInterrupt:
+        asked = asked_so_far(arguments.tasks, folder)
+        return deliver_sequential(outcomes, folder, console, copies, interrupted=progress.doing, asked=asked)
+    return deliver_sequential(outcomes, folder, console, copies)
 
 
+@with_shared
 def compare_runs(
     baseline: Annotated[Path, typer.Argument(help="lm-eval output folder, or results file, of the unfused run.")],
     candidate: Annotated[Path, typer.Argument(help="The same of the fused run.")],
@@ -163,14 +159,7 @@ def compare_runs(
     *,
     noise: Annotated[Path | None, typer.Option("--noise", help="The unfused run again, at another batch size.")] = None,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Judge only these tasks.")] = None,
-    margins: Margins = None,
-    metrics: Metrics = None,
-    flips: FlipCount = 0,
-    full: Full = False,
-    json_file: JsonFile = None,
-    junit: JunitFile = None,
-    markdown: MarkdownFile = None,
-    run_dir: RunDir = None,
+    shared: Shared,
 ) -> None:
     """Judge two lm-eval runs of any engine, question by question.
 
@@ -178,9 +167,24 @@ def compare_runs(
     2 where the runs are not a pair: other questions, prompts, settings, or the same run twice.
     """
     options = Options(
-        settings=read_settings(margins), tasks=read_tasks(tasks), metrics=read_metrics(metrics), flips=flips
+        settings=read_settings(shared.margins),
+        tasks=read_tasks(tasks),
+        metrics=read_metrics(shared.metrics),
+        flips=shared.flips,
     )
-    arms = [None if path is None else read_run(path) for path in (oracle, noise)]
-    outcome = compare(read_run(baseline), read_run(candidate), *arms, options=options)
-    folder = make_run_dir("accuracy", run_dir)
-    raise typer.Exit(deliver(outcome, folder, open_console(), full=full, copies=Copies(json_file, junit, markdown)))
+    console, copies, progress = open_console(), Copies(shared.json, shared.junit, shared.markdown), Progress()
+    outcome: Comparison | None = None
+    with suppress(KeyboardInterrupt), progress:
+        runs = [_read(path, progress) for path in (baseline, candidate)]
+        others = [None if path is None else _read(path, progress) for path in (oracle, noise)]
+        progress("judging")
+        outcome = compare(*runs, *others, options=options)
+    folder = make_run_dir("accuracy", shared.run_dir)
+    if outcome is None:
+        raise typer.Exit(deliver_interruption(progress.doing, {}, folder, console, copies))
+    raise typer.Exit(deliver(outcome, folder, console, full=shared.full, copies=copies))
+
+
+def _read(path: Path, tell: Tell) -> Run:
+    tell(f"reading {path}")
+    return read_run(path)

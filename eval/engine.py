@@ -108,6 +108,10 @@ def padded(rows: Sequence[Row]) -> tuple[Ints, Ints]:
 class Engine:
     """A pool of ranks that hold one model, and the arm that is open on them.
 
+    Attributes:
+        answered: texts that the open arm has scored or continued.
+        watch: told of `answered` after every batch.
+
     Args:
         folder: the checkpoint.
         world_size: ranks.
@@ -121,7 +125,8 @@ class Engine:
         self._timeout = timeout
         self._rows_a_reply = max(1, REPLY_BYTES // (4 * min(vocabulary, CLASSES)))
         self.plan = BatchPlan()
-        self.position: dict[int, int] = {}
+        self.answered = 0
+        self.watch: Callable[[int], None] = lambda _answered: None
 
     def __enter__(self) -> Engine:
         return self
@@ -149,7 +154,7 @@ class Engine:
 
     def open_arm(self, arm: str, backend: str, plan: BatchPlan, longest: int) -> None:
         """Choose the arm; `longest` is the longest text in tokens, which the kernel's workspace must take."""
-        self.plan = plan
+        self.plan, self.answered = plan, 0
         self.call("open_arm", arm, backend, max(plan.tokens, longest))
 
     def close_arm(self) -> list[dict[str, Any]]:
@@ -172,6 +177,7 @@ class Engine:
             for k, i in enumerate(batch):
                 row = k * ids.shape[1] + int(lengths[k]) - 1
                 keep(i, Next(row, table[k], int(best[k]), scores[k, : len(wanted[i])]))
+            self._count(batch)
 
     def spans(self, rows: Sequence[Row], begins: Sequence[int]) -> list[tuple[Floats, Ints]]:
         """Score the tokens of each row from `begins` on: their log-probabilities, and the most likely tokens."""
@@ -184,6 +190,7 @@ class Engine:
             for k, i in enumerate(batch):
                 part = slice(int(ends[k] - (lengths[k] - starts[k])), int(ends[k]))
                 found[i] = (scores[part], top[part])
+            self._count(batch)
         return [found[i] for i in range(len(rows))]
 
     def generate(self, rows: Sequence[Row], limit: int, stops: Callable[[list[int]], bool]) -> list[Generated]:
@@ -192,7 +199,12 @@ class Engine:
         # A decode step is as long as its longest neighbour's; the cache holds prompt and answer.
         for batch in batches([len(row) for row in rows], self.plan):
             found.update(self._generate(batch, [rows[i] for i in batch], limit, stops))
+            self._count(batch)
         return [found[i] for i in range(len(rows))]
+
+    def _count(self, batch: Sequence[int]) -> None:
+        self.answered += len(batch)
+        self.watch(self.answered)
 
     def _generate(
         self, batch: list[int], rows: list[Row], limit: int, stops: Callable[[list[int]], bool]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,34 +17,60 @@ from verify.errors import UsageError
 
 QUICK_MARGIN = 0.015
 
-Margins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--margin",
-        metavar="TASK=POINTS",
-        help="Largest accepted drop, in points; repeatable. "
-        + ", ".join(f"{task} {100 * margin:g}" for task, margin in DEFAULT_MARGINS.items())
-        + ", any other task 1.",
-    ),
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metric",
-        metavar="TASK=METRIC,FILTER",
-        help="What is judged, where not acc or exact_match under flexible-extract; repeatable.",
-    ),
-]
-FlipCount = Annotated[
-    int, typer.Option("--flips", min=0, help="Show so many questions whose answer changed, with both answers.")
-]
-Full = Annotated[bool, typer.Option("--full", help="Print every row of the long tables.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write result.json to this file too.")]
-JunitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file too.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write Markdown to this file too.")]
-RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", help="Folder for all files; runs/<utc>-accuracy if not given.")
-]
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that `accuracy` and `accuracy compare` have in common; see `with_shared`."""
+
+    margins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--margin",
+            metavar="TASK=POINTS",
+            help="Largest accepted drop, in points; repeatable. "
+            + ", ".join(f"{task} {100 * margin:g}" for task, margin in DEFAULT_MARGINS.items())
+            + ", any other task 1.",
+        ),
+    ] = None
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="TASK=METRIC,FILTER",
+            help="What is judged, where not acc or exact_match under flexible-extract; repeatable.",
+        ),
+    ] = None
+    flips: Annotated[
+        int, typer.Option("--flips", min=0, help="Show so many questions whose answer changed, with both answers.")
+    ] = 0
+    full: Annotated[bool, typer.Option("--full", help="Print every row of the long tables.")] = False
+    json: Annotated[Path | None, typer.Option("--json", help="Write result.json to this file too.")] = None
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file too.")] = None
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write Markdown to this file too.")] = None
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder for all files; runs/<utc>-accuracy if not given.")
+    ] = None
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of `Shared` as options behind its own; it gets them as its argument `shared`."""
+    own = inspect.signature(command, eval_str=True)
+    kinds = get_type_hints(Shared, include_extras=True)
+    added = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+        for f in fields(Shared)
+    ]
+    parameters = [*(p for p in own.parameters.values() if p.name != "shared"), *added]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+        command(**given, shared=shared)
+
+    # Where typer reads which options there are.
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
 
 
 def read_settings(margins: Sequence[str] | None, *, quick: bool = False) -> GateSettings:

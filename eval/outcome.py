@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from eval.endpoints import Endpoint
 from eval.flips import FlippedQuestion, ForcedSummary
-from eval.gate import Flips, GateSettings, Judgement, Verdict
+from eval.gate import Flips, GateSettings, Judgement, Verdict, worst
 from eval.intervals import ClusteredDifference
 from eval.kl import DistanceSummary, OracleJudgement
 from eval.logprobs import Source
@@ -102,10 +102,11 @@ class Comparison:
         oracle: the oracle rule; None where no oracle run was given or it has no log-probabilities.
         worst_questions: farthest from the oracle.
         flipped: the questions that `--flips` asks for.
-        examples: a few flipped questions for the report, asked for or not.
+        examples: a few flipped questions, which the report shows where none are asked for.
         warnings: what a reader should know, and does not change the verdict.
         facts: what each run says of itself.
         settings: the rule.
+        interrupted: what the run was doing when Ctrl-C ended it; empty where it came to its end.
     """
 
     verdict: Verdict
@@ -121,3 +122,8 @@ class Comparison:
     warnings: Sequence[str]
     facts: Mapping[str, Mapping[str, str]]
     settings: GateSettings
+    interrupted: str = ""
+
+    def cut_short(self, doing: str) -> Comparison:
+        """The same of a run that Ctrl-C ended while `doing`: what failed has failed, and nothing has passed."""
+        return replace(self, verdict=worst([self.verdict, Verdict.INCONCLUSIVE]), interrupted=doing)

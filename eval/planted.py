@@ -1,8 +1,9 @@
-"""Bugs planted in the fused kernel of a whole model, and which tier of the gate catches each.
+"""Bugs planted in the fused kernel of a whole model, and which tier catches each.
 
-`python -m eval.planted [--limit N] [--run-dir DIR] [--json FILE]` runs the golden model once with the unfused ops and
-once with each of `PLANTED` and prints a table. Each is a backend: `eval.planted:row_in_32` and so on. With the same
-`--run-dir` it goes on where it was broken off. The whole table: `golden/model/planted.json`.
+`python -m eval.planted [--limit N] [--run-dir DIR] [--json FILE]` asks the kernel question of each of `PLANTED`, runs
+the golden model once with the unfused ops and once with each, and prints a table. Each is a backend:
+`eval.planted:row_in_32` and so on. With the same `--run-dir` it goes on where it was broken off. The whole table:
+`golden/model/planted.json`.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
 from eval.compare import compare
 from eval.exported import ExportedBackend
-from eval.gate import Verdict
 from eval.linear import Linear
 from eval.outcome import Comparison, Options
 from eval.paths import Feed, KernelPath, choose_op
+from eval.planted_tiers import KernelTier, ask_kernel, table, tiers
 from eval.run import run_arms
 from eval.samples import Run, read_run
 from verify.backends.emulated import EmulatedBackend
@@ -35,6 +35,8 @@ from verify.interface import FusionOp, RankInputs, RankOutputs
 from verify.report.result import write_aside
 
 TASK = "golden_mmlu"
+FP32 = "flashinfer-fp32"
+"""The dataflow that adds the ranks' addends in float32."""
 
 
 class RowIn32(Arithmetic):
@@ -118,12 +120,21 @@ class FirstScaleBackend(EmulatedBackend):
 
 @dataclass(frozen=True)
 class Planted:
-    """One candidate: its title, how to make its backend, whether it is right, and on how many ranks it shows."""
+    """One candidate.
+
+    Attributes:
+        title: what it does.
+        make: makes its backend.
+        right: whether it is as it should be.
+        tp: ranks on which it shows.
+        promised: the dataflow that the model was promised, where the kernel itself declares another.
+    """
 
     title: str
     make: Callable[[], EmulatedBackend | ExportedBackend]
     right: bool = False
     tp: int = 2
+    promised: str | None = None
 
 
 def _with(arithmetic: type[Arithmetic]) -> Callable[[], EmulatedBackend]:
@@ -131,7 +142,11 @@ def _with(arithmetic: type[Arithmetic]) -> Callable[[], EmulatedBackend]:
 
 
 def _fp32() -> EmulatedBackend:
-    return EmulatedBackend("flashinfer-fp32")
+    return EmulatedBackend(FP32)
+
+
+def _bf16() -> EmulatedBackend:
+    return EmulatedBackend("flashinfer")
 
 
 PLANTED: dict[str, Planted] = {
@@ -147,7 +162,9 @@ PLANTED: dict[str, Planted] = {
     "sums_in_fp8": Planted("collective accumulates in FP8", _with(SumsInFp8)),
     # Two addends are added exactly alike in either precision.
     "correct_tp4": Planted("fused, correct, float32 sum of 4 ranks", _fp32, right=True, tp=4),
-    "sums_in_bf16": Planted("bf16 sum of 4 ranks for float32", lambda: EmulatedBackend("flashinfer"), tp=4),
+    "sums_in_bf16": Planted(
+        "bf16 sum of 4 ranks for float32", lambda: EmulatedBackend("flashinfer"), tp=4, promised=FP32
+    ),
 }
 
 
@@ -158,18 +175,6 @@ def __getattr__(name: str) -> EmulatedBackend | ExportedBackend:
     made = PLANTED[name].make()
     made.name = f"planted:{name}"
     return made
-
-
-def tier(outcome: Comparison) -> str:
-    """Say which tier failed the candidate, the cheapest first; `none` where all passed."""
-    if outcome.verdict is Verdict.INVALID:
-        return "validity"
-    failed = []
-    if outcome.oracle is not None and outcome.oracle.verdict is Verdict.FAIL:
-        failed.append("log-probabilities")
-    if any(task.judgement.verdict is Verdict.FAIL for task in outcome.tasks):
-        failed.append("accuracy")
-    return " and ".join(failed) or "none"
 
 
 def run_planted(
@@ -201,46 +206,37 @@ def run_planted(
         yield name, compare(base[tp][UNFUSED], candidate, base[tp][ORACLE], options=Options())
 
 
-def to_json(outcomes: dict[str, Comparison]) -> list[dict[str, Any]]:
-    """One object a candidate, with what the table shows."""
-    rows = []
-    for name, outcome in outcomes.items():
-        flips, oracle = outcome.tasks[0].judgement.flips, outcome.oracle
-        row: dict[str, Any] = {
-            "name": name,
-            "title": PLANTED[name].title,
-            "right": PLANTED[name].right,
-            "tp": PLANTED[name].tp,
-            "questions": flips.n,
-            "accuracy": flips.candidate_right / flips.n,
-            "lost": flips.lost,
-            "gained": flips.gained,
-            "verdict": outcome.verdict.value,
-            "caught_by": tier(outcome),
-        }
-        if oracle is not None:
-            row |= {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
-        rows.append(row)
-    return rows
+def kernel_tier(name: str) -> KernelTier | None:
+    """What the kernel question says of a candidate; None for a graph that calls another candidate's kernel.
+
+    Raises:
+        UsageError: the kernel takes no case.
+    """
+    planted = PLANTED[name]
+    if isinstance(planted.make(), ExportedBackend):
+        return None
+    return ask_kernel(f"eval.planted:{name}", planted.tp, planted.promised)
 
 
-def table(outcomes: dict[str, Comparison]) -> Table:
-    """One row a candidate: accuracy, change, flips, the oracle rule, verdict, tier."""
-    found = Table(title=f"Planted bugs in the golden model, {TASK}")
-    for column in ("candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "verdict", "caught by"):
-        found.add_column(column, justify="left" if column in ("candidate", "verdict", "caught by") else "right")
-    for row in to_json(outcomes):
-        found.add_row(
-            row["title"],
-            f"{row['accuracy']:.4f}",
-            f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",
-            f"{row['lost']}/{row['gained']}",
-            f"{row['kl_ratio']:.2f}" if "kl_ratio" in row else "",
-            f"{row['wilcoxon_p']:.1g}" if "wilcoxon_p" in row else "",
-            row["verdict"],
-            row["caught_by"],
-        )
-    return found
+def to_json(name: str, outcome: Comparison, kernel: KernelTier | None) -> dict[str, Any]:
+    """What the table shows of one candidate."""
+    planted, flips, oracle = PLANTED[name], outcome.tasks[0].judgement.flips, outcome.oracle
+    row: dict[str, Any] = {
+        "name": name,
+        "title": planted.title,
+        "right": planted.right,
+        "tp": planted.tp,
+        "kernel": None if kernel is None else asdict(kernel),
+        "questions": flips.n,
+        "accuracy": flips.candidate_right / flips.n,
+        "lost": flips.lost,
+        "gained": flips.gained,
+        "verdict": outcome.verdict.value,
+        "caught_by": tiers(kernel, outcome),
+    }
+    if oracle is not None:
+        row |= {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
+    return row
 
 
 def main() -> None:
@@ -251,15 +247,15 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    outcomes = {}
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)
         for name, outcome in run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True)):
-            outcomes[name] = outcome
+            rows.append(to_json(name, outcome, kernel_tier(name)))
             if options.json is not None:
                 command = "python -m eval.planted"
-                write_aside(options.json, json.dumps({"command": command, "rows": to_json(outcomes)}, indent=1) + "\n")
-    Console(width=150).print(table(outcomes))
+                write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+    Console(width=180).print(table(rows))
 
 
 if __name__ == "__main__":

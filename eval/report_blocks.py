@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from eval.gate import Flips, Verdict
 from eval.outcome import Comparison, TaskResult
+from verify.report.visible import visible
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,6 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def visible(text: str) -> str:
-    """The text with control characters shown as pictures: a model's answer must not drive the reader's terminal."""
-    pictures = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x2421}
-    pictures |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
-    pictures |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
-    return text.translate(pictures)
-
-
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters of the text, visible ones only."""
     shown = visible(text)
@@ -60,18 +53,27 @@ def around(text: str, place: int) -> str:
 
 def headline(outcome: Comparison) -> str:
     """The verdict in one line, with its numbers."""
-    word = outcome.verdict.name
+    interrupted = f"{interruption(outcome.interrupted)}; so far: " if outcome.interrupted else ""
+    return f"{outcome.verdict.name}  {interrupted}{_clause(outcome)}"
+
+
+def interruption(doing: str) -> str:
+    """That a run was interrupted, and at what."""
+    return f"interrupted at: {doing}"
+
+
+def _clause(outcome: Comparison) -> str:
     if outcome.verdict is Verdict.INVALID:
-        return f"INVALID  not a pair, so no verdict: {outcome.reason}"
+        return f"not a pair, so no verdict: {outcome.reason}"
     if len(outcome.tasks) == 1:
         oracle = "" if outcome.oracle is None else f"; {_oracle_clause(outcome)}"
-        return f"{word}  {_task_clause(outcome.tasks[0])}{oracle}"
+        return f"{_task_clause(outcome.tasks[0])}{oracle}"
     if not outcome.tasks:
-        return f"{word}  {outcome.reason}"
+        return outcome.reason
     names = ", ".join(f"{t.endpoint.name} {t.judgement.verdict.name}" for t in outcome.tasks)
     oracle = "" if outcome.oracle is None else f", oracle distance {outcome.oracle.verdict.name}"
     settled = "" if outcome.verdict is Verdict.PASS else f" ({outcome.reason})"
-    return f"{word}  {names}{oracle}{settled}"
+    return f"{names}{oracle}{settled}"
 
 
 def task_line(task: TaskResult) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from typing import Any
 from xml.etree import ElementTree as ET
 
 from eval.flips import FlippedQuestion
 from eval.gate import Verdict
-from eval.outcome import Comparison
-from eval.report_blocks import blocks, headline, oracle_line, shorten, task_line, visible
+from eval.outcome import Comparison, TaskResult
+from eval.report_blocks import blocks, headline, oracle_line, shorten, task_line
+from verify.report.visible import visible
 
 
 def to_json(outcome: Comparison) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def summary(outcome: Comparison) -> dict[str, Any]:
             "lost": t.judgement.flips.lost,
             "gained": t.judgement.flips.gained,
             "churn": t.judgement.flips.churn,
+            "flips_by_margin": _flips_by_margin(t),
         }
         for t in outcome.tasks
     }
@@ -47,9 +49,17 @@ def summary(outcome: Comparison) -> dict[str, Any]:
         "headline": headline(outcome),
         "tasks": tasks,
         "oracle": _plain(outcome.oracle),
-        "flipped": [_shortened(f) for f in outcome.examples],
+        "tables": [asdict(block) for block in blocks(outcome) if block.title != "Warnings"],
+        "flipped": [_shortened(f) for f in outcome.flipped or outcome.examples],
         "warnings": list(outcome.warnings),
+        "interrupted": bool(outcome.interrupted),
     }
+
+
+def _flips_by_margin(task: TaskResult) -> list[dict[str, Any]]:
+    """Flips by quartile of the baseline's margin: they belong where the baseline hesitates."""
+    found = [s for s in task.slices if s.kind.startswith("baseline margin")]
+    return [{"margin": f"{s.label} nat", "lost": s.lost, "gained": s.gained} for s in found]
 
 
 def _shortened(flip: FlippedQuestion) -> dict[str, Any]:
@@ -97,10 +107,10 @@ def to_junit(outcome: Comparison) -> str:
         _case(suite, task.endpoint.name, task.judgement.verdict, task_line(task))
     if outcome.oracle is not None:
         _case(suite, "distance to the oracle", outcome.oracle.verdict, oracle_line(outcome) or "")
-    if outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks:
-        _case(suite, "verdict", outcome.verdict, outcome.reason)
+    if outcome.interrupted or (outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks):
+        _case(suite, "verdict", outcome.verdict, headline(outcome))
     out = ET.SubElement(suite, "system-out")
-    out.text = _xml_text("\n".join([headline(outcome), *outcome.warnings, *_notes(outcome)]))
+    out.text = visible("\n".join([headline(outcome), *outcome.warnings, *_notes(outcome)]))
     for tag in ("failure", "error"):
         suite.set(f"{tag}s", str(len(suite.findall(f"testcase/{tag}"))))
     suite.set("tests", str(len(suite.findall("testcase"))))
@@ -111,18 +121,14 @@ def to_junit(outcome: Comparison) -> str:
 
 
 def _case(suite: ET.Element, name: str, verdict: Verdict, text: str) -> None:
-    case = ET.SubElement(suite, "testcase", classname="fusecheck.accuracy", name=_xml_text(name))
+    case = ET.SubElement(suite, "testcase", classname="fusecheck.accuracy", name=visible(name))
     if verdict is Verdict.PASS:
-        ET.SubElement(case, "system-out").text = _xml_text(text)
+        ET.SubElement(case, "system-out").text = visible(text)
         return
     tag = "failure" if verdict is Verdict.FAIL else "error"
-    element = ET.SubElement(case, tag, message=_xml_text(text.partition("\n")[0]), type=verdict.name)
-    element.text = _xml_text(text)
+    element = ET.SubElement(case, tag, message=visible(text.partition("\n")[0]), type=verdict.name)
+    element.text = visible(text)
 
 
 def _notes(outcome: Comparison) -> list[str]:
     return [note for block in blocks(outcome) for note in block.notes]
-
-
-def _xml_text(text: str) -> str:
-    return "".join(c for c in visible(text) if c not in "\ufffe\uffff")

@@ -16,7 +16,8 @@ from rich.text import Text
 from eval.flips import FlippedQuestion
 from eval.gate import Verdict
 from eval.outcome import Comparison
-from eval.report_blocks import Block, around, blocks, headline, oracle_line, shorten, task_line, visible
+from eval.report_blocks import Block, around, blocks, headline, oracle_line, shorten, task_line
+from verify.report.visible import visible
 
 _STYLE = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.INVALID: "bold red", Verdict.INCONCLUSIVE: "yellow"}
 

@@ -17,6 +17,7 @@ from eval.config import Shape
 from eval.engine import BATCHES, BatchPlan, Engine, batch_plans
 from eval.fold import CLASSES
 from eval.offline import go_offline
+from eval.progress import Tell
 from eval.tasks import FEWSHOT_SEED, Prepared, prepare
 from eval.tokens import Tokens
 from verify.backends import backend as load_backend
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_arms(
     shots: int | None = None,
     device: str = "cpu",
     batch: int | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> list[ArmRun]:
     """Evaluate a checkpoint once for each arm.
 
@@ -138,12 +138,17 @@ def run_arms(
     ):
         built = time.perf_counter() - began
         for arm in arms:
-            tell(f"arm {arm}: {len(prepared.contexts())} prompts")
+            engine.watch = _counting(tell, f"arm {arm}, {prepared.questions:,} questions")
+            engine.watch(0)
             folder = run_dir / arm
             record = _run_arm(job, engine, prepared, arm, folder)
             write_arm_record(folder, replace(record, seconds={"prompts": built, **record.seconds}))
             runs.append(ArmRun(arm, folder))
     return runs
+
+
+def _counting(tell: Tell, begun: str) -> Callable[[int], None]:
+    return lambda answered: tell(f"{begun}: {answered:,} texts answered")
 
 
 def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Path) -> ArmRecord:
@@ -188,7 +193,13 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
             "forced": forced - asked,
             "cpu_of_all_ranks": sum(c["cpu_seconds"] for c in counters),
         },
-        extra={"tp": job.tp, "rows": counters[0]["rows"], "batch_tokens": plan.tokens, "device": job.device},
+        extra={
+            "questions": prepared.questions,
+            "tp": job.tp,
+            "rows": counters[0]["rows"],
+            "batch_tokens": plan.tokens,
+            "device": job.device,
+        },
     )
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from eval.arm import FUSED, NOISE, ORACLE, UNFUSED
+from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
 from eval.compare import compare
 from eval.gate import Verdict
 from eval.outcome import Comparison, Options
+from eval.progress import Tell
+from eval.report_blocks import interruption
 from eval.report_files import findings, summary, to_json, to_junit
-from eval.report_html import to_html
 from eval.report_text import print_comparison, to_markdown
-from eval.samples import read_run
+from eval.samples import Run, read_run
 from verify.errors import UsageError
-from verify.report import write_result
+from verify.report import write_markdown, write_result
 from verify.report.result import write_aside
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,40 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         progress=tell,
     )
     tell("judging")
-    runs = {arm.name: read_run(arm.folder) for arm in done}
+    return _judge({arm.name: read_run(arm.folder) for arm in done}, options)
+
+
+def _judge(runs: dict[str, Run], options: Options) -> Comparison:
     if options.same_kernel:
         return compare(runs[UNFUSED], runs[NOISE], options=options)
     return compare(runs[UNFUSED], runs[FUSED], runs[ORACLE], runs.get(NOISE), options=options)
 
 
+def judge_finished(options: Options, folder: Path, doing: str) -> Comparison | None:
+    """Judge the arms that an interrupted run finished; None where the pair to compare is not among them.
+
+    Args:
+        options: as for `judge_arms`.
+        folder: where the arms are.
+        doing: what the run was doing.
+    """
+    finished = finished_arms(folder)
+    if not {UNFUSED, NOISE if options.same_kernel else FUSED} <= finished.keys():
+        return None
+    return _judge({arm: read_run(folder / arm) for arm in finished}, options).cut_short(doing)
+
+
+def finished_arms(folder: Path) -> dict[str, int]:
+    """The arms in `folder` that came to their end, each with the number of its questions."""
+    records = {arm: read_arm_record(folder / arm) for arm in (ORACLE, UNFUSED, FUSED, NOISE)}
+    return {arm: int(record.extra.get("questions", 0)) for arm, record in records.items() if record is not None}
+
+
 def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, copies: Copies) -> int:
     """Print the comparison and write its files; returns the exit code.
 
-    `folder` gets result.json, accuracy.json (everything, the same bytes for the same inputs), junit.xml, accuracy.md
-    and accuracy.html (the section for the report).
+    `folder` gets result.json, report.html, accuracy.json (everything, the same bytes for the same inputs), junit.xml
+    and accuracy.md.
     """
     print_comparison(outcome, console, full=full)
     # A pair that is not one could not be judged; the exit code says that the input is at fault.
@@ -111,7 +134,6 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     # This JUnit knows more than the one that every run gets.
     junit, markdown = to_junit(outcome), to_markdown(outcome)
     write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
-    write_aside(folder / "accuracy.html", to_html(outcome) + "\n")
     for text, path in (
         (junit, folder / "junit.xml"),
         (junit, copies.junit),
@@ -124,10 +146,38 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     return outcome.verdict.exit_code
 
 
+def deliver_record(
+    verdict: Verdict, summary: dict[str, Any], found: list[dict[str, Any]], folder: Path, copies: Copies
+) -> int:
+    """Write the files of a run that has no comparison; returns the exit code."""
+    record = write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
+    if copies.junit is not None:
+        write_aside(copies.junit, (folder / "junit.xml").read_text(encoding="utf-8"))
+    if copies.markdown is not None:
+        write_markdown(copies.markdown, record)
+    return verdict.exit_code
+
+
 def deliver_failure(error: Exception, folder: Path, console: Console, copies: Copies) -> int:
     """Report an arm that died: a kernel that crashes or hangs has failed, whatever it would have answered."""
     line = f"FAIL  an arm died before its last answer: {error}"
     console.print(Text(line, style="bold red"), soft_wrap=True)
     found = [{"stage": "alive", "title": "arm", "detail": str(error)}]
-    write_result(folder, "accuracy", Verdict.FAIL.value, {"headline": line}, found, copies.json)
-    return Verdict.FAIL.exit_code
+    return deliver_record(Verdict.FAIL, {"headline": line}, found, folder, copies)
+
+
+def deliver_interruption(doing: str, finished: dict[str, int], folder: Path, console: Console, copies: Copies) -> int:
+    """Report a run that Ctrl-C ended before there was anything to compare.
+
+    Args:
+        doing: what it was doing.
+        finished: arms that came to their end, each with the number of its questions.
+        folder: of the run.
+        console: where to say so.
+        copies: further places for the files.
+    """
+    done = ", ".join(f"{arm} ({questions:,} questions)" for arm, questions in finished.items())
+    line = f"INCONCLUSIVE  {interruption(doing)}; finished arms: {done or 'none'}"
+    console.print(Text(line, style="yellow"), soft_wrap=True)
+    summary = {"headline": line, "finished_arms": finished, "interrupted": True}
+    return deliver_record(Verdict.INCONCLUSIVE, summary, [], folder, copies)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from eval.blocks import Answers, Asker, Question, open_asker
 from eval.gate import Flips, GateSettings, Verdict, worst
 from eval.intervals import wilson_interval
-from eval.report_blocks import points
+from eval.progress import Tell
+from eval.report_blocks import interruption, points
 from eval.sequential import Evidence, SequentialPlan, run_sequential, stratified_order
-from eval.session import RunArguments, Tell
+from eval.session import Copies, RunArguments, deliver_record
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class SequentialOutcome:
 
 def judge_sequentially(
     arguments: RunArguments, settings: GateSettings, folder: Path, *, block: int, seed: int, tell: Tell
-) -> list[SequentialOutcome]:
+) -> Iterator[SequentialOutcome]:
     """Judge every task in turn; states and answers are kept in `folder` after every block.
 
     Raises:
@@ -70,7 +72,8 @@ def judge_sequentially(
     """
     tell("building the prompts")
     with open_asker(arguments) as asker:
-        return [_judge(asker, name, arguments, settings, folder, block, seed, tell) for name in arguments.tasks]
+        for name in arguments.tasks:
+            yield _judge(asker, name, arguments, settings, folder, block, seed, tell)
 
 
 def _judge(
@@ -125,6 +128,45 @@ def _count(pairs: Sequence[tuple[bool, bool]]) -> Flips:
     )
 
 
-def overall(outcomes: Sequence[SequentialOutcome]) -> Verdict:
-    """The worst of the tasks' verdicts."""
-    return worst(o.verdict for o in outcomes)
+def asked_so_far(tasks: Sequence[str], folder: Path) -> dict[str, int]:
+    """Questions that `folder` holds both arms' answers to, by task."""
+    return {name: len(Answers.load(folder / f"answers_{name}.jsonl").right) for name in tasks}
+
+
+def deliver_sequential(
+    outcomes: Sequence[SequentialOutcome],
+    folder: Path,
+    console: Console,
+    copies: Copies,
+    *,
+    interrupted: str = "",
+    asked: Mapping[str, int] | None = None,
+) -> int:
+    """Print the tasks' results and write the run's files; returns the exit code.
+
+    Args:
+        outcomes: of the tasks that are decided or came to their end.
+        folder: of the run.
+        console: where to print.
+        copies: further places for the files.
+        interrupted: what the run was doing when Ctrl-C ended it; empty where it came to its end.
+        asked: questions asked so far, by task, where it was interrupted.
+    """
+    for outcome in outcomes:
+        console.print(outcome.line, markup=False, highlight=False, soft_wrap=True)
+    verdict = worst([*(o.verdict for o in outcomes), *([Verdict.INCONCLUSIVE] if interrupted else [])])
+    line = f"{verdict.name}  sequential"
+    if interrupted:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in (asked or {}).items())
+        line = f"{verdict.name}  {interruption(interrupted)}; asked so far: {counts}; the same line goes on in {folder}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    failed = [o for o in outcomes if o.verdict is Verdict.FAIL]
+    found = [{"stage": "accuracy", "title": o.task, "detail": o.line} for o in failed]
+    summary: dict[str, Any] = {
+        "headline": line,
+        "tasks": {o.task: o.to_json() for o in outcomes},
+        "interrupted": bool(interrupted),
+    }
+    if asked is not None:
+        summary["asked"] = dict(asked)
+    return deliver_record(verdict, summary, found, folder, copies)

@@ -55,6 +55,11 @@ class Prepared:
         """Return the distinct prompts, in order."""
         return list(dict.fromkeys(i.args[0] for t in self.tasks.values() for i in t.instances))
 
+    @property
+    def questions(self) -> int:
+        """How many documents are asked, over all tasks."""
+        return sum(len({i.doc_id for i in task.instances}) for task in self.tasks.values())
+
 
 @contextlib.contextmanager
 def _working_in(folder: Path) -> Iterator[None]:

@@ -41,8 +41,6 @@ ORDER_FREE = ("exact", "rank-tagged", "one-hot")
 FINITE = tuple(name for name, family in FAMILIES.items() if family.finite)
 PLAIN = ("gaussian", "outliers", "cancelling", "exact", "rank-tagged")
 """Families of ordinary magnitudes: halving or doubling them meets no edge of a format."""
-NORM_FAMILIES = ("e4m3-ties", "saturating", "subnormal-codes")
-"""Families whose property is one of y / scale, which a small or signed gamma would spoil."""
 
 
 @cache
@@ -76,10 +74,17 @@ def widths(most: int = 16384) -> SearchStrategy[int]:
     return weighted({hidden: weight for hidden, weight in weights.items() if hidden <= most})
 
 
-def scales(kinds: Sequence[str] = tuple(SCALES)) -> SearchStrategy[float]:
-    """Dequantisation scales of the given kinds; 1 is the simplest, and one kind among many."""
+def scales(kinds: Sequence[str] = tuple(SCALES), of: int | None = None) -> SearchStrategy[float]:
+    """Dequantisation scales of the given kinds; 1 is the simplest, and one kind among many.
+
+    A captured one is that of the case with the seed `of`, where there is one.
+    """
     ordered = sorted(kinds, key=lambda kind: kind != "one")
-    return st.tuples(st.sampled_from(ordered), st.integers(0, 2**16)).map(lambda drawn: draw_scale(*drawn))
+
+    def drawn(kind: str, seed: int) -> float:
+        return draw_scale(kind, seed if of is None or kind != "captured" else of)
+
+    return st.tuples(st.sampled_from(ordered), st.integers(0, 2**16)).map(lambda chosen: drawn(*chosen))
 
 
 def seeds() -> SearchStrategy[int]:
@@ -117,6 +122,7 @@ def problems(
     columns = draw(widths() if hidden is None else hidden, label="hidden")
     family = draw(st.sampled_from(list(families)), label="family")
     gamma, bias = draw(st.sampled_from(WEIGHTS), label="gamma and weight bias")
+    seed = draw(seeds(), label="seed")
     return Problem(
         op=draw(st.sampled_from(list(ops)), label="op"),
         strategy=draw(st.sampled_from(list(strategies)), label="strategy"),
@@ -125,11 +131,11 @@ def problems(
         tokens=rows if rows * columns <= elements else max(1, elements // columns),
         hidden=columns,
         eps=draw(st.sampled_from(EPSILONS), label="eps"),
-        scale=draw(scales(FAMILIES[family].scales), label="scale"),
-        gamma="spread" if family in NORM_FAMILIES else gamma,
-        weight_bias=0.0 if family in NORM_FAMILIES else bias,
+        scale=draw(scales(FAMILIES[family].scales, of=seed), label="scale"),
+        gamma=FAMILIES[family].gamma or gamma,
+        weight_bias=0.0 if FAMILIES[family].gamma else bias,
         family=family,
-        seed=draw(seeds(), label="seed"),
+        seed=seed,
     )
 
 

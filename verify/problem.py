@@ -10,11 +10,14 @@ from functools import cache
 from typing import Any, TypeVar
 
 from verify.errors import UsageError
+from verify.inputs.cells import CALL_STEP
 from verify.inputs.families import FAMILIES, GAMMAS
 from verify.numerics.rounding import NATIVE, Format
 from verify.operations import FusionOp, Strategy
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
+_SEEDS = 2**63 - 2**63 % CALL_STEP
+"""Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
 E = TypeVar("E", FusionOp, Strategy)
 
 
@@ -123,7 +126,7 @@ class Problem:
                 op=call.op or self.op,
                 strategy=call.strategy or self.strategy,
                 dtype=call.dtype or self.dtype,
-                seed=(self.seed + 7919 * (index + 1)) % 2**63,
+                seed=(self.seed + CALL_STEP * (index + 1)) % _SEEDS,
                 schedule=(),
             )
             expanded.append((call, own))

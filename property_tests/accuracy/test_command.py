@@ -60,7 +60,9 @@ def test_every_file_is_written_and_holds_the_verdict(runs: Path, tmp_path: Path)
     assert ET.fromstring(copies["junit"].read_text())[0].get("failures") == "1"
     assert copies["markdown"].read_text() == (tmp_path / "run" / "accuracy.md").read_text()
     assert "**FAIL" in copies["markdown"].read_text()
-    assert (tmp_path / "run" / "accuracy.html").read_text().startswith('<section class="accuracy"')
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "150 lost" in page
+    assert "mmlu: flips by the baseline" in page
     assert len(json.loads((tmp_path / "run" / "accuracy.json").read_text())["flipped"]) == 2
 
 

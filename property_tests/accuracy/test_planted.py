@@ -11,7 +11,8 @@ import torch
 
 from eval.arm import FUSED, UNFUSED
 from eval.gate import Verdict
-from eval.planted import PLANTED, run_planted, table, tier
+from eval.planted import PLANTED, kernel_tier, run_planted, to_json
+from eval.planted_tiers import table, tiers, to_markdown
 from eval.worker import EvalRank
 from property_tests.accuracy.tiny_models import CONFIG, GOLDEN, SoloRank, write_checkpoint
 from verify.backends import backend
@@ -76,16 +77,33 @@ def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_o
     # 56 questions are fewer than the rule asks for: no verdict on the log-probabilities, however clear they look.
     assert wrong.verdict is right.verdict is Verdict.INCONCLUSIVE
     assert outcomes["correct"].verdict is Verdict.INCONCLUSIVE
-    assert tier(outcomes["correct"]) == "none"
+    assert tiers(None, outcomes["correct"]) == []
     assert {arm.name for arm in (tmp_path / "base2").iterdir()} == {"oracle", UNFUSED}
-    assert table(outcomes).row_count == 2
+    assert table([to_json(name, outcome, None) for name, outcome in outcomes.items()]).row_count == 2
 
 
-def test_the_recorded_table_holds_every_candidate_and_passes_the_right_ones() -> None:
+@pytest.mark.parametrize("name", ["skips_rounding", "eps_1e4", "sums_in_bf16"])
+def test_what_the_model_does_not_show_the_kernel_question_does(name: str) -> None:
+    wrong = kernel_tier(name)
+    assert wrong is not None
+    assert wrong.failed > 5
+    assert set(wrong.stages) <= {"residual", "norm", "quant", "unfused", "again"}
+
+
+def test_the_kernel_question_passes_the_right_kernel_of_a_wrong_graph() -> None:
+    right = kernel_tier("first_scale")
+    assert right is not None
+    assert (right.cases > 20, right.failed, right.stages) == (True, 0, ())
+
+
+def test_the_recorded_table_holds_every_candidate_and_some_tier_catches_every_bug() -> None:
     rows = json.loads((GOLDEN / "planted.json").read_text(encoding="utf-8"))["rows"]
     assert [(r["name"], r["title"], r["right"], r["tp"]) for r in rows] == [
         (name, p.title, p.right, p.tp) for name, p in PLANTED.items()
     ]
     assert {r["questions"] for r in rows} == {2016}
-    assert all(r["verdict"] == "pass" for r in rows if r["right"])
+    for row in rows:
+        assert bool(row["caught_by"]) != row["right"], row
+        assert (row["verdict"] == "fail") == bool({"log-probabilities", "accuracy"} & set(row["caught_by"])), row
     assert sum(r["verdict"] == "fail" for r in rows) >= 5
+    assert to_markdown(rows) in (GOLDEN / "README.md").read_text(encoding="utf-8")

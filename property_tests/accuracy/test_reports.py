@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -14,12 +13,14 @@ from rich.console import Console
 from eval.compare import compare
 from eval.gate import Verdict
 from eval.outcome import Comparison, Options
-from eval.report_blocks import headline, shorten, visible
+from eval.report_blocks import blocks, headline, shorten
 from eval.report_files import findings, summary, to_json, to_junit
-from eval.report_html import to_html
 from eval.report_text import print_comparison, to_markdown
 from eval.samples import read_run
 from property_tests.accuracy.made_runs import choice_rows, text_rows, write_run
+from property_tests.suite.report_pages import Page
+from verify.report import write_result
+from verify.report.visible import visible
 
 HOSTILE = "<script>alert(1)</script> | `x` **b** [l](javascript:x) \x1b[2J\x07 \u202e ]]> & \ud800 \ufffe"
 
@@ -100,43 +101,21 @@ def test_the_churn_is_listed_after_the_lost(folder: Path) -> None:
     assert kinds.count("churn") == only.tasks[0].judgement.flips.churn
 
 
-class Tags(HTMLParser):
-    """Every tag and attribute of a document, and whether the tags nest."""
-
-    VOID = frozenset({"line", "circle", "rect"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in self.VOID
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_hostile_text_stays_text_in_html(outcome: Comparison) -> None:
-    html = to_html(outcome)
-    parser = Tags()
-    parser.feed(html)
-    parser.close()
-    assert parser.open == []
-    assert parser.tags <= {
-        *("section", "p", "ul", "li", "h3", "table", "thead", "tbody", "tr", "th", "td", "div", "details"),
-        *("summary", "pre", "strong", "figure", "figcaption", "svg", "text"),
-    }
-    assert not [name for name in parser.attributes if name.startswith("on") or name in {"href", "src", "style"}]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+def test_the_page_holds_every_table_and_every_text_of_a_run_as_text(outcome: Comparison, tmp_path: Path) -> None:
+    write_result(tmp_path, "accuracy", outcome.verdict.value, summary(outcome), findings(outcome))
+    html = (tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert "<script>alert(1)</script>" in page.text
+    assert page.tags.count("script") == 1
     assert not re.search("[\x00-\x08\x0b-\x1f]", html)
+    titles = [block.title for block in blocks(outcome) if block.title != "Warnings"]
+    assert len(titles) > 5
+    for block in blocks(outcome):
+        assert visible(block.title) in page.text or block.title == "Warnings"
+        for note in block.notes:
+            assert visible(note) in page.text
+        for cell in (cell for row in block.rows for cell in row):
+            assert visible(cell) in page.text
 
 
 def test_markdown_has_whole_tables_and_no_markup_of_the_models(outcome: Comparison) -> None:
@@ -192,7 +171,7 @@ def test_the_summary_and_the_findings_agree_with_the_verdict(folder: Path, outco
     assert short["tasks"]["mmlu"]["lost"] == 30
     assert short["tasks"]["mmlu"]["verdict"] == "fail"
     assert short["tasks"]["mmlu"]["line"].startswith("FAIL  mmlu 75.00 -> 67.11")
-    assert len(short["flipped"]) == 6
+    assert len(short["flipped"]) == len(outcome.flipped) == 40
     assert {"question", "target", "baseline", "candidate", "baseline_text", "candidate_text"} <= set(
         short["flipped"][0]
     )

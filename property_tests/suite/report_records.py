@@ -99,13 +99,24 @@ def flip(kind: str = "lost", *, generated: bool = False) -> dict[str, Any]:
 def accuracy_summary() -> dict[str, Any]:
     """Of two tasks, with an answer of either kind that changed."""
     task = {"n": 400, "baseline": 0.815, "candidate": 0.814, "lost": 1, "gained": 0, "churn": 2}
+    by_margin = [{"margin": "0 to 0.5 nat", "lost": 1, "gained": 0}, {"margin": "0.5 to 2 nat", "lost": 0, "gained": 0}]
     first = {"verdict": "pass", "change": -0.001, "low": -0.004, "high": 0.002, "margin": 0.015}
     second = {"verdict": "inconclusive", "change": 0.0, "low": -0.05, "high": 0.05, "margin": 0.04}
     oracle = {"verdict": "pass", "ratio": 1.0006, "p": 0.597, "n": 2016, "reason": "not both"}
     return {
         "headline": "PASS  golden_mmlu -0.10 points",
-        "tasks": {"golden_mmlu": task | first, "golden_gsm8k": task | second},
+        "tasks": {"golden_mmlu": {**task, **first, "flips_by_margin": by_margin}, "golden_gsm8k": task | second},
         "oracle": oracle,
+        "tables": [
+            {
+                "title": "Flips",
+                "columns": ["task", "lost"],
+                "rows": [["golden_mmlu", "1"]],
+                "notes": ["few"],
+                "keep": 0,
+            },
+            {"title": "By subject", "columns": ["subject"], "rows": [["law"], ["art"]], "notes": [], "keep": 1},
+        ],
         "flipped": [flip("churn", generated=True), flip()],
         "warnings": ["few questions"],
     }

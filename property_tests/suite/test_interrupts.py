@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
+FUSECHECK = (sys.executable, "-c", "from verify.cli import main; main()")
 PATIENCE = 300.0
 """Seconds until a program that should have begun, or ended, is taken for stuck; no measure of how fast it is."""
 
@@ -63,9 +65,16 @@ class Program:
 def kernel(directory: Path, launcher: list[str]) -> Program:
     """`fusecheck kernel` on small problems, for longer than anybody waits."""
     shape = ["--tokens", "8", "--hidden", "256", "--tp", "2", "--seconds", "600", "--run-dir", str(directory)]
-    command = [*launcher, sys.executable, "-c", "from verify.cli import main; main()", "kernel", *shape]
     journal = directory / "cases.jsonl"
-    return Program(command, lambda: journal.exists() and journal.read_text().count("pass") > 2)
+    return Program(
+        [*launcher, *FUSECHECK, "kernel", *shape], lambda: journal.exists() and journal.read_text().count("pass") > 2
+    )
+
+
+def accuracy(directory: Path, mode: str, begun: str) -> Program:
+    """`fusecheck accuracy` on all four-choice questions; it has begun once the file `begun` is in its directory."""
+    asked = ["--tasks", "golden_mmlu", mode, "--run-dir", str(directory)]
+    return Program([*FUSECHECK, "accuracy", *asked], (directory / begun).exists)
 
 
 def test_an_interrupted_run_says_what_it_has_shown_and_leaves_no_process(tmp_path: Path) -> None:
@@ -119,6 +128,29 @@ def test_interrupted_graphs_and_faults_are_reported_up_to_there(tmp_path: Path) 
         assert result["summary"][figure] >= 2
         assert "interrupted before the last case" in (tmp_path / name / "junit.xml").read_text()
         assert "Inconclusive: interrupted: " in (tmp_path / name / "report.html").read_text()
+
+
+def test_an_interrupted_accuracy_run_says_which_arms_and_questions_are_done_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
+    with accuracy(tmp_path / "arms", "--quick", "oracle/fusecheck_arm.json") as arms:
+        assert arms.interrupt() == 3
+    with accuracy(tmp_path / "blocks", "--sequential", "answers_golden_mmlu.jsonl") as blocks:
+        assert blocks.interrupt() == 3
+    found = {}
+    for name in ("arms", "blocks"):
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (result["verdict"], result["findings"]) == ("inconclusive", [])
+        assert result["summary"]["interrupted"]
+        assert result["summary"]["headline"].startswith("INCONCLUSIVE  interrupted at: ")
+        assert "interrupted" in (tmp_path / name / "report.html").read_text()
+        suite = ET.parse(tmp_path / name / "junit.xml").getroot()
+        assert suite.get("errors") == "1"
+        found[name] = result["summary"]
+    assert found["arms"]["finished_arms"] == {"oracle": 2016}
+    answers = (tmp_path / "blocks" / "answers_golden_mmlu.jsonl").read_text()
+    assert found["blocks"]["asked"] == {"golden_mmlu": answers.count("\n")}
 
 
 def test_interrupted_property_tests_leave_no_process(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def sample_of(problem: Problem) -> Sample:
     inputs = Inputs(problem, CPU)
     partials = torch.stack(inputs.partials(range(problem.tokens))).double()
     gamma = inputs.gamma().double()
-    return Sample(partials, inputs.residual().double(), gamma, problem.eps, problem.scale, problem.format)
+    return Sample(
+        partials, inputs.residual().double(), gamma, problem.eps, problem.scale, problem.format, problem.gamma
+    )
 
 
 def test_a_problem_and_its_schedule_survive_a_line_of_json() -> None:
@@ -87,7 +89,14 @@ def test_a_family_has_its_property_at_every_world_size_dtype_and_scale(family: s
     for world_size, dtype, kind in itertools.product((1, 2, 16), ("bf16", "fp16"), FAMILIES[family].scales):
         scale = draw_scale(kind, world_size)
         problem = Problem(
-            family=family, dtype=dtype, world_size=world_size, tokens=20, hidden=512, scale=scale, seed=world_size
+            family=family,
+            gamma=FAMILIES[family].gamma or "spread",
+            dtype=dtype,
+            world_size=world_size,
+            tokens=20,
+            hidden=512,
+            scale=scale,
+            seed=world_size,
         )
         assert FAMILIES[family].holds(sample_of(problem)) is None, (world_size, dtype, kind)
 
@@ -107,6 +116,7 @@ def test_a_family_has_its_property_at_every_world_size_dtype_and_scale(family: s
         ("outliers", "gaussian"),
         ("cancelling", "gaussian"),
         ("exact", "gaussian"),
+        ("captured", "outliers"),
     ],
 )
 def test_a_family_without_its_property_is_noticed(family: str, other: str) -> None:

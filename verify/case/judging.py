@@ -86,6 +86,7 @@ class Judge:
             operands.eps,
             operands.scale,
             done.problem.format,
+            done.problem.gamma,
         )
         return {"codes": codes, "elements": elements, "property": FAMILIES[done.problem.family].holds(sample)}
 

@@ -1,9 +1,10 @@
-"""Activations of a real model: what the kernel got at each site of the golden model on real questions.
+"""Operands of a real model: what the kernel got at one site of the golden model on real questions.
 
-`golden/model/activations.safetensors` holds `partial` [8 sites, 8 ranks, 24 tokens, 512] and `residual` [8, 24, 512].
-Rows of a case are recorded rows in turn, one site after the other; a wider case repeats the columns, a narrower one
-takes the first. For fewer ranks than eight, neighbouring ranks' addends are added in float32 and rounded; for sixteen,
-each is halved.
+`golden/model/activations.safetensors` holds `partial` [8 sites, 8 ranks, 24 tokens, 512], `residual` [8, 24, 512],
+`gamma` [8, 512] and `scale` [8], which is 1 at the last site, whose reader takes no codes. A case is of one site, by
+its seed: its rows are the site's recorded rows in turn, its gamma is that of the norm, its scale that of the reader. A
+wider case repeats the columns, a narrower one takes the first. For fewer ranks than eight, neighbouring ranks' addends
+are added in float32 and rounded; for sixteen, each is halved.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from verify.errors import UsageError
-from verify.inputs.cells import Cells, hash64
+from verify.inputs.cells import CALL_STEP, Cells, hash64
 
 RECORDING = Path(__file__).parents[2] / "golden" / "model" / "activations.safetensors"
 RANKS = 8
@@ -38,29 +39,42 @@ def recording() -> dict[str, Tensor]:
         ) from None
 
 
+def site_of(seed: int) -> int:
+    """The site of a case with this seed; all calls of a schedule are of one, as they have one scale."""
+    return hash64(seed % CALL_STEP, 12) % len(recording()["scale"])
+
+
+def captured_scale(seed: int) -> float:
+    """The scale of the case's site."""
+    return float(recording()["scale"][site_of(seed)])
+
+
 @lru_cache(maxsize=64)
 def _addends(rank: int, world_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One rank's addends of all recorded rows, [tokens * sites, columns]; the sites change fastest."""
+    """One rank's addends of all recorded rows, [sites, tokens, columns]."""
     partial = recording()["partial"]
     if world_size > RANKS:
         share = partial[:, rank * RANKS // world_size] * (RANKS / world_size)
     else:
         step = RANKS // world_size
         share = partial[:, rank * step : (rank + 1) * step].sum(1)
-    return share.transpose(0, 1).flatten(0, 1).to(device, dtype)
+    return share.to(device, dtype)
 
 
-@lru_cache(maxsize=8)
-def _residuals(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return recording()["residual"].transpose(0, 1).flatten(0, 1).to(device, dtype)
+@lru_cache(maxsize=16)
+def _recorded(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return recording()[name].to(device, dtype)
 
 
 def _laid_out(table: Tensor, cells: Cells) -> Tensor:
-    """The recorded rows from a seeded one on, tiled or cropped to the case's width."""
-    rows = (cells.row[:, 0] + hash64(cells.seed, 11) % len(table)) % len(table)
-    picked = table.index_select(0, rows)
-    width = table.shape[1]
-    return picked.repeat(1, -(-cells.hidden // width))[:, : cells.hidden].contiguous()
+    """The site's recorded rows from a seeded one on, in the case's width."""
+    rows = (cells.row[:, 0] + hash64(cells.seed, 11) % table.shape[1]) % table.shape[1]
+    return to_width(table[site_of(cells.seed)].index_select(0, rows), cells.hidden)
+
+
+def to_width(rows: Tensor, hidden: int) -> Tensor:
+    """Rows [count, width] with their columns repeated or cut to [count, hidden]."""
+    return rows.repeat(1, -(-hidden // rows.shape[1]))[:, :hidden].contiguous()
 
 
 def captured(cells: Cells, rank: int, world_size: int) -> Tensor:
@@ -70,4 +84,10 @@ def captured(cells: Cells, rank: int, world_size: int) -> Tensor:
 
 def captured_residual(cells: Cells) -> Tensor:
     """The residual, [rows, hidden]."""
-    return _laid_out(_residuals(cells.format.dtype, cells.device), cells)
+    return _laid_out(_recorded("residual", cells.format.dtype, cells.device), cells)
+
+
+def captured_gamma(cells: Cells) -> Tensor:
+    """The norm's weight, [1, hidden]."""
+    gamma = _recorded("gamma", cells.format.dtype, cells.device)
+    return to_width(gamma[site_of(cells.seed)][None], cells.hidden)

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from verify.numerics.rounding import Format
 
+CALL_STEP = 7919
+"""The seeds of the calls of a schedule differ by multiples of it; what is drawn from the remainder is equal in all."""
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 

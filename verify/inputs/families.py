@@ -7,13 +7,13 @@ zero). A case asserts the property it is named for, on the very tensors it ran w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from verify.inputs import properties
-from verify.inputs.captured import captured, captured_residual
+from verify.inputs.captured import captured, captured_gamma, captured_residual
 from verify.inputs.cells import Cells, hash64
 from verify.inputs.properties import Sample
 
@@ -35,6 +35,7 @@ class Family:
         residual: the residual, equal on all ranks.
         holds: the property of a sample; None when it holds, else what was found.
         scales: the kinds of scale that keep the property, keys of `scales.SCALES`.
+        gamma: the kind of norm weight that keeps it, without a weight bias; None where any does.
         finite: no NaN, infinity or overflow on the way.
     """
 
@@ -44,6 +45,7 @@ class Family:
     residual: Callable[[Cells], Tensor]
     holds: Callable[[Sample], str | None]
     scales: tuple[str, ...] = ("random", "power", "tie", "amax", "one")
+    gamma: str | None = None
     finite: bool = True
 
 
@@ -238,6 +240,7 @@ _FAMILIES = (
         _gaussian_residual,
         properties.code_ties,
         ("power", "one"),
+        gamma="spread",
     ),
     Family(
         "native-ties",
@@ -253,6 +256,7 @@ _FAMILIES = (
         _gaussian_residual,
         properties.saturates,
         ("saturating",),
+        gamma="spread",
     ),
     Family(
         "subnormal-codes",
@@ -261,6 +265,7 @@ _FAMILIES = (
         _gaussian_residual,
         properties.subnormal_codes,
         ("subnormal",),
+        gamma="spread",
     ),
     Family("outliers", "heavy tails and outlier channels", _outliers, _gaussian_residual, properties.has_outliers),
     Family("rank-tagged", "rank r holds +-(r + 1)", _rank_tagged, _exact_residual, properties.order_free),
@@ -292,10 +297,12 @@ _FAMILIES = (
     ),
     Family(
         "captured",
-        "a real model's activations, recorded at every site",
+        "partials, residual, gamma and scale of a site of a real model",
         captured,
         captured_residual,
         properties.like_a_model,
+        ("captured",),
+        gamma="captured",
     ),
 )
 
@@ -303,8 +310,16 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 """The families by name."""
 
 
+GAMMA_SEED = 0x9A
+"""Makes the seed of a drawn gamma from that of the Problem."""
+
+
+def _for_gamma(cells: Cells) -> Cells:
+    return replace(cells, seed=hash64(cells.seed, GAMMA_SEED))
+
+
 def _gamma_spread(cells: Cells) -> Tensor:
-    return (1 + cells.normal(0, 0.15).to(torch.float32)).to(cells.format.dtype)
+    return (1 + _for_gamma(cells).normal(0, 0.15).to(torch.float32)).to(cells.format.dtype)
 
 
 def _gamma_ones(cells: Cells) -> Tensor:
@@ -312,12 +327,12 @@ def _gamma_ones(cells: Cells) -> Tensor:
 
 
 def _gamma_small(cells: Cells) -> Tensor:
-    return cells.normal(0, 0.02)
+    return _for_gamma(cells).normal(0, 0.02)
 
 
 def _gamma_signed(cells: Cells) -> Tensor:
     zero = cells.column % 16 == 5
-    return torch.where(zero, 0.0, cells.normal(0, 1.0)).to(cells.format.dtype)
+    return torch.where(zero, 0.0, _for_gamma(cells).normal(0, 1.0)).to(cells.format.dtype)
 
 
 GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
@@ -325,5 +340,6 @@ GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "ones": _gamma_ones,
     "small": _gamma_small,
     "signed": _gamma_signed,
+    "captured": captured_gamma,
 }
-"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros."""
+"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's."""

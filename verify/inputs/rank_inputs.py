@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from verify.inputs.cells import Cells, hash64
+from verify.inputs.cells import Cells
 from verify.inputs.families import FAMILIES, GAMMAS
 from verify.interface import RankInputs
 from verify.oracle import Operands
@@ -16,9 +16,6 @@ from verify.problem import Problem
 
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""
-
-GAMMA_SEED = 0x9A
-"""Makes the seed of gamma from that of the Problem."""
 
 
 class Inputs:
@@ -53,8 +50,7 @@ class Inputs:
 
     @cached_property
     def _gamma(self) -> Tensor:
-        cells = self._cells(range(1), hash64(self.problem.seed, GAMMA_SEED))
-        return GAMMAS[self.problem.gamma](cells).reshape(-1)
+        return GAMMAS[self.problem.gamma](self._cells(range(1))).reshape(-1)
 
     def scale(self) -> Tensor:
         """The dequantisation scale, [1], float32."""
@@ -83,16 +79,16 @@ class Inputs:
             weight_bias=self.problem.weight_bias,
         )
 
-    def _cells(self, rows: range, seed: int) -> Cells:
-        return Cells(seed, rows.start, len(rows), self.problem.hidden, self.problem.format, self.device)
+    def _cells(self, rows: range) -> Cells:
+        return Cells(self.problem.seed, rows.start, len(rows), self.problem.hidden, self.problem.format, self.device)
 
     def _blocks(self, rows: range | None, make: Callable[[Cells], Tensor]) -> Tensor:
         rows = rows if rows is not None else range(self.problem.tokens)
         step = max(1, BLOCK // self.problem.hidden) if self.device.type == "cpu" else len(rows)
         if len(rows) <= step:
-            return make(self._cells(rows, self.problem.seed)).contiguous()
+            return make(self._cells(rows)).contiguous()
         out = torch.empty(len(rows), self.problem.hidden, dtype=self.problem.format.dtype, device=self.device)
         for start in range(rows.start, rows.stop, step):
             part = range(start, min(start + step, rows.stop))
-            out[part.start - rows.start : part.stop - rows.start] = make(self._cells(part, self.problem.seed))
+            out[part.start - rows.start : part.stop - rows.start] = make(self._cells(part))
         return out

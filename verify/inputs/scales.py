@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from verify.float8 import LARGEST, MIDPOINTS
+from verify.inputs.captured import captured_scale
 from verify.inputs.cells import hash64
 
 
@@ -66,8 +67,9 @@ SCALES: dict[str, Callable[[int], float]] = {
     "huge": _huge,
     "saturating": _saturating,
     "subnormal": _subnormal,
+    "captured": captured_scale,
 }
-"""The kinds of scale by name."""
+"""The kinds of scale by name; a captured one is that of the site which a case with the same seed is of."""
 
 
 def draw_scale(kind: str, seed: int) -> float:

@@ -96,6 +96,7 @@ class Plan:
         draw = _Draw(hash64(self.seed, world_size, index))
         name = self.families[index % len(self.families)]
         seed = hash64(self.seed, world_size, index, 1) >> 2
+        family = FAMILIES[name]
         gamma, bias = self._gamma(draw)
         tokens, hidden = self._shape(draw, index)
         problem = Problem(
@@ -106,9 +107,9 @@ class Plan:
             tokens=tokens,
             hidden=hidden,
             eps=1e-5 if name == "tiny-rows" and len(self.eps) > 1 else draw.of(self.eps),
-            scale=draw_scale(draw.of(FAMILIES[name].scales), seed),
-            gamma="spread" if "codes" in name or name in ("saturating", "e4m3-ties") else gamma,
-            weight_bias=0.0 if "codes" in name or name in ("saturating", "e4m3-ties") else bias,
+            scale=draw_scale(draw.of(family.scales), seed),
+            gamma=family.gamma or gamma,
+            weight_bias=0.0 if family.gamma else bias,
             family=name,
             seed=seed,
         )

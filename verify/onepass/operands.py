@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from verify.inputs.cells import hash64, normal_table
-from verify.inputs.rank_inputs import GAMMA_SEED, Inputs
+from verify.inputs.families import GAMMA_SEED
+from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankInputs
 from verify.numerics.rounding import Format
 from verify.problem import Problem

@@ -16,6 +16,7 @@ from verify.report.record import Part
 _DRAWN = {
     *("subjects", "coverage", "coverage_of_stages", "off_nominal", "code_differences_from_unfused", "suggestions"),
     *("parts", "not_run", "rows", "tasks", "left_out", "criteria", "runs", "groups", "refusals", "flipped", "headline"),
+    "tables",
     *("timings", "prediction", "reading", "policy", "stages", "further_seeds", "warnings", "kernel_verdict"),
 }
 """Figures that have a place of their own, or are too long for the list."""
@@ -96,11 +97,24 @@ def _of_accuracy(summary: dict[str, Any]) -> dict[str, Any]:
     oracle = summary.get("oracle") or {}
     return {
         "intervals": intervals(tasks),
-        "tasks": [(name, task) for name, task in tasks.items() if isinstance(task.get("baseline"), (int, float))],
+        "margins": [(name, bars) for name, task in tasks.items() if (bars := _by_margin(task))],
+        "tables": summary.get("tables") or [],
         "flips": flips(summary.get("flipped") or []),
         "oracle": oracle if isinstance(oracle.get("ratio"), (int, float)) else None,
         "warnings": [str(warning) for warning in summary.get("warnings") or []],
     }
+
+
+def _by_margin(task: dict[str, Any]) -> list[tuple[str, list[tuple[str, int, float]]]]:
+    """Rows of (margin, two of (kind, flips, length of its bar in percent)); empty without a flip."""
+    found = task.get("flips_by_margin") or []
+    most = max((row[kind] for row in found for kind in ("lost", "gained")), default=0)
+    if not most:
+        return []
+    return [
+        (str(row["margin"]), [(kind, row[kind], round(100 * row[kind] / most, 2)) for kind in ("lost", "gained")])
+        for row in found
+    ]
 
 
 def _of_faults(summary: dict[str, Any]) -> dict[str, Any]:
