@@ -29,7 +29,7 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy ci/setup.py ci/bundle.py
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m property_tests.suite.judging
