@@ -163,6 +163,7 @@ def replay(
     run_dir: RunDir = None,
 ) -> None:
     """Run the cases of replay lines again, with every check."""
+    _positive("--case-timeout", case_timeout)
     problems = [Problem.from_json(line) for line in _replay_lines(problem)]
     sizes = dict.fromkeys(p.world_size for p in problems)
     if dataflow_name is not None:
@@ -229,7 +230,7 @@ def _replay_lines(given: str) -> list[str]:
 
 
 def _positive(option: str, value: float) -> None:
-    if not value > 0 or math.isinf(value):
+    if not 0 < value < math.inf:
         raise UsageError(f"{option} {value:g}, expected more than 0")
 
 

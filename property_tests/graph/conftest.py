@@ -1,4 +1,4 @@
-"""One pool of two ranks for all tests of graphs."""
+"""One pool of two ranks for all tests of graphs, and the longest test first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import pytest
 from verify.graph.run import GraphChecker, Subject
 
 TIMEOUT = 120.0
+LONGEST = "test_sites_become_what_their_features_predict"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that no worker of xdist is left alone with it at the end."""
+    items.sort(key=lambda item: item.name != LONGEST)
 
 
 @pytest.fixture(scope="session")

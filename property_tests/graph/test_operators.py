@@ -156,3 +156,11 @@ def test_the_backend_sees_all_tokens_of_a_batch(alone: RankContext) -> None:
     assert norm.shape == residual.shape == x.shape
     assert torch.equal(norm.reshape(6, 16), flat[0])
     assert sum(alone.calls.values()) == 2
+
+
+def test_a_short_last_block_of_an_nvfp4_layer_is_rounded_like_one_filled_up_with_zeros() -> None:
+    x, weight, scale = activations(3, 40), activations(8, 40), torch.tensor(0.01)
+    got = own.nvfp4_linear(x, weight, scale)
+    filled = [torch.nn.functional.pad(each, (0, 8)) for each in (x, weight)]
+    assert torch.equal(got, own.nvfp4_linear(*filled, scale))
+    assert not torch.equal(got, own.nvfp4_linear(x[:, :32].contiguous(), weight[:, :32].contiguous(), scale))

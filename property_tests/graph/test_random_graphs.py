@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 
 from property_tests.graph_strategies import plans
-from verify.graph.plan import GraphPlan, expectation
+from verify.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
 from verify.graph.random_graphs import random_plan
 from verify.graph.run import GraphCase, GraphChecker
 from verify.interface import FusionOp
@@ -16,6 +16,11 @@ OTHER_TOKENS = 3
 GRAPHS = min(2000, round(settings().max_examples * GRAPHS_PER_EXAMPLE))
 
 
+HALF_BLOCKS = GraphPlan(sites=(SitePlan(readers=(ReaderPlan("nvfp4", view="halves"),)),), hidden=80)
+"""Rows of 40 are no whole number of the layer's blocks of 16."""
+
+
+@example(plan=HALF_BLOCKS)
 @settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plan=plans())
 def test_sites_become_what_their_features_predict(checker: GraphChecker, plan: GraphPlan) -> None:

@@ -183,11 +183,14 @@ def test_a_worker_whose_construction_hangs_is_a_hang_at_the_start() -> None:
 
 def test_ctrl_c_during_a_call_leaves_no_rank_and_a_pool_that_works(pool: Pool) -> None:
     before = processes(pool)
-    main = os.getpid()
-    killer = subprocess.Popen([sys.executable, "-S", "-c", f"import os, time; time.sleep(.5); os.kill({main}, 2)"])
+    program = f"import os, time; time.sleep(.5); os.kill({os.getpid()}, 2)"
+
+    def call_and_interrupt() -> None:
+        with subprocess.Popen([sys.executable, "-S", "-c", program]):
+            pool.call("die", "spin", -1, timeout=TIMEOUT)
+
     with pytest.raises(KeyboardInterrupt):
-        pool.call("die", "spin", -1, timeout=TIMEOUT)
-    killer.wait()
+        call_and_interrupt()
     assert not [pid for pid in before if psutil.pid_exists(pid)]
     assert values(pool.call("echo", 1, timeout=TIMEOUT)) == [1, 1]
 

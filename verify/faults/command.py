@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,8 @@ def faults(
 
     Exit code 0: all were caught and no right kernel was rejected; 1: not so; 2: wrong usage; 3: nothing was run.
     """
+    if not case_timeout < math.inf:
+        raise UsageError(f"--case-timeout {case_timeout:g}, expected seconds: some faults hang until then")
     chosen = catalogue().select(group or (), fault or (), quick=quick)
     if listing:
         _list(chosen, with_left_out=not (group or fault or quick))

@@ -115,16 +115,19 @@ def linear_nvfp4(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Linear layer that rounds its input to NVFP4 (E2M1 in blocks of 16 with E4M3 scales); weights stay as they are.
 
     Args:
-        x: [..., in], `in` a multiple of 16.
+        x: [..., in]; the last block may be shorter.
         weight: [out, in], the dtype of x.
         scale: the second-level scale, one element, float32.
     """
     wide = x.to(torch.float64) / scale.to(torch.float64).reshape(())
-    blocks = wide.reshape(*x.shape[:-1], -1, FP4_BLOCK)
+    width = x.shape[-1]
+    padded = torch.nn.functional.pad(wide, (0, -width % FP4_BLOCK))  # zeros change no block's largest value
+    blocks = padded.reshape(*x.shape[:-1], -1, FP4_BLOCK)
     step = (blocks.abs().amax(-1, keepdim=True) / FP4_VALUES[-1]).float().clamp(max=E4M3_MAX)
     step = step.to(torch.float8_e4m3fn).to(torch.float64)
     grid = torch.tensor(FP4_VALUES, dtype=torch.float64, device=x.device)
     midpoints = (grid[1:] + grid[:-1]) / 2
     units = blocks / torch.where(step == 0, torch.ones_like(step), step)
     rounded = grid[torch.bucketize(units.abs(), midpoints)].copysign(units) * step
-    return ((rounded.reshape(x.shape) * scale.to(torch.float64)) @ weight.to(torch.float64).T).to(x.dtype)
+    rounded = rounded.reshape(padded.shape)[..., :width]
+    return ((rounded * scale.to(torch.float64)) @ weight.to(torch.float64).T).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -71,7 +72,7 @@ def graph(
     checked = _subject(subject, after, produces)
     if tp not in WORLD_SIZES:
         raise UsageError(f"--tp {tp}, expected one of {', '.join(map(str, WORLD_SIZES))}")
-    if case_timeout <= 0:
+    if not 0 < case_timeout < math.inf:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
     backends.backend(backend)
     dialect_named(dialect)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -109,14 +108,18 @@ def benchmark(result: str) -> None:
     problem = Problem(tokens=judging.TOKENS, hidden=judging.HIDDEN, world_size=judging.WORLD_SIZE, seed=1)
     operands = Inputs(problem, judging.CPU).operands(range(judging.TOKENS))
     outputs = judging.outputs_of(operands)
-    ratios = [
-        judging.seconds_of(lambda: judging.usual_check(operands, outputs))
-        / judging.seconds_of(lambda: judging.full_check(operands, outputs))
-        for _ in range(4)
+    # The least of a few interleaved runs is the one that other programs disturbed least.
+    rounds = [
+        (
+            judging.seconds_of(lambda: judging.usual_check(operands, outputs)),
+            judging.seconds_of(lambda: judging.full_check(operands, outputs)),
+        )
+        for _ in range(6)
     ]
+    usual, full = map(min, zip(*rounds, strict=True))
     said = number(r"([\d.]+) times as fast", result)
     assert said == pytest.approx(number(r"against (\d+) ms", result) / number(r"\((\d+) ms", result), rel=0.1)
-    assert statistics.median(ratios[1:]) > 0.4 * said
+    assert usual / full > 0.4 * said
 
 
 def on_the_chip(result: str) -> None:
@@ -205,13 +208,15 @@ def test_the_criteria_of_others_do_what_the_table_says() -> None:
 
 
 def test_ranks_that_die_are_reported_as_and_about_as_soon_as_the_table_says() -> None:
-    told = {name: (kind, float(local)) for name, kind, local, _ in pages.table(pages.read(), "the rank")}
-    command = [sys.executable, "-m", "property_tests.suite.deaths", "--measure", "spin,sigkill"]
+    told = pages.table(pages.read(), "the rank")
+    manners = ("spin", "sigkill", "throw", "leak", "garbage")  # of each row but the last, its parent's death
+    command = [sys.executable, "-m", "property_tests.suite.deaths", "--measure", ",".join(manners)]
     _, environment = marked_environment()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     measured = [deaths.Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
-    for row, name in zip(measured, ("spins for ever, or stops", "SIGKILL, SIGSEGV, `os._exit`"), strict=True):
-        kind, seconds = told[name]
+    assert [row.manner for row in measured] == list(manners)
+    for row, (_, kind, local, _, lost, left) in zip(measured, told[:-1], strict=True):
         assert row.ok, row
-        assert row.reported in kind
-        assert row.seconds < 3 * seconds + 5
+        assert row.reported.split(", ")[0] in kind
+        assert row.seconds < 3 * float(local) + 5
+        assert (row.lost, row.left) == (int(lost), int(left))
