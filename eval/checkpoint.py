@@ -70,7 +70,10 @@ class Checkpoint:
     def _index(self) -> dict[str, str]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            return {str(k): str(v) for k, v in (read_json(index).get("weight_map") or {}).items()}
+            places = read_json(index).get("weight_map")
+            if not (isinstance(places, dict) and places):
+                raise UsageError(f"{index}: weight_map is {places!r}, expected tensors and their files; copy it again")
+            return {str(name): str(file) for name, file in places.items()}
         names = sorted(p.name for p in self.folder.glob("*.safetensors"))
         if not names:
             raise UsageError(f"{self.folder}: holds no *.safetensors; pickled checkpoints are not read, convert it")
@@ -115,9 +118,7 @@ class Checkpoint:
         Raises:
             UsageError: the tensor is missing or has another shape.
         """
-        source = self._slice(name)
-        if tuple(source.get_shape()) != shape:
-            raise UsageError(f"{name} has shape {list(source.get_shape())}, config.json implies {list(shape)}")
+        source = self._of_shape(name, shape)
         if split is None:
             whole: Tensor = source[:]
             return whole
@@ -146,10 +147,10 @@ class Checkpoint:
         return scale
 
     def linear(self, module: str, outputs: int, inputs: int, part: tuple[int, int] = (0, 1)) -> LinearWeights:
-        """Read one rank's share of a linear; `module` is its name without `.weight`.
+        """Read one rank's share of a linear of a checked checkpoint; `module` is its name without `.weight`.
 
         Raises:
-            UsageError: a missing or misshapen tensor, a broken scale, or weights that are not E4M3 codes.
+            UsageError: a missing or misshapen tensor, or a broken scale.
         """
         column = module.rsplit(".", 1)[-1] in COLUMN
         weight = self.tensor(f"{module}.weight", (outputs, inputs), split=0 if column else 1, part=part)
@@ -157,11 +158,7 @@ class Checkpoint:
         if column and self.has(f"{module}.bias"):
             bias = self.tensor(f"{module}.bias", (outputs,), split=0, part=part)
         if self.recipe is None or not self.recipe.covers(module):
-            if not weight.dtype.is_floating_point or weight.dtype == torch.float8_e4m3fn:
-                raise UsageError(f"{module}.weight is {weight.dtype}, but the configuration excludes it from FP8")
             return LinearWeights(weight, bias=bias)
-        if weight.dtype != torch.float8_e4m3fn:
-            raise UsageError(f"{module}.weight is {weight.dtype}, expected float8_e4m3fn by the configuration")
         return LinearWeights(weight, self.scale(f"{module}.weight_scale"), self.scale(f"{module}.input_scale"), bias)
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
@@ -181,20 +178,55 @@ class Checkpoint:
             for name, (outputs, inputs) in sizes.items():
                 yield f"model.layers.{layer}.{name}", outputs, inputs
 
+    def _plain(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield name and shape of every tensor but the linears'."""
+        s = self.shape
+        yield "model.embed_tokens.weight", (s.vocabulary, s.hidden)
+        if not s.tied:
+            yield "lm_head.weight", (s.vocabulary, s.hidden)
+        yield "model.norm.weight", (s.hidden,)
+        for layer in range(s.layers):
+            yield f"model.layers.{layer}.input_layernorm.weight", (s.hidden,)
+            yield f"model.layers.{layer}.post_attention_layernorm.weight", (s.hidden,)
+            for name in ("q_norm", "k_norm") if s.head_norm else ():
+                yield f"model.layers.{layer}.self_attn.{name}.weight", (s.head_dim,)
+
     def check(self) -> None:
-        """Check names, shapes and scales of all linears, without loading the weights.
+        """Check names and shapes of all tensors, and the linears' dtypes and scales, without loading the weights.
 
         Raises:
             UsageError: the first defect, by name.
         """
         for module, outputs, inputs in self.linears():
-            source = self._slice(f"{module}.weight")
-            if tuple(source.get_shape()) != (outputs, inputs):
-                got = list(source.get_shape())
-                raise UsageError(f"{module}.weight has shape {got}, config.json implies {[outputs, inputs]}")
-            if self.recipe is not None and self.recipe.covers(module):
+            source = self._of_shape(f"{module}.weight", (outputs, inputs))
+            self._check_bias(module)
+            covered = self.recipe is not None and self.recipe.covers(module)
+            if covered != (source.get_dtype() == "F8_E4M3"):
+                expected = "E4M3 codes" if covered else "no FP8"
+                raise UsageError(
+                    f"{module}.weight is {source.get_dtype()}, but the configuration says {expected}; export it again"
+                )
+            if covered:
                 self.scale(f"{module}.weight_scale")
                 self.scale(f"{module}.input_scale")
+        for name, shape in self._plain():
+            self._of_shape(name, shape)
+
+    def _of_shape(self, name: str, shape: tuple[int, ...]) -> Any:
+        source = self._slice(name)
+        if tuple(source.get_shape()) != shape:
+            raise UsageError(
+                f"{name} has shape {list(source.get_shape())}, config.json implies {list(shape)}; "
+                "the two are not of one checkpoint"
+            )
+        return source
+
+    def _check_bias(self, module: str) -> None:
+        name, kind = f"{module}.bias", module.rsplit(".", 1)[-1]
+        if self.has(name) and kind not in COLUMN:
+            raise UsageError(f"{self.folder}: has {name}; a bias behind the sum over ranks is not computed here")
+        if self.shape.query_bias and kind in ("q_proj", "k_proj", "v_proj") and not self.has(name):
+            raise UsageError(f"{self.folder}: has no {name}, which config.json implies; copy the checkpoint again")
 
     def digest(self) -> str:
         """Return the SHA-256 of the configuration files and all tensors' files, in the order of their names."""

@@ -151,11 +151,15 @@ def _refuse_unknown_features(path: Path, config: dict[str, Any]) -> None:
     if config.get("mlp_bias"):
         raise UsageError(f"{path}: mlp_bias is set, expected an MLP without bias")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    if window is not None and window < config.get("max_position_embeddings", 0):
+    if window is not None and not isinstance(window, int):
+        raise UsageError(f"{path}: sliding_window is {window!r}, expected a whole number or null")
+    if window is not None and window < int(config.get("max_position_embeddings") or 0):
         raise UsageError(f"{path}: sliding_window={window} is shorter than the context, expected full attention")
 
 
-def _scaling(path: Path, scaling: dict[str, Any]) -> dict[str, Any] | None:
+def _scaling(path: Path, scaling: Any) -> dict[str, Any] | None:
+    if not isinstance(scaling, dict):
+        raise UsageError(f"{path}: rope_scaling is {scaling!r}, expected an object or null")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
@@ -177,7 +181,7 @@ def read_recipe(folder: Path) -> Recipe | None:
     inside = read_json(path).get("quantization_config")
     if inside is None:
         return None
-    method = inside.get("quant_method")
+    method = _object(path, "quantization_config", inside).get("quant_method")
     if method == "modelopt":
         return _modelopt(path, inside)
     if method == "compressed-tensors":
@@ -185,21 +189,34 @@ def read_recipe(folder: Path) -> Recipe | None:
     raise UsageError(f"{path}: quant_method is {method!r}, expected modelopt or compressed-tensors")
 
 
-def _modelopt(path: Path, recipe: dict[str, Any]) -> Recipe:
+def _modelopt(path: Path, recipe: Any) -> Recipe:
+    recipe = _object(path, "quantization", recipe)
     if recipe.get("quant_algo") != "FP8":
         raise UsageError(f"{path}: quant_algo is {recipe.get('quant_algo')!r}, expected 'FP8' (static, per tensor)")
-    excluded = recipe.get("exclude_modules") or recipe.get("ignore") or []
-    return Recipe("modelopt", tuple(excluded))
+    return Recipe("modelopt", _names(path, recipe, "exclude_modules") or _names(path, recipe, "ignore"))
+
+
+def _object(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: {name} is a JSON {type(value).__name__}, expected an object; copy it again")
+    return value
+
+
+def _names(path: Path, recipe: dict[str, Any], field: str) -> tuple[str, ...]:
+    names = recipe.get(field) or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UsageError(f"{path}: {field} is {names!r}, expected a list of module names")
+    return tuple(names)
 
 
 def _compressed(path: Path, recipe: dict[str, Any]) -> Recipe:
-    groups = list((recipe.get("config_groups") or {}).values())
+    groups = list(_object(path, "config_groups", recipe.get("config_groups") or {}).values())
     if len(groups) != 1:
         raise UsageError(f"{path}: {len(groups)} config_groups, expected one for all linears")
     for side in ("weights", "input_activations"):
-        scheme = groups[0].get(side) or {}
+        scheme = _object(path, side, _object(path, "config_groups", groups[0]).get(side) or {})
         got = {k: scheme.get(k) for k in ("num_bits", "type", "strategy")} | {"dynamic": bool(scheme.get("dynamic"))}
         if got != {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}:
             told = ", ".join(f"{k} {v}" for k, v in got.items())
             raise UsageError(f"{path}: {side} are {told}; expected 8-bit float, strategy tensor, not dynamic")
-    return Recipe("compressed-tensors", tuple(recipe.get("ignore") or []))
+    return Recipe("compressed-tensors", _names(path, recipe, "ignore"))

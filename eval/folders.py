@@ -45,6 +45,18 @@ def find_runs(path: Path) -> list[RunFiles]:
     return [_with_samples(p) for p in results]
 
 
+def section(results: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The object `name` of a results file; empty where this version of lm-eval wrote none.
+
+    Raises:
+        UsageError: it is no object.
+    """
+    value = results.get(name) or {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: {name!r} is a JSON {type(value).__name__}, expected an object; copy the run again")
+    return value
+
+
 def _is_results(path: Path) -> bool:
     if path.name == "results.json":
         return True

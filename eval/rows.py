@@ -180,10 +180,10 @@ _OWN_FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps"
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
     names = row["metrics"] if isinstance(row.get("metrics"), list) else [k for k in row if k not in _OWN_FIELDS]
     found = {}
-    for name in names:
+    for name in map(str, names):
         value = row.get(name)
         if isinstance(value, (bool, int, float)):
-            found[str(name)] = float(value)
+            found[name] = float(value)
     return found
 
 

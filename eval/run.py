@@ -23,6 +23,7 @@ from eval.tokens import Tokens
 from verify.backends import backend as load_backend
 from verify.errors import UsageError
 from verify.interface import FusionOp
+from verify.kernel.run import check_device
 from verify.problem import Problem
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu", batch:
 
     Raises:
         UsageError: any of them is broken or does not fit the others.
+        Inconclusive: there are fewer GPUs than ranks.
     """
     with Checkpoint(folder) as checkpoint:
         shape = checkpoint.shape
@@ -75,7 +77,9 @@ def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu", batch:
         digest = checkpoint.digest()
     op = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
     problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
-    support = load_backend(backend).supports(problem)
+    fused = load_backend(backend)
+    check_device(fused, device, tp)
+    support = fused.supports(problem)
     if not support.ok:
         raise UsageError(f"--backend {backend} does not take this model at --tp {tp}: {support.reason}")
     return Job(folder, shape, tokens, digest, tp, backend, device, batch)
@@ -117,7 +121,8 @@ def run_arms(
         `logprobs_<task>.npz` and `forced_<task>.npz` (see `eval.arm`).
 
     Raises:
-        UsageError: a broken checkpoint, task, data folder or argument.
+        UsageError: a broken checkpoint, task, data folder or argument; an arm of an earlier run in its place.
+        Inconclusive: there are fewer GPUs than ranks.
         ArmError: the ranks failed in the middle of an arm.
     """
     if device not in BATCHES:
@@ -125,6 +130,9 @@ def run_arms(
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise UsageError(f"unknown arm {unknown[0]!r}, expected some of: {', '.join(ARMS)}")
+    for arm in arms:
+        if any((run_dir / arm).glob("results_*.json")):
+            raise UsageError(f"{run_dir / arm}: holds an earlier run; give another --run-dir, or delete that folder")
     tell = progress or (lambda _: None)
     go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

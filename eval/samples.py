@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.arm import ArmRecord, read_arm_record
-from eval.folders import RunFiles, find_runs
+from eval.folders import RunFiles, find_runs, section
 from eval.rows import Key, Sample, read_rows, read_sample
 from verify.errors import UsageError
 
@@ -82,7 +82,8 @@ def read_run(path: Path) -> Run:
                     "name the results file that you mean instead of the folder"
                 )
             tasks[task] = _read_task(task, sample_path, files)
-        groups.update({str(k): tuple(v) for k, v in (files.results.get("group_subtasks") or {}).items() if v})
+        members = section(files.results, "group_subtasks", files.results_path)
+        groups.update({name: tuple(map(str, tasks)) for name, tasks in members.items() if isinstance(tasks, list)})
         new_settings, new_facts, new_cache = _describe(files.results)
         _require_same(path, settings, new_settings)
         settings, cache = settings | new_settings, cache or new_cache
@@ -116,8 +117,10 @@ def _describe(results: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str
 
 def _read_task(task: str, path: Path, files: RunFiles) -> TaskRun:
     results = files.results
-    config = (results.get("configs") or {}).get(task) or {}
-    names = [f.get("name", "none") for f in config.get("filter_list") or [] if isinstance(f, dict)] or ["none"]
+    config = section(section(results, "configs", files.results_path), task, files.results_path)
+    filters = config.get("filter_list")
+    names = [f.get("name", "none") for f in filters if isinstance(f, dict)] if isinstance(filters, list) else []
+    names = names or ["none"]
     samples: dict[Key, Sample] = {}
     for where, row in read_rows(path):
         sample = read_sample(row, where, names, samples)
@@ -132,12 +135,12 @@ def _read_task(task: str, path: Path, files: RunFiles) -> TaskRun:
         task=task,
         path=path,
         samples=samples,
-        version=str((results.get("versions") or {}).get(task, "")),
-        fewshot=str((results.get("n-shot") or {}).get(task, config.get("num_fewshot", ""))),
+        version=str(section(results, "versions", files.results_path).get(task, "")),
+        fewshot=str(section(results, "n-shot", files.results_path).get(task, config.get("num_fewshot", ""))),
         config=config,
         reported={k: float(v) for k, v in reported.items() if isinstance(v, (int, float)) and "," in k},
     )
-    _check_counts(run, (results.get("n-samples") or {}).get(task))
+    _check_counts(run, section(results, "n-samples", files.results_path).get(task))
     _check_means(run)
     return run
 

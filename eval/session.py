@@ -122,12 +122,11 @@ def finished_arms(folder: Path) -> dict[str, int]:
 
 
 def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, copies: Copies) -> int:
-    """Print the comparison and write its files; returns the exit code.
+    """Write the comparison's files and print it; returns the exit code.
 
     `folder` gets result.json, report.html, accuracy.json (everything, the same bytes for the same inputs), junit.xml
     and accuracy.md.
     """
-    print_comparison(outcome, console, full=full)
     # A pair that is not one could not be judged; the exit code says that the input is at fault.
     verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
     write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
@@ -142,6 +141,8 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     ):
         if path is not None:
             write_aside(path, text)
+    # Last: a reader that closes the pipe ends the program here.
+    print_comparison(outcome, console, full=full)
     console.print(Text(f"written to {folder}"), soft_wrap=True)
     return outcome.verdict.exit_code
 

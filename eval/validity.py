@@ -100,7 +100,8 @@ def _sample_difference(first: Sample, second: Sample) -> str | None:
                 proven = True
         if not proven:
             return f"nothing proves it the same {what}: an arm has neither the {what} nor its hash"
-    return None
+    choices = [len(sample.likelihoods or ()) for sample in (first, second)]
+    return None if choices[0] == choices[1] else f"{choices[0]} choices scored against {choices[1]}"
 
 
 def _settings(baseline: Run, candidate: Run) -> Iterator[Check]:

@@ -50,6 +50,10 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], None]:
         (put(SCALE.replace("input", "weight"), torch.tensor(0.0)), "weight_scale is 0.0"),
         (drop(WEIGHT), f"has no tensor {WEIGHT}"),
         (put(WEIGHT, torch.zeros(32, 64).to(torch.float8_e4m3fn)), f"{WEIGHT} has shape [32, 64]"),
+        (put(WEIGHT, torch.zeros(64, 64, dtype=torch.bfloat16)), f"{WEIGHT} is BF16, but the configuration says E4M3"),
+        (drop("model.norm.weight"), "has no tensor model.norm.weight"),
+        (put("model.embed_tokens.weight", torch.zeros(3, 64)), "model.embed_tokens.weight has shape [3, 64]"),
+        (put("model.layers.0.mlp.down_proj.bias", torch.zeros(64)), "a bias behind the sum over ranks"),
     ],
 )
 def test_a_broken_scale_or_weight_is_named(
@@ -62,10 +66,11 @@ def test_a_broken_scale_or_weight_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_no_codes_are_refused_when_read(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, change=put(WEIGHT, torch.zeros(64, 64, dtype=torch.bfloat16)))
-    with Checkpoint(folder) as checkpoint, pytest.raises(UsageError, match=r"expected float8_e4m3fn"):
-        checkpoint.linear(WEIGHT.removesuffix(".weight"), 64, 64)
+def test_a_bias_that_the_configuration_implies_must_be_there(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.k_proj.bias"
+    folder = write_checkpoint(tmp_path, model_type="qwen2", change=drop(name))
+    with Checkpoint(folder) as checkpoint, pytest.raises(UsageError, match=f"has no {name}"):
+        checkpoint.check()
 
 
 def test_ranks_read_slices_that_join_to_the_whole(tmp_path: Path) -> None:
@@ -139,7 +144,10 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"sliding_window": 128}, "sliding_window=128"),
+        ({"sliding_window": "x"}, "sliding_window is 'x'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"rope_scaling": 7}, "rope_scaling is 7"),
+        ({"rms_norm_eps": "small"}, "a field is of the wrong type"),
     ],
 )
 def test_a_feature_that_the_model_does_not_compute_is_refused(
@@ -163,6 +171,22 @@ def test_a_recipe_other_than_static_per_tensor_e4m3_is_refused(
     with pytest.raises(UsageError) as caught:
         read_recipe(folder)
     assert f"{field} {value}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("hf_quant_config.json", {"quantization": [1]}, "quantization is a JSON list"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8", "exclude_modules": [1]}}, "exclude_modules is"),
+        ("model.safetensors.index.json", {"weight_map": ["a"]}, "weight_map is ['a']"),
+        ("model.safetensors.index.json", {}, "weight_map is None"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(name: str, content: object, said: str, tmp_path: Path) -> None:
+    (write_checkpoint(tmp_path) / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        Checkpoint(tmp_path)
+    assert f"{name}: {said}" in str(caught.value)
 
 
 def test_excluded_modules_keep_their_own_dtype(tmp_path: Path) -> None:

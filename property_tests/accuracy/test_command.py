@@ -9,10 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 
 from property_tests.accuracy.console import call
 from property_tests.accuracy.made_runs import choice_rows, write_run
-from verify.errors import UsageError
+from verify.errors import Inconclusive, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,34 @@ def test_wrong_usage_is_said_in_one_line(runs: Path, tmp_path: Path, arguments: 
     assert isinstance(result.exception, UsageError)
     assert re.search(message, str(result.exception))
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [(), ("--sequential",), ("compare", "baseline", "same")])
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+def test_a_file_that_could_not_be_written_is_refused_before_the_run(
+    runs: Path, tmp_path: Path, command: tuple[str, ...], option: str
+) -> None:
+    arguments = [part if part.startswith("-") or part == "compare" else runs / part for part in command]
+    for place in (tmp_path / "missing" / "file", tmp_path):
+        result = call([*arguments, option, place, "--run-dir", tmp_path / "run"])
+        assert isinstance(result.exception, UsageError)
+        assert re.fullmatch(rf"{place}: cannot be written \(.*\); give another path", str(result.exception))
+        assert not (tmp_path / "run").exists()
+
+
+def test_more_gpus_than_there_are_make_no_failure(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
+    result = call(["--device", "cuda", "--tp", "8", "--backend", "unfused", "--run-dir", tmp_path])
+    assert isinstance(result.exception, Inconclusive if torch.cuda.device_count() < 8 else type(None))
+
+
+def test_arms_of_an_earlier_run_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
+    write_run(tmp_path, {"mmlu_a": choice_rows(8, bool)})
+    (tmp_path / "org__model").rename(tmp_path / "unfused")
+    result = call(["--quick", "--limit", "4", "--run-dir", tmp_path])
+    assert isinstance(result.exception, UsageError)
+    assert "unfused: holds an earlier run; give another --run-dir" in str(result.exception)
 
 
 @pytest.mark.parametrize("mode", [(), ("--sequential",), ("--aa",)])

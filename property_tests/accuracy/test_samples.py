@@ -195,3 +195,10 @@ def test_runs_with_other_settings_in_one_folder_need_a_choice(tmp_path: Path) ->
     write_run(tmp_path, {"gsm8k": text_rows(ANSWERS)}, time="2025-01-02T09-09-09", change=other_seed)
     with pytest.raises(UsageError, match="fewshot_seed 1234 and 7"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["configs", "versions", "n-shot", "n-samples", "group_subtasks"])
+def test_a_results_file_with_a_section_of_another_form_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path, {"mmlu_a": choice_rows(8, bool)}, change=lambda results: results.update({name: ["x"]}))
+    with pytest.raises(UsageError, match=f"'{name}' is a JSON list, expected an object"):
+        read_run(tmp_path)

@@ -75,7 +75,7 @@ class Run:
         """
         for subject in self.subjects:
             backend = backends.backend(subject.backend)
-            self._check_device(backend, subject.world_size)
+            check_device(backend, self.device, 1 if self.virtual else subject.world_size)
             reasons: Counter[str] = Counter()
             for index in range(4 * len(self.plan.families)):
                 support = self._supports(backend, self.plan.case(subject.world_size, index).problem)
@@ -85,14 +85,6 @@ class Run:
             else:
                 reason = reasons.most_common(1)[0][0]
                 raise UsageError(f"backend {subject.backend} refuses every case at tp {subject.world_size}: {reason}")
-
-    def _check_device(self, backend: Backend, world_size: int) -> None:
-        needed = getattr(backend, "device", None)
-        if needed is not None and needed != self.device:
-            raise UsageError(f"backend {backend.name} runs on {needed}, got --device {self.device}")
-        found, wanted = torch.cuda.device_count(), 1 if self.virtual else world_size
-        if self.device == "cuda" and found < wanted and detect() is None:
-            raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")
 
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""
@@ -181,6 +173,21 @@ class Run:
                 report.refusals[support.reason] += 1
             elif case.problem.to_json() not in self.skip:
                 yield case
+
+
+def check_device(backend: Backend, device: str, gpus: int) -> None:
+    """Check that the backend runs on the device, and that there are as many GPUs as it needs.
+
+    Raises:
+        UsageError: it runs on another device.
+        Inconclusive: there are fewer GPUs.
+    """
+    needed = getattr(backend, "device", None)
+    if needed is not None and needed != device:
+        raise UsageError(f"backend {backend.name} runs on {needed}, got --device {device}; give --device {needed}")
+    found = torch.cuda.device_count()
+    if device == "cuda" and found < gpus and detect() is None:
+        raise Inconclusive(f"{found} CUDA GPUs here, {gpus} needed: run it where there are")
 
 
 def _serve_all(pools: Sequence[Caller], serve: Callable[[Caller], None], source: _Shared) -> None:

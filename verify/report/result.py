@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -55,7 +56,9 @@ def environment() -> dict[str, Any]:
     """Versions and hardware, JSON-ready; no names of users, hosts or paths."""
     installed: dict[str, str] = {}
     for found in metadata.distributions():
-        installed.setdefault(found.name.lower(), found.version)  # the first on the path is the one imported
+        installed.setdefault(
+            found.name.lower().replace("_", "-"), found.version
+        )  # the first on the path is the one imported
     versions = {name: installed[name] for name in _PACKAGES if name in installed}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -98,6 +101,22 @@ def write_aside(path: Path, text: str) -> None:
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another path") from None
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before the run whose result it is for.
+
+    Raises:
+        UsageError: it is a folder, or in none that can be written.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}); give another path") from None
 
