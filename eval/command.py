@@ -28,7 +28,6 @@ from eval.session import (
 )
 from verify.errors import UsageError
 from verify.report import make_run_dir
-from verify.report.result import require_writable
 
 GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
 QUICK_TASKS = ("golden_mmlu",)
@@ -108,7 +107,7 @@ def accuracy(
         return
     options = Options(settings=settings, metrics=read_metrics(shared.metrics), flips=shared.flips, same_kernel=aa)
     arguments = RunArguments(model, tp, backend, names, data, limit, shots, device, batch)
-    copies = _copies(shared)
+    copies = Copies(shared.json, shared.junit, shared.markdown)
     folder = make_run_dir("accuracy", shared.run_dir)
     if sequential:
         raise typer.Exit(_run_sequentially(arguments, settings, folder, copies, block=block, seed=seed))
@@ -174,7 +173,7 @@ def compare_runs(
         metrics=read_metrics(shared.metrics),
         flips=shared.flips,
     )
-    console, copies, progress = open_console(), _copies(shared), Progress()
+    console, copies, progress = open_console(), Copies(shared.json, shared.junit, shared.markdown), Progress()
     outcome: Comparison | None = None
     with suppress(KeyboardInterrupt), progress:
         runs = [_read(path, progress) for path in (baseline, candidate)]
@@ -185,18 +184,6 @@ def compare_runs(
     if outcome is None:
         raise typer.Exit(deliver_interruption(progress.doing, {}, folder, console, copies))
     raise typer.Exit(deliver(outcome, folder, console, full=shared.full, copies=copies))
-
-
-def _copies(shared: Shared) -> Copies:
-    """Where the user wants further files.
-
-    Raises:
-        UsageError: one of them could not be written.
-    """
-    for path in (shared.json, shared.junit, shared.markdown):
-        if path is not None and path.parent != shared.run_dir:  # which is made when the run begins
-            require_writable(path)
-    return Copies(shared.json, shared.junit, shared.markdown)
 
 
 def _read(path: Path, tell: Tell) -> Run:

@@ -14,6 +14,7 @@ import typer
 
 from eval.gate import DEFAULT_MARGINS, GateSettings
 from verify.errors import UsageError
+from verify.report.places import place
 
 QUICK_MARGIN = 0.015
 
@@ -44,9 +45,9 @@ class Shared:
         int, typer.Option("--flips", min=0, help="Show so many questions whose answer changed, with both answers.")
     ] = 0
     full: Annotated[bool, typer.Option("--full", help="Print every row of the long tables.")] = False
-    json: Annotated[Path | None, typer.Option("--json", help="Write result.json to this file too.")] = None
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file too.")] = None
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write Markdown to this file too.")] = None
+    json: Annotated[Path | None, place("--json", help="Write result.json to this file too.")] = None
+    junit: Annotated[Path | None, place("--junit", help="Write JUnit XML to this file too.")] = None
+    markdown: Annotated[Path | None, place("--markdown", help="Write Markdown to this file too.")] = None
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder for all files; runs/<utc>-accuracy if not given.")
     ] = None

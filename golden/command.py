@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -15,7 +14,7 @@ from verify import backends
 from verify.case.run import WORKER, Caller
 from verify.errors import Inconclusive, UsageError
 from verify.kernel.virtual import VirtualPool
-from verify.ranks import Pool
+from verify.ranks import Pool, require_gpus
 from verify.report import Interruption, Verdict, make_run_dir, write_result
 from verify.report.places import JsonFile, RunDir, check_place
 
@@ -42,9 +41,8 @@ def _device(backend: str, world_size: int, *, virtual: bool) -> str:
         Inconclusive: there are too few GPUs.
     """
     device = str(getattr(backends.backend(backend), "device", "cpu"))
-    found, wanted = torch.cuda.device_count(), 1 if virtual else world_size
-    if (device == "cuda" or virtual) and found < wanted:
-        raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")
+    if device == "cuda" or virtual:
+        require_gpus(1 if virtual else world_size)
     return device
 
 

@@ -9,19 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
 from verify import backends
 from verify.case.calls import shard
 from verify.case.run import Finding, collect, request
-from verify.errors import Inconclusive, UsageError
+from verify.errors import UsageError
 from verify.inputs.cells import hash64
 from verify.inputs.scales import draw_scale
 from verify.interface import FusionOp, Strategy
 from verify.problem import Problem
-from verify.ranks import Pool, Reply
+from verify.ranks import Pool, Reply, require_gpus
 from verify.report import Interruption, Verdict, make_run_dir, write_result
 from verify.report.places import JsonFile, RunDir
 
@@ -180,8 +179,8 @@ def command(
     """
     rows, columns = _numbers("--tokens", tokens), _numbers("--hidden", hidden)
     device = str(getattr(backends.backend(backend), "device", "cpu"))
-    if device == "cuda" and torch.cuda.device_count() < tp:
-        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {tp} needed: run it where there are")
+    if device == "cuda":
+        require_gpus(tp)
     directory = make_run_dir("pace", run_dir)
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)

@@ -9,19 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from verify import backends
 from verify.case.run import WORKER, Caller, explain, request, run_case
-from verify.errors import Inconclusive, UsageError
+from verify.errors import UsageError
 from verify.interface import Backend, Support
 from verify.journal import Journal
 from verify.kernel.plan import Case, Plan
 from verify.kernel.report import Group, KernelReport, Subject
 from verify.kernel.virtual import VirtualPool, VirtualPools, residency
 from verify.problem import Problem
-from verify.ranks.launch import Pools, open_pools
-from verify.ranks.mpi import detect
+from verify.ranks.launch import Pools, open_pools, require_gpus
 from verify.report import Interruption
 from verify.verdict import Stage
 
@@ -185,9 +182,8 @@ def check_device(backend: Backend, device: str, gpus: int) -> None:
     needed = getattr(backend, "device", None)
     if needed is not None and needed != device:
         raise UsageError(f"backend {backend.name} runs on {needed}, got --device {device}; give --device {needed}")
-    found = torch.cuda.device_count()
-    if device == "cuda" and found < gpus and detect() is None:
-        raise Inconclusive(f"{found} CUDA GPUs here, {gpus} needed: run it where there are")
+    if device == "cuda":
+        require_gpus(gpus)
 
 
 def _serve_all(pools: Sequence[Caller], serve: Callable[[Caller], None], source: _Shared) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,7 @@ from verify.interface import FusionOp
 from verify.latency import analysis
 from verify.latency.analysis import Site, Timing
 from verify.latency.plot import draw
-from verify.ranks import Pool
+from verify.ranks import Pool, require_gpus
 from verify.report import Interruption, Verdict, make_run_dir, write_result
 from verify.report.places import JsonFile, RunDir
 from verify.report.result import write_aside
@@ -67,8 +66,7 @@ def measure(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str, 
     Raises:
         Inconclusive: too few GPUs, or a rank failed.
     """
-    if torch.cuda.device_count() < setting.tp:
-        raise Inconclusive(f"{torch.cuda.device_count()} CUDA GPUs here, {setting.tp} needed: run it where there are")
+    require_gpus(setting.tp)
     return _measured(setting, tokens)
 
 

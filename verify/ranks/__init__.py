@@ -1,6 +1,6 @@
 """Who runs where: persistent pools of rank processes, here or under MPI, and what becomes of those that fail."""
 
-from verify.ranks.launch import Pools, open_pools
+from verify.ranks.launch import Pools, open_pools, require_gpus
 from verify.ranks.mpi import enter
 from verify.ranks.pool import Pool
 from verify.ranks.replies import Failure, FailureKind, Reply, culprits, values
@@ -17,5 +17,6 @@ __all__ = [
     "enter",
     "map_cases",
     "open_pools",
+    "require_gpus",
     "values",
 ]

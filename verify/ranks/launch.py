@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from verify.errors import UsageError
-from verify.ranks.mpi import enter
+import torch
+
+from verify.errors import Inconclusive, UsageError
+from verify.ranks.mpi import detect, enter
 from verify.ranks.pool import Pool
 
 
@@ -58,3 +60,14 @@ def open_pools(worker: str, world_size: int, *, groups: int = 1, **options: Any)
     if groups < 1:
         raise UsageError(f"{groups} groups of ranks: expected at least 1")
     return Pools(tuple(Pool(worker, world_size, **options) for _ in range(groups)), "local")
+
+
+def require_gpus(wanted: int) -> None:
+    """Check that this machine has so many GPUs; under mpirun every rank sees to its own.
+
+    Raises:
+        Inconclusive: it has fewer.
+    """
+    found = torch.cuda.device_count()
+    if found < wanted and detect() is None:
+        raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -101,22 +100,6 @@ def write_aside(path: Path, text: str) -> None:
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another path") from None
-
-
-def require_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before the run whose result it is for.
-
-    Raises:
-        UsageError: it is a folder, or in none that can be written.
-    """
-    probe = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}); give another path") from None
 
