@@ -151,6 +151,24 @@ def races(_result: str) -> None:
     assert any(subject["backend"] == "flashinfer:pdl" and subject["cases"] > 0 for subject in mended)
 
 
+def cleared_beside(result: str) -> None:
+    for version in ("0.6.13", "0.7.2.post1"):
+        printed = (CHIP / "findings" / f"reproduce-{version}.txt").read_text(encoding="utf-8")
+        line = next(line for line in printed.splitlines() if line.startswith("cleared-beside, rank 0"))
+        right, wrong = (json.loads(counts) for counts in re.findall(r"wrong (\[[\d, ]+\])", line))
+        assert right == [0] * 9
+        assert number(r"([\d,]+) of 524,288", result) == wrong[5]
+        assert wrong[:5] == [0] * 5
+
+
+def property_tests_on_the_chip(result: str) -> None:
+    printed = (CHIP / "property-tests.log").read_text(encoding="utf-8")
+    assert "hypothesis profile ci" in printed
+    last = printed.splitlines()[-1]
+    assert number(r"(\d+) passed", result) == number(r"(\d+) passed", last)
+    assert "failed" not in last
+
+
 def whole_sets(result: str) -> None:
     record = json.loads((CHIP / "accuracy" / "accuracy.json").read_text(encoding="utf-8"))
     flips = [task["judgement"]["flips"] for task in record["tasks"]]
@@ -180,6 +198,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck exhaust": cast,
     "fusecheck kernel --backend flashinfer:pdl": races,
     "fusecheck accuracy --device cuda": whole_sets,
+    "python golden/h200x2/findings/reproduce.py cleared-beside": cleared_beside,
+    "mpirun -n 2 python -m pytest": property_tests_on_the_chip,
 }
 """By how the row's command begins; the longest that fits."""
 
