@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from verify.errors import UsageError
 from verify.inputs.cells import CALL_STEP
-from verify.inputs.families import FAMILIES, GAMMAS
+from verify.inputs.families import FAMILIES
+from verify.inputs.gammas import GAMMAS
 from verify.numerics.rounding import NATIVE, Format
 from verify.operations import FusionOp, Strategy
 

@@ -10,7 +10,8 @@ import torch
 
 from verify import FusionOp, Problem, Strategy
 from verify.errors import UsageError
-from verify.inputs.families import FAMILIES, GAMMAS
+from verify.inputs.families import FAMILIES
+from verify.inputs.gammas import GAMMAS
 from verify.inputs.properties import Sample
 from verify.inputs.rank_inputs import Inputs
 from verify.inputs.scales import draw_scale

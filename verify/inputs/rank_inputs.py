@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from verify.inputs.cells import Cells
-from verify.inputs.families import FAMILIES, GAMMAS
+from verify.inputs.families import FAMILIES
+from verify.inputs.gammas import GAMMAS
 from verify.interface import RankInputs
 from verify.oracle import Operands
 from verify.problem import Problem

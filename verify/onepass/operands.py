@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from verify.inputs.cells import hash64, normal_table
-from verify.inputs.families import GAMMA_SEED
+from verify.inputs.gammas import GAMMA_SEED
 from verify.inputs.rank_inputs import Inputs
 from verify.interface import RankInputs
 from verify.numerics.rounding import Format
