@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from property_tests.suite import report_records as made
@@ -96,6 +96,7 @@ def test_a_message_without_codes_has_no_picture() -> None:
     assert number_line("rank 0 did not answer within 60 s") is None
 
 
+@example(low=113, wide=0, off=13)
 @given(low=st.integers(-126, 120), wide=st.integers(0, 6), off=st.integers(1, 60))
 def test_labels_do_not_touch_on_the_narrowest_screen(low: int, wide: int, off: int) -> None:
     codes = [f"{code_at(min(index, 126)):#04x}" for index in (low + wide + off, low, low + wide)]

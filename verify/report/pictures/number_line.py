@@ -172,7 +172,8 @@ def _line(
     at, low, high = marked
     present = sorted({index for index in marked if index is not None})
     around = _AROUND[bits.width]
-    first, last = max(present[0] - around, -bits.largest - 1), min(present[-1] + around, bits.largest)
+    # Beyond the largest code nothing is drawn, but the room stays: the label of an end needs it.
+    first, last = present[0] - around, present[-1] + around
     whole = last - first < _MOST_TICKS
     if not whole:
         room = (last - first) // 6
@@ -182,8 +183,9 @@ def _line(
     def x(index: float) -> float:
         return round((index - first + 0.5) / (last - first + 1) * right, 2)
 
+    every = range(max(first, -bits.largest - 1), min(last, bits.largest) + 1)
     ticks = []
-    for index in range(first, last + 1) if whole else present:
+    for index in every if whole else present:
         inside = low is not None and high is not None and low <= index <= high
         code = bits.code(index)
         ticks.append(Tick(x(index), code, bits.value(code, known.get(code)), inside, index == at))
