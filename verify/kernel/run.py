@@ -93,7 +93,7 @@ class Run:
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
                 with self._open(world_size) as pools:
                     for subject in mine:
-                        self._run_subject(subject, pools.pools, report)
+                        self._run_subject(subject, pools.pools, report, stop)
         report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
@@ -111,10 +111,10 @@ class Run:
         refused = (s for _, p in problem.calls() if not (s := backend.supports(p)).ok)
         return next(refused, backend.supports(problem))
 
-    def _run_subject(self, subject: Subject, pools: Sequence[Caller], report: KernelReport) -> None:
+    def _run_subject(self, subject: Subject, pools: Sequence[Caller], report: KernelReport, stop: Interruption) -> None:
         """Spread one subject's cases over the pools, a thread each; the threads only wait for ranks."""
         began = time.monotonic()
-        source = _Shared(self._cases(subject, report, began))
+        source = _Shared(self._cases(subject, report, began, stop))
         errors: list[BaseException] = []
 
         def serve(pool: Caller) -> None:
@@ -156,10 +156,11 @@ class Run:
                 self.journal.end(line, backend=subject.backend, verdict="fail" if stages else "pass", stages=stages)
             self.progress(report, subject)
 
-    def _cases(self, subject: Subject, report: KernelReport, began: float) -> Iterator[Case]:
+    def _cases(self, subject: Subject, report: KernelReport, began: float, stop: Interruption) -> Iterator[Case]:
         backend = backends.backend(subject.backend)
         group = report.groups[subject]
         for given, case in enumerate(self.plan.cases(subject.world_size)):
+            stop.check()
             enough = self.budget.cases is not None and given >= self.budget.cases
             late = self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds
             if enough or late or sum(g.failed for g in report.groups.values()) >= MOST_FINDINGS:
