@@ -162,9 +162,7 @@ PLANTED: dict[str, Planted] = {
     "sums_in_fp8": Planted("collective accumulates in FP8", _with(SumsInFp8)),
     # Two addends are added exactly alike in either precision.
     "correct_tp4": Planted("fused, correct, float32 sum of 4 ranks", _fp32, right=True, tp=4),
-    "sums_in_bf16": Planted(
-        "bf16 sum of 4 ranks for float32", lambda: EmulatedBackend("flashinfer"), tp=4, promised=FP32
-    ),
+    "sums_in_bf16": Planted("bf16 sum of 4 ranks for float32", _bf16, tp=4, promised=FP32),
 }
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed._symmetric_memory as symm_mem
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
+from property_tests.suite.lone_rank import LoneRank
 from verify.backends import backend, torch_symm
 from verify.backends.torch_symm import ONESHOT_BYTES, TorchSymmBackend, TorchSymmKernel
 from verify.dataflow import DATAFLOWS, Dataflow
@@ -23,17 +23,6 @@ from verify.verdict import judge_rows
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
-
-
-@dataclass
-class _Rank:
-    index: int = 0
-    world_size: int = 4
-    device: torch.device = CPU
-    group: ProcessGroup | None = None
-
-    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        raise RuntimeError(f"{name} {nbytes}")
 
 
 class _Group:
@@ -80,7 +69,7 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Ops]:
 
 def _kernel(limits: Limits) -> TorchSymmKernel:
     group: Any = _Group()
-    return TorchSymmKernel(_Rank(group=group), limits)
+    return TorchSymmKernel(LoneRank(world_size=4, group=group), limits)
 
 
 def _outside(problem: Problem, outputs: Any, flow: Dataflow) -> int:
@@ -168,6 +157,6 @@ def test_gpus_that_cannot_map_each_others_memory_are_named(monkeypatch: pytest.M
 def test_a_rank_without_a_gpu_or_without_a_group_is_told_what_is_missing() -> None:
     limits = Limits(4, 64, BF16)
     with pytest.raises(ValueError, match="torch-symm on cpu, expected a CUDA device"):
-        TorchSymmBackend().open(_Rank(), limits)
+        TorchSymmBackend().open(LoneRank(world_size=4), limits)
     with pytest.raises(ValueError, match="virtual ranks have none"):
-        TorchSymmBackend().open(_Rank(device=torch.device("cuda", 0)), limits)
+        TorchSymmBackend().open(LoneRank(world_size=4, device=torch.device("cuda", 0)), limits)

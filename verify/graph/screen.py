@@ -35,7 +35,7 @@ class GraphProgress:
         columns = (TextColumn("graphs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[found]} findings"), console=console, transient=True)
         self._task = self._bar.add_task("graphs", total=total, found=0)
-        self._results = results
+        self._results, self._found = results, 0
         self._started = time.monotonic()
 
     @property
@@ -53,7 +53,8 @@ class GraphProgress:
     def seen(self, result: GraphResult) -> None:
         """Count one result."""
         self._results.append(result)
-        self._bar.update(self._task, advance=1, found=sum(len(each.findings) for each in self._results))
+        self._found += len(result.findings)
+        self._bar.update(self._task, advance=1, found=self._found)
 
 
 def summarise(
