@@ -27,12 +27,12 @@ verify: $(READY)
 test: $(READY)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
-	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy ci/setup.py ci/bundle.py
+	$(BIN)/python ci/links.py --mypy
+	$(BIN)/python -m mypy ci/setup.py ci/bundle.py ci/links.py
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 bench: $(READY)
-	$(BIN)/python -m property_tests.suite.judging
+	$(BIN)/python -m fusecheck.property_tests.suite.judging
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

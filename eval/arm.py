@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 RECORD_NAME = "fusecheck_arm.json"
 ORACLE, UNFUSED, FUSED, NOISE = "oracle", "unfused", "fused", "unfused-again"

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.arm import FUSED, UNFUSED
-from eval.endpoints import preference
-from eval.engine import BATCHES, Engine, batch_plans
-from eval.lm import NEW_TOKENS, EngineLM
-from eval.run import GOLDEN, Job, open_job
-from eval.session import RunArguments
-from eval.tasks import Prepared, prepare
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, UNFUSED
+from fusecheck.eval.endpoints import preference
+from fusecheck.eval.engine import BATCHES, Engine, batch_plans
+from fusecheck.eval.lm import NEW_TOKENS, EngineLM
+from fusecheck.eval.run import GOLDEN, Job, open_job
+from fusecheck.eval.session import RunArguments
+from fusecheck.eval.tasks import Prepared, prepare
 
 Question = tuple[str, int]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from eval.compare import compare
-from eval.gate import GateSettings
-from eval.options import Shared, read_metrics, read_settings, read_tasks, with_shared
-from eval.outcome import Comparison, Options
-from eval.progress import Progress, Tell
-from eval.report_text import open_console, print_block
-from eval.samples import Run, read_run
-from eval.session import (
+from fusecheck.errors import UsageError
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import GateSettings
+from fusecheck.eval.options import Shared, read_metrics, read_settings, read_tasks, with_shared
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.progress import Progress, Tell
+from fusecheck.eval.report_text import open_console, print_block
+from fusecheck.eval.samples import Run, read_run
+from fusecheck.eval.session import (
     Copies,
     RunArguments,
     deliver,
@@ -26,8 +26,7 @@ from eval.session import (
     judge_finished,
     require_lm_eval,
 )
-from verify.errors import UsageError
-from verify.report import make_run_dir
+from fusecheck.report import make_run_dir
 
 GOLDEN_TASKS = ("golden_mmlu", "golden_gsm8k")
 QUICK_TASKS = ("golden_mmlu",)
@@ -94,13 +93,13 @@ def accuracy(
     settings = read_settings(shared.margins, quick=quick)
     names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
     if plan:
-        from eval.plan import plan_block
+        from fusecheck.eval.plan import plan_block
 
         share = None if expected_flips is None else expected_flips / 100
         print_block(plan_block(names, settings, limit=limit, seconds=seconds, flips=share), open_console(), full=True)
         return
     if operating:
-        from eval.operating import operating_blocks
+        from fusecheck.eval.operating import operating_blocks
 
         for table in operating_blocks(runs=simulations, sequential_runs=400, seed=seed, settings=settings):
             print_block(table, open_console(), full=True)
@@ -115,7 +114,7 @@ def accuracy(
 
 
 def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
-    from eval.engine import ArmError
+    from fusecheck.eval.engine import ArmError
 
     console, progress = open_console(), Progress()
     outcome: Comparison | None
@@ -135,8 +134,13 @@ def _run_sequentially(
     arguments: RunArguments, settings: GateSettings, folder: Path, copies: Copies, *, block: int, seed: int
 ) -> int:
     require_lm_eval()
-    from eval.engine import ArmError
-    from eval.session_sequential import SequentialOutcome, asked_so_far, deliver_sequential, judge_sequentially
+    from fusecheck.eval.engine import ArmError
+    from fusecheck.eval.session_sequential import (
+        SequentialOutcome,
+        asked_so_far,
+        deliver_sequential,
+        judge_sequentially,
+    )
 
     console, progress = open_console(), Progress()
     outcomes: list[SequentialOutcome] = []

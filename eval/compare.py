@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-
-from eval.endpoints import Endpoint, Pairs, choose_endpoints, join, name_endpoints
-from eval.flips import ForcedSummary, list_flips, summarise_forced
-from eval.gate import Flips, GateSettings, Verdict, count_flips, judge, worst
-from eval.intervals import clustered_difference
-from eval.kl import OracleJudgement, QuestionDistances, judge_oracle, summarise
-from eval.logprobs import arm_distances, batch_rows, choose_source, forced_pass
-from eval.mcnemar import mcnemar
-from eval.outcome import Comparison, Options, TaskResult, Ungated, WorstQuestion
-from eval.samples import Run
-from eval.slices import RowShare, by_batch_row, by_quartile, by_subject
-from eval.validity import Check, check_pair
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.endpoints import Endpoint, Pairs, choose_endpoints, join, name_endpoints
+from fusecheck.eval.flips import ForcedSummary, list_flips, summarise_forced
+from fusecheck.eval.gate import Flips, GateSettings, Verdict, count_flips, judge, worst
+from fusecheck.eval.intervals import clustered_difference
+from fusecheck.eval.kl import OracleJudgement, QuestionDistances, judge_oracle, summarise
+from fusecheck.eval.logprobs import arm_distances, batch_rows, choose_source, forced_pass
+from fusecheck.eval.mcnemar import mcnemar
+from fusecheck.eval.outcome import Comparison, Options, TaskResult, Ungated, WorstQuestion
+from fusecheck.eval.samples import Run
+from fusecheck.eval.slices import RowShare, by_batch_row, by_quartile, by_subject
+from fusecheck.eval.validity import Check, check_pair
 
 _EXAMPLES = 6
 

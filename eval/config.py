@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -108,7 +108,7 @@ def read_shape(folder: Path) -> Shape:
     """Read config.json.
 
     Raises:
-        UsageError: an unknown architecture, a missing field, or a feature that `eval.llama` does not compute.
+        UsageError: an unknown architecture, a missing field, or a feature that `fusecheck.eval.llama` does not compute.
     """
     path = folder / "config.json"
     config = read_json(path)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 EMBEDDED = Path(__file__).parent / "data"
 GENERATED = Path(__file__).parent.parent / "golden" / "model" / "tasks"

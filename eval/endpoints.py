@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fusecheck.errors import UsageError
+from fusecheck.eval.rows import Sample
+from fusecheck.eval.samples import Run
 from numpy.typing import NDArray
-
-from eval.rows import Sample
-from eval.samples import Run
-from verify.errors import UsageError
 
 # A choice between two filters is made here once, not after seeing the numbers.
 _FILTERS = ("flexible-extract", "none", "strict-match")

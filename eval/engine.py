@@ -9,19 +9,18 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from fusecheck.errors import UsageError
+from fusecheck.eval.fold import CLASSES
+from fusecheck.ranks.pool import Pool
+from fusecheck.ranks.replies import culprits
 from numpy.typing import NDArray
-
-from eval.fold import CLASSES
-from verify.errors import UsageError
-from verify.ranks.pool import Pool
-from verify.ranks.replies import culprits
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.int32]
 """The tokens of one text."""
 
-WORKER = "eval.worker:EvalRank"
+WORKER = "fusecheck.eval.worker:EvalRank"
 CHUNK = 16
 """Decode steps between two looks at the stop strings."""
 REPLY_BYTES = 32 << 20
@@ -64,7 +63,7 @@ class Next:
 
     Attributes:
         row: of the text's last token in its batch's token matrix.
-        table: its log-probabilities, folded (see `eval.fold`), float32 [columns].
+        table: its log-probabilities, folded (see `fusecheck.eval.fold`), float32 [columns].
         best: the most likely token.
         scores: log-probabilities of the tokens that were asked for, float32, in their order.
     """

@@ -1,7 +1,7 @@
 """The evaluated model as an exported graph, fused by the graph question's own passes.
 
-`fusecheck accuracy --backend eval.exported:emulated --tasks golden_mmlu` puts this form into the fused arm: one rank's
-decoder goes through `torch.export`, both passes rewrite it, and every fused node calls the backend's kernel, which the
+`fusecheck accuracy --backend fusecheck.eval.exported:emulated --tasks golden_mmlu` puts this form into the fused arm:
+one rank's decoder goes through `torch.export`, both passes rewrite it, and every fused node calls the backend's kernel, which the
 arm's counters count. The unfused arm stays the model as it is, written by hand.
 """
 
@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fusecheck.backends import backend
+from fusecheck.errors import UsageError
+from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.llama import DTYPES, Cache, rotary_frequencies, rotate
+from fusecheck.eval.paths import KernelPath, OraclePath
+from fusecheck.graph.config import SharedConfig
+from fusecheck.graph.context import RankContext, tensor_parallel
+from fusecheck.graph.ops import NAMESPACE
+from fusecheck.graph.passes import fuse_both
+from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.problem import Problem
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
-
-from eval.checkpoint import Checkpoint
-from eval.llama import DTYPES, Cache, rotary_frequencies, rotate
-from eval.paths import KernelPath, OraclePath
-from verify.backends import backend
-from verify.errors import UsageError
-from verify.graph.config import SharedConfig
-from verify.graph.context import RankContext, tensor_parallel
-from verify.graph.ops import NAMESPACE
-from verify.graph.passes import fuse_both
-from verify.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
-from verify.problem import Problem
 
 own = getattr(torch.ops, NAMESPACE)
 LONGEST = 1 << 14
@@ -142,7 +141,7 @@ class _Opened:
 
 
 class ExportedModel:
-    """The fused graph on one rank, with the forward of `eval.llama.Llama`.
+    """The fused graph on one rank, with the forward of `fusecheck.eval.llama.Llama`.
 
     Attributes:
         graph: after both passes.
@@ -197,7 +196,7 @@ class ExportedBackend:
 
     def __init__(self, name: str) -> None:
         self._made = backend(name)
-        self.name = f"eval.exported:{name}"
+        self.name = f"fusecheck.eval.exported:{name}"
         self.supports = self._made.supports
         self.dataflow = self._made.dataflow
         self.open: Callable[[Rank, Limits], Kernel] = self._made.open

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from fusecheck.eval.endpoints import Pairs
+from fusecheck.eval.rows import Sample
+from fusecheck.eval.slices import margin_of
 from numpy.typing import NDArray
-
-from eval.endpoints import Pairs
-from eval.rows import Sample
-from eval.slices import margin_of
 
 Kind = Literal["lost", "gained", "churn"]
 
@@ -118,7 +117,7 @@ class ForcedSummary:
 def summarise_forced(
     baseline: dict[str, NDArray[np.generic]], candidate: dict[str, NDArray[np.generic]]
 ) -> ForcedSummary | str:
-    """Compare two teacher-forced passes (arrays as in `eval.arm`); a string says why they cannot be compared."""
+    """Compare two teacher-forced passes (arrays as in `fusecheck.eval.arm`); a string says why it cannot be done."""
     order = [np.lexsort((arm["position"], arm["doc_id"])) for arm in (baseline, candidate)]
     a, b = ({k: v[o] for k, v in arm.items()} for arm, o in zip((baseline, candidate), order, strict=True))
     if len(a["doc_id"]) != len(b["doc_id"]) or any((a[k] != b[k]).any() for k in ("doc_id", "position")):

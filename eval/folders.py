@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 _TIMED = re.compile(r"^(?P<stem>.*)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
+from fusecheck.eval.checkpoint import LinearWeights
 from torch import Tensor
-
-from eval.checkpoint import LinearWeights
 
 
 def has_fp8_product(device: torch.device) -> bool:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fusecheck.backends.unfused import rms_norm
+from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.config import Shape
+from fusecheck.eval.linear import Linear
+from fusecheck.eval.paths import Feed, KernelPath, Norm, OraclePath
+from fusecheck.interface import Rank
 from torch import Tensor
 from torch.nn import functional
-
-from eval.checkpoint import Checkpoint
-from eval.config import Shape
-from eval.linear import Linear
-from eval.paths import Feed, KernelPath, Norm, OraclePath
-from verify.backends.unfused import rms_norm
-from verify.interface import Rank
 
 Path = KernelPath | OraclePath
 

@@ -1,7 +1,7 @@
 """Where the log-probabilities of an arm come from: full-vocabulary files, or the choices in lm-eval's samples.
 
-Full-vocabulary files are named in `eval.arm`; runs of other engines do not have them. The likelihoods of the choices
-of a multiple-choice question are in every samples file; normalised over the choices they are the distribution that
+Full-vocabulary files are named in `fusecheck.eval.arm`; runs of other engines do not have them. The likelihoods of the
+choices of a multiple-choice question are in every samples file; normalised over the choices they are the distribution that
 decides the answer.
 """
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from fusecheck.errors import UsageError
+from fusecheck.eval.endpoints import Endpoint
+from fusecheck.eval.kl import QuestionDistances, question_distances
+from fusecheck.eval.rows import Sample
+from fusecheck.eval.samples import Run
 from numpy.typing import NDArray
-
-from eval.endpoints import Endpoint
-from eval.kl import QuestionDistances, question_distances
-from eval.rows import Sample
-from eval.samples import Run
-from verify.errors import UsageError
 
 Source = Literal["vocabulary", "choices", "none"]
 

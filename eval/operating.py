@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fusecheck.eval.gate import GateSettings, Verdict, decide
+from fusecheck.eval.intervals import score_statistic
+from fusecheck.eval.peers import PEERS, smallest_flagged, smallest_found, smallest_refused
+from fusecheck.eval.power import smallest_change, smallest_unpaired_change
+from fusecheck.eval.report_blocks import Block
+from fusecheck.eval.sequential import Evidence
 from scipy.stats import norm
-
-from eval.gate import GateSettings, Verdict, decide
-from eval.intervals import score_statistic
-from eval.peers import PEERS, smallest_flagged, smallest_found, smallest_refused
-from eval.power import smallest_change, smallest_unpaired_change
-from eval.report_blocks import Block
-from eval.sequential import Evidence
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-
-from eval.gate import DEFAULT_MARGINS, GateSettings
-from verify.errors import UsageError
-from verify.report.places import place
+from fusecheck.errors import UsageError
+from fusecheck.eval.gate import DEFAULT_MARGINS, GateSettings
+from fusecheck.report.places import place
 
 QUICK_MARGIN = 0.015
 

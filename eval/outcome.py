@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from eval.endpoints import Endpoint
-from eval.flips import FlippedQuestion, ForcedSummary
-from eval.gate import Flips, GateSettings, Judgement, Verdict, worst
-from eval.intervals import ClusteredDifference
-from eval.kl import DistanceSummary, OracleJudgement
-from eval.logprobs import Source
-from eval.mcnemar import McNemar
-from eval.slices import RowShare, Slice
-from eval.validity import Check
+from fusecheck.eval.endpoints import Endpoint
+from fusecheck.eval.flips import FlippedQuestion, ForcedSummary
+from fusecheck.eval.gate import Flips, GateSettings, Judgement, Verdict, worst
+from fusecheck.eval.intervals import ClusteredDifference
+from fusecheck.eval.kl import DistanceSummary, OracleJudgement
+from fusecheck.eval.logprobs import Source
+from fusecheck.eval.mcnemar import McNemar
+from fusecheck.eval.slices import RowShare, Slice
+from fusecheck.eval.validity import Check
 
 
 @dataclass(frozen=True)

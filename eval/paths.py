@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.eval.linear import Linear
+from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
 from torch import Tensor
-
-from eval.linear import Linear
-from verify.backends.unfused import quantise, rms_norm
-from verify.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from fusecheck.eval.gate import GateSettings
+from fusecheck.eval.power import questions_to_pass, smallest_change
+from fusecheck.eval.report_blocks import Block
 from scipy.stats import norm
-
-from eval.gate import GateSettings
-from eval.power import questions_to_pass, smallest_change
-from eval.report_blocks import Block
 
 FULL_SPLITS = {"mmlu": 14042, "gsm8k": 1319}
 GOLDEN_TASKS = Path(__file__).parent.parent / "golden" / "model" / "tasks"

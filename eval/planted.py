@@ -1,9 +1,9 @@
 """Bugs planted in the fused kernel of a whole model, and which tier catches each.
 
-`python -m eval.planted [--limit N] [--run-dir DIR] [--json FILE]` asks the kernel question of each of `PLANTED`, runs
-the golden model once with the unfused ops and once with each, and prints a table. Each is a backend:
-`eval.planted:row_in_32` and so on. With the same `--run-dir` it goes on where it was broken off. The whole table:
-`golden/model/planted.json`.
+`python -m fusecheck.eval.planted [--limit N] [--run-dir DIR] [--json FILE]` asks the kernel question of each of
+`PLANTED`, runs the golden model once with the unfused ops and once with each, and prints a table. Each is a backend:
+`fusecheck.eval.planted:row_in_32` and so on. With the same `--run-dir` it goes on where it was broken off. The whole
+table: `golden/model/planted.json`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fusecheck.backends.emulated import EmulatedBackend
+from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
+from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.compare import compare
+from fusecheck.eval.exported import ExportedBackend
+from fusecheck.eval.linear import Linear
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.paths import Feed, KernelPath, choose_op
+from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, table, tiers
+from fusecheck.eval.run import run_arms
+from fusecheck.eval.samples import Run, read_run
+from fusecheck.interface import FusionOp, RankInputs, RankOutputs
+from fusecheck.report.result import write_aside
 from rich.console import Console
 from torch import Tensor
-
-from eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
-from eval.compare import compare
-from eval.exported import ExportedBackend
-from eval.linear import Linear
-from eval.outcome import Comparison, Options
-from eval.paths import Feed, KernelPath, choose_op
-from eval.planted_tiers import KernelTier, ask_kernel, table, tiers
-from eval.run import run_arms
-from eval.samples import Run, read_run
-from verify.backends.emulated import EmulatedBackend
-from verify.backends.emulated_arithmetic import Arithmetic, Row
-from verify.interface import FusionOp, RankInputs, RankOutputs
-from verify.report.result import write_aside
 
 TASK = "golden_mmlu"
 FP32 = "flashinfer-fp32"
@@ -200,7 +199,7 @@ def run_planted(
             tell(f"oracle and unfused on {tp} ranks")
             base[tp] = arms([ORACLE, UNFUSED], "unfused", tp, folder / f"base{tp}")
         tell(PLANTED[name].title)
-        candidate = arms([FUSED], f"eval.planted:{name}", tp, folder / name)[FUSED]
+        candidate = arms([FUSED], f"fusecheck.eval.planted:{name}", tp, folder / name)[FUSED]
         yield name, compare(base[tp][UNFUSED], candidate, base[tp][ORACLE], options=Options())
 
 
@@ -213,7 +212,7 @@ def kernel_tier(name: str) -> KernelTier | None:
     planted = PLANTED[name]
     if isinstance(planted.make(), ExportedBackend):
         return None
-    return ask_kernel(f"eval.planted:{name}", planted.tp, planted.promised)
+    return ask_kernel(f"fusecheck.eval.planted:{name}", planted.tp, planted.promised)
 
 
 def to_json(name: str, outcome: Comparison, kernel: KernelTier | None) -> dict[str, Any]:
@@ -251,7 +250,7 @@ def main() -> None:
         for name, outcome in run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True)):
             rows.append(to_json(name, outcome, kernel_tier(name)))
             if options.json is not None:
-                command = "python -m eval.planted"
+                command = "python -m fusecheck.eval.planted"
                 write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
     Console(width=180).print(table(rows))
 

@@ -1,6 +1,6 @@
 """Which tier catches a planted bug: the kernel question on the kernel by itself, or the gate on the whole model.
 
-`python -m eval.planted_tiers golden/model/planted.json` prints a recorded table as Markdown, as the README shows it.
+`python -m fusecheck.eval.planted_tiers golden/model/planted.json` prints a recorded table as Markdown, as README shows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.report import Subject
+from fusecheck.kernel.run import Budget, Run
 from rich.table import Table
-
-from eval.gate import Verdict
-from eval.outcome import Comparison
-from verify.inputs.families import FAMILIES
-from verify.kernel.plan import Plan
-from verify.kernel.report import Subject
-from verify.kernel.run import Budget, Run
 
 MOST_ELEMENTS = 2**17
 CASES = 2 * len(FAMILIES)

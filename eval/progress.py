@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from fusecheck.report import Interruption
 from rich.console import Console
-
-from verify.report import Interruption
 
 Tell = Callable[[str], None]
 """Takes one line that says what begins."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from eval.gate import Flips, Verdict
-from eval.outcome import Comparison, TaskResult
-from verify.report.visible import visible
+from fusecheck.eval.gate import Flips, Verdict
+from fusecheck.eval.outcome import Comparison, TaskResult
+from fusecheck.report.visible import visible
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from enum import Enum
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from eval.flips import FlippedQuestion
-from eval.gate import Verdict
-from eval.outcome import Comparison, TaskResult
-from eval.report_blocks import blocks, headline, oracle_line, shorten, task_line
-from verify.report.visible import visible
+from fusecheck.eval.flips import FlippedQuestion
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison, TaskResult
+from fusecheck.eval.report_blocks import blocks, headline, oracle_line, shorten, task_line
+from fusecheck.report.visible import visible
 
 
 def to_json(outcome: Comparison) -> dict[str, Any]:

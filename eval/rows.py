@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 Key = tuple[int, str]
 

@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
-from eval.checkpoint import Checkpoint
-from eval.config import Shape
-from eval.engine import BATCHES, BatchPlan, Engine, batch_plans
-from eval.fold import CLASSES
-from eval.offline import go_offline
-from eval.progress import Tell
-from eval.tasks import FEWSHOT_SEED, Prepared, prepare
-from eval.tokens import Tokens
-from verify.backends import backend as load_backend
-from verify.errors import UsageError
-from verify.interface import FusionOp
-from verify.kernel.run import check_device
-from verify.problem import Problem
+from fusecheck.backends import backend as load_backend
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
+from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.config import Shape
+from fusecheck.eval.engine import BATCHES, BatchPlan, Engine, batch_plans
+from fusecheck.eval.fold import CLASSES
+from fusecheck.eval.offline import go_offline
+from fusecheck.eval.progress import Tell
+from fusecheck.eval.tasks import FEWSHOT_SEED, Prepared, prepare
+from fusecheck.eval.tokens import Tokens
+from fusecheck.interface import FusionOp
+from fusecheck.kernel.run import check_device
+from fusecheck.problem import Problem
 
 if TYPE_CHECKING:
-    from eval.lm import EngineLM
+    from fusecheck.eval.lm import EngineLM
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
@@ -118,7 +117,7 @@ def run_arms(
 
     Returns:
         The finished arms, in order. Each folder holds lm-eval's results and samples, `fusecheck_arm.json`,
-        `logprobs_<task>.npz` and `forced_<task>.npz` (see `eval.arm`).
+        `logprobs_<task>.npz` and `forced_<task>.npz` (see `fusecheck.eval.arm`).
 
     Raises:
         UsageError: a broken checkpoint, task, data folder or argument; an arm of an earlier run in its place.
@@ -162,8 +161,7 @@ def _counting(tell: Tell, begun: str) -> Callable[[int], None]:
 def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Path) -> ArmRecord:
     """Run one arm and write all its files but the record."""
     import lm_eval
-
-    from eval.lm import NEW_TOKENS, EngineLM
+    from fusecheck.eval.lm import NEW_TOKENS, EngineLM
 
     plan = batch_plans(job.device, job.batch)[arm == NOISE]
     length = job.shape.positions

@@ -1,6 +1,6 @@
 """Draw the stratified sample of MMLU and GSM8K that ships in `eval/data/`.
 
-`python -m eval.sample DIR` reads `DIR/mmlu/*.jsonl.gz` and `DIR/gsm8k/*.jsonl.gz`; the same rows give the same files.
+`python -m fusecheck.eval.sample DIR` reads `DIR/mmlu/*.jsonl.gz` and `DIR/gsm8k/*.jsonl.gz`; same rows, same files.
 """
 
 from __future__ import annotations

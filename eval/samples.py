@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.arm import ArmRecord, read_arm_record
-from eval.folders import RunFiles, find_runs, section
-from eval.rows import Key, Sample, read_rows, read_sample
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import ArmRecord, read_arm_record
+from fusecheck.eval.folders import RunFiles, find_runs, section
+from fusecheck.eval.rows import Key, Sample, read_rows, read_sample
 
 
 @dataclass(frozen=True)

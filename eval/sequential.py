@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from fusecheck.errors import UsageError
+from fusecheck.eval.gate import Verdict
 from numpy.typing import ArrayLike, NDArray
-
-from eval.gate import Verdict
-from verify.errors import UsageError
 
 STAKES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 

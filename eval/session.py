@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.progress import Tell
+from fusecheck.eval.report_blocks import interruption
+from fusecheck.eval.report_files import findings, summary, to_json, to_junit
+from fusecheck.eval.report_text import print_comparison, to_markdown
+from fusecheck.eval.samples import Run, read_run
+from fusecheck.report import write_markdown, write_result
+from fusecheck.report.result import write_aside
 from rich.console import Console
 from rich.text import Text
-
-from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
-from eval.compare import compare
-from eval.gate import Verdict
-from eval.outcome import Comparison, Options
-from eval.progress import Tell
-from eval.report_blocks import interruption
-from eval.report_files import findings, summary, to_json, to_junit
-from eval.report_text import print_comparison, to_markdown
-from eval.samples import Run, read_run
-from verify.errors import UsageError
-from verify.report import write_markdown, write_result
-from verify.report.result import write_aside
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         ArmError: the ranks failed in the middle of an arm.
     """
     require_lm_eval()
-    from eval.run import run_arms
+    from fusecheck.eval.run import run_arms
 
     if options.same_kernel:
         arms: tuple[str, ...] = (UNFUSED, NOISE)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fusecheck.eval.blocks import Answers, Asker, Question, open_asker
+from fusecheck.eval.gate import Flips, GateSettings, Verdict, worst
+from fusecheck.eval.intervals import wilson_interval
+from fusecheck.eval.progress import Tell
+from fusecheck.eval.report_blocks import interruption, points
+from fusecheck.eval.sequential import Evidence, SequentialPlan, run_sequential, stratified_order
+from fusecheck.eval.session import Copies, RunArguments, deliver_record
 from rich.console import Console
-
-from eval.blocks import Answers, Asker, Question, open_asker
-from eval.gate import Flips, GateSettings, Verdict, worst
-from eval.intervals import wilson_interval
-from eval.progress import Tell
-from eval.report_blocks import interruption, points
-from eval.sequential import Evidence, SequentialPlan, run_sequential, stratified_order
-from eval.session import Copies, RunArguments, deliver_record
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fusecheck.eval.endpoints import Pairs
+from fusecheck.eval.mcnemar import holm, mcnemar
+from fusecheck.eval.rows import Sample
 from numpy.typing import NDArray
-
-from eval.endpoints import Pairs
-from eval.mcnemar import holm, mcnemar
-from eval.rows import Sample
 
 _MODULI = (32, 64, 128)
 

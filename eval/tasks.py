@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.data import GOLDEN_GSM8K, GOLDEN_MMLU, lay_out
-from eval.offline import go_offline
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.data import GOLDEN_GSM8K, GOLDEN_MMLU, lay_out
+from fusecheck.eval.offline import go_offline
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from fusecheck.errors import UsageError
+from fusecheck.eval.config import Shape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from eval.config import Shape
-from verify.errors import UsageError
 
 Ints = NDArray[np.int32]
 

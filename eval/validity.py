@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fusecheck.eval.arm import ArmRecord
+from fusecheck.eval.rows import Sample
+from fusecheck.eval.samples import Run, TaskRun
 from scipy.stats import fisher_exact
-
-from eval.arm import ArmRecord
-from eval.rows import Sample
-from eval.samples import Run, TaskRun
 
 State = Literal["ok", "unknown", "warning", "invalid"]
 

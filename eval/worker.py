@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fusecheck.backends import backend
+from fusecheck.eval.arm import ORACLE
+from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.fold import fold
+from fusecheck.eval.llama import Cache, Llama
+from fusecheck.eval.paths import KernelPath, OraclePath
+from fusecheck.interface import Kernel, Limits, Rank
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.arm import ORACLE
-from eval.checkpoint import Checkpoint
-from eval.fold import fold
-from eval.llama import Cache, Llama
-from eval.paths import KernelPath, OraclePath
-from verify.backends import backend
-from verify.interface import Kernel, Limits, Rank
-
 if TYPE_CHECKING:
-    from eval.exported import ExportedModel
+    from fusecheck.eval.exported import ExportedModel
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -57,7 +56,7 @@ class EvalRank:
         limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
         made = backend(backend_name)
         self._kernel = made.open(self.rank, limits)
-        # So does a model in another form, see `eval.exported`.
+        # So does a model in another form, see `fusecheck.eval.exported`.
         make_model = getattr(made, "model", None)
         if make_model is not None:
             self._decoder = make_model(self._folder, self.rank)

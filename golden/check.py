@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-
-from golden.record import Entry, Golden, as_quiet, finite, unsigned_zero
-from verify.case import alive, digest
-from verify.case.run import Caller, request
-from verify.dataflow import Dataflow, dataflow
-from verify.errors import Inconclusive
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import RankOutputs
-from verify.oracle import Oracle
-from verify.verdict import judge_rows
+from fusecheck.case import alive, digest
+from fusecheck.case.run import Caller, request
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.errors import Inconclusive
+from fusecheck.golden.record import Entry, Golden, as_quiet, finite, unsigned_zero
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankOutputs
+from fusecheck.oracle import Oracle
+from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from fusecheck import backends
+from fusecheck.case.run import WORKER, Caller
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.golden import check, record
+from fusecheck.kernel.virtual import VirtualPool
+from fusecheck.ranks import Pool, require_gpus
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir, check_place
 from rich.console import Console
-
-from golden import check, record
-from verify import backends
-from verify.case.run import WORKER, Caller
-from verify.errors import Inconclusive, UsageError
-from verify.kernel.virtual import VirtualPool
-from verify.ranks import Pool, require_gpus
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir, check_place
 
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
@@ -49,7 +48,7 @@ def _device(backend: str, world_size: int, *, virtual: bool) -> str:
 def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
     options: dict[str, Any] = {
         "device": _device(backend, world_size, virtual=virtual),
-        "preload": ("verify.case.worker",),
+        "preload": ("fusecheck.case.worker",),
     }
     return VirtualPool(world_size, **options) if virtual else Pool(WORKER, world_size, **options)
 

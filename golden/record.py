@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from fusecheck import backends
+from fusecheck.case.run import Caller, collect, request
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.virtual import residency
+from fusecheck.problem import Problem
+from fusecheck.report.result import environment, write_aside
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from verify import backends
-from verify.case.run import Caller, collect, request
-from verify.errors import Inconclusive, UsageError
-from verify.inputs.families import FAMILIES
-from verify.kernel.plan import Plan
-from verify.kernel.virtual import residency
-from verify.problem import Problem
-from verify.report.result import environment, write_aside
 
 SCHEMA = 1
 SMALL = 2048

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-
-from eval.gate import Flips
+from fusecheck.eval.gate import Flips
 
 
 @st.composite

@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from verify.dataflow import DATAFLOWS, Dataflow
-    from verify.interface import (
+    from fusecheck.dataflow import DATAFLOWS, Dataflow
+    from fusecheck.interface import (
         Backend,
         FusionOp,
         Kernel,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Strategy,
         Support,
     )
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 __all__ = [
     "DATAFLOWS",
@@ -38,7 +38,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOME = {"DATAFLOWS": "verify.dataflow", "Dataflow": "verify.dataflow", "Problem": "verify.problem"}
+_HOME = {"DATAFLOWS": "fusecheck.dataflow", "Dataflow": "fusecheck.dataflow", "Problem": "fusecheck.problem"}
 
 
 if not TYPE_CHECKING:  # a type checker shall not take every name for one of ours
@@ -47,4 +47,4 @@ if not TYPE_CHECKING:  # a type checker shall not take every name for one of our
         """Import a name when it is first used: whoever only loads the pytest plug-in must not pay for torch."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(_HOME.get(name, "verify.interface")), name)
+        return getattr(importlib.import_module(_HOME.get(name, "fusecheck.interface")), name)

@@ -9,23 +9,21 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import fusecheck
 import typer
-from rich.console import Console
-
-import verify
-from verify import backends
-from verify.case.run import CHECKS
-from verify.dataflow import DATAFLOWS, dataflow
-from verify.errors import Inconclusive, UsageError
-from verify.inputs.families import FAMILIES
-from verify.inputs.models import model as model_named
-from verify.interface import FusionOp, Strategy
-from verify.journal import FILE_NAME, finished
-from verify.kernel.plan import Case, Plan
-from verify.kernel.report import KernelReport, Subject
-from verify.kernel.run import Budget, Run
-from verify.kernel.session import run_kernel
-from verify.manual import (
+from fusecheck import backends
+from fusecheck.case.run import CHECKS
+from fusecheck.dataflow import DATAFLOWS, dataflow
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.models import model as model_named
+from fusecheck.interface import FusionOp, Strategy
+from fusecheck.journal import FILE_NAME, finished
+from fusecheck.kernel.plan import Case, Plan
+from fusecheck.kernel.report import KernelReport, Subject
+from fusecheck.kernel.run import Budget, Run
+from fusecheck.kernel.session import run_kernel
+from fusecheck.manual import (
     add_examples,
     page_width,
     some_backend,
@@ -35,10 +33,11 @@ from verify.manual import (
     some_ops,
     some_strategies,
 )
-from verify.problem import WORLD_SIZES, Problem
-from verify.ranks.mpi import enter
-from verify.report import Verdict
-from verify.report.places import JsonFile, MarkdownFile, RunDir
+from fusecheck.problem import WORLD_SIZES, Problem
+from fusecheck.ranks.mpi import enter
+from fusecheck.report import Verdict
+from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
+from rich.console import Console
 
 app = typer.Typer(
     name="fusecheck",
@@ -51,15 +50,15 @@ app = typer.Typer(
 console = Console()
 
 _PLUGGED: tuple[str, ...] = (
-    "verify.verify_command",
-    "verify.report.command",
-    "verify.kernel.pace",
-    "verify.exhaust",
-    "verify.latency.command",
-    "golden.command",
-    "verify.graph.command",
-    "verify.faults.command",
-    "eval.command",
+    "fusecheck.verify_command",
+    "fusecheck.report.command",
+    "fusecheck.kernel.pace",
+    "fusecheck.exhaust",
+    "fusecheck.latency.command",
+    "fusecheck.golden.command",
+    "fusecheck.graph.command",
+    "fusecheck.faults.command",
+    "fusecheck.eval.command",
 )
 """Modules that add further commands."""
 
@@ -73,7 +72,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; where the backend
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:  # noqa: FBT002
     if version:
-        console.print(f"fusecheck {verify.__version__}", highlight=False)
+        console.print(f"fusecheck {fusecheck.__version__}", highlight=False)
         raise typer.Exit
 
 

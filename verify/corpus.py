@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-
-from verify.errors import UsageError
-from verify.problem import Problem
+from fusecheck.errors import UsageError
+from fusecheck.problem import Problem
 
 FIELDS = ("problem", "backend", "test", "relation", "parameters")
 

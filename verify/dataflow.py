@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 import typer
+from fusecheck.errors import Inconclusive
+from fusecheck.float8 import encode
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
 from rich.console import Console
 from torch import Tensor
-
-from verify.errors import Inconclusive
-from verify.float8 import encode
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir
 
 CHUNK = 2**26
 BLOCK = 1024
@@ -131,7 +130,7 @@ class _Chip:
     """Single instructions of a GPU as functions of tensors."""
 
     def __init__(self, device: torch.device) -> None:
-        from verify.onepass import instructions
+        from fusecheck.onepass import instructions
 
         self._device, self._kernels = device, instructions
 

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-
-from verify.operations import FusionOp, Strategy
+from fusecheck.operations import FusionOp, Strategy
 
 if TYPE_CHECKING:
+    from fusecheck.dataflow import Dataflow
+    from fusecheck.problem import Problem
     from torch import Tensor
     from torch.distributed import ProcessGroup
-
-    from verify.dataflow import Dataflow
-    from verify.problem import Problem
 
 __all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 FILE_NAME = "cases.jsonl"
 """The journal's name in a run's directory."""

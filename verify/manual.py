@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
-
-from verify import backends
-from verify.dataflow import DATAFLOWS
-from verify.inputs.families import FAMILIES
-from verify.inputs.models import models
-from verify.interface import FusionOp, Strategy
+from fusecheck import backends
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.models import models
+from fusecheck.interface import FusionOp, Strategy
 
 NARROWEST, WIDEST = 30, 110
 """Columns of a help page, however wide the terminal is."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, TypeVar
 
-from verify.errors import UsageError
-from verify.inputs.cells import CALL_STEP
-from verify.inputs.families import FAMILIES
-from verify.inputs.gammas import GAMMAS
-from verify.numerics.rounding import NATIVE, Format
-from verify.operations import FusionOp, Strategy
+from fusecheck.errors import UsageError
+from fusecheck.inputs.cells import CALL_STEP
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.gammas import GAMMAS
+from fusecheck.numerics.rounding import NATIVE, Format
+from fusecheck.operations import FusionOp, Strategy
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
 _SEEDS = 2**63 - 2**63 % CALL_STEP

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = "property_tests"
+FOLDER = "property_tests"
+PACKAGE = f"fusecheck.{FOLDER}"
 SESSION_PLUGIN = "fusecheck-session"
 
 
@@ -21,7 +22,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     if not is_ours(early_config, args, pyargs=bool(named.pyargs)):
         return
     add_options(parser)
-    import verify.pytest_session as pytest_session
+    import fusecheck.pytest_session as pytest_session
 
     early_config.pluginmanager.register(pytest_session, SESSION_PLUGIN)
     pytest_session.register_profiles()
@@ -31,7 +32,7 @@ def is_ours(config: pytest.Config, args: Sequence[str], *, pyargs: bool) -> bool
     """Whether an argument names the property tests or their parent; without arguments, whether `testpaths` does."""
     here = Path(config.invocation_params.dir)
     paths = [arg.split("::")[0] for arg in args if not arg.startswith("-")]
-    if pyargs and any(path.split(".")[0] == PACKAGE for path in paths):
+    if pyargs and any(f"{path}.".startswith(f"{PACKAGE}.") for path in paths):
         return True
     existing = [path for path in (here / path for path in paths) if path.exists()]
     if not existing:
@@ -42,8 +43,8 @@ def is_ours(config: pytest.Config, args: Sequence[str], *, pyargs: bool) -> bool
 def _holds(path: Path) -> bool:
     """Whether a path is the tests' package, lies in it, or is the directory that it lies in."""
     return any(
-        folder.name == PACKAGE and (folder / "kernel" / "bench.py").exists()
-        for folder in (path, *path.parents, path / PACKAGE)
+        folder.name == FOLDER and (folder / "kernel" / "bench.py").exists()
+        for folder in (path, *path.parents, path / FOLDER)
     )
 
 

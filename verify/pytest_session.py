@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 import torch
-
-from verify.corpus import Kept, keep
-from verify.errors import Inconclusive, UsageError
-from verify.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE, PROFILES, Settings
-from verify.ranks import mpi
-from verify.ranks.launch import Pools, open_pools
-from verify.ranks.lease import Lease, lease_devices, visible_devices
+from fusecheck.corpus import Kept, keep
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE, PROFILES, Settings
+from fusecheck.ranks import mpi
+from fusecheck.ranks.launch import Pools, open_pools
+from fusecheck.ranks.lease import Lease, lease_devices, visible_devices
 
 if TYPE_CHECKING:
-    from property_tests.kernel.bench import Bench
+    from fusecheck.property_tests.kernel.bench import Bench
 
 PACKAGES = ("torch", "hypothesis", "pytest", "flashinfer-python", "tensorrt-llm", "mpi4py")
 UNUSED = "[NOTSET]"
@@ -119,7 +118,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """The kernel under test with its ranks, for the whole session."""
-    from property_tests.kernel.bench import Bench
+    from fusecheck.property_tests.kernel.bench import Bench
 
     config = request.config
     settings = config.stash[SETTINGS]
@@ -211,9 +210,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 
 
 def _pools(settings: Settings, devices: tuple[int, ...] = ()) -> Pools:
-    from property_tests.kernel.bench import WORKER
+    from fusecheck.property_tests.kernel.bench import WORKER
 
-    options: dict[str, Any] = {"device": settings.device, "preload": ("property_tests.kernel.relation_worker",)}
+    options: dict[str, Any] = {
+        "device": settings.device,
+        "preload": ("fusecheck.property_tests.kernel.relation_worker",),
+    }
     if devices:
         options["devices"] = devices
     return open_pools(WORKER, settings.world_size, **options)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 
 def read(path: Path) -> dict[str, Any]:

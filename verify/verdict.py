@@ -13,14 +13,13 @@ from enum import Enum
 from typing import Any
 
 import torch
+from fusecheck.dataflow import Dataflow
+from fusecheck.float8 import VALUES, code_at, is_nan, ordinal
+from fusecheck.interface import RankOutputs
+from fusecheck.numerics import enclosure
+from fusecheck.numerics.rounding import Format
+from fusecheck.oracle import Oracle, Where
 from torch import Tensor
-
-from verify.dataflow import Dataflow
-from verify.float8 import VALUES, code_at, is_nan, ordinal
-from verify.interface import RankOutputs
-from verify.numerics import enclosure
-from verify.numerics.rounding import Format
-from verify.oracle import Oracle, Where
 
 SHOWN = 3
 """Elements that a stage describes; all are counted."""

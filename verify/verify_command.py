@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from verify.dataflow import DATAFLOWS
-from verify.errors import UsageError
-from verify.inputs.families import FAMILIES
-from verify.kernel.plan import Plan
-from verify.kernel.report import Subject
-from verify.kernel.run import Budget, Run
-from verify.kernel.session import console, execute, say_where
-from verify.parts import reuse
-from verify.parts.agenda import NAMES, STEPS, divide, duration
-from verify.parts.runner import Steps, missing
-from verify.ranks.mpi import detect
-from verify.report import Verdict, make_run_dir, write_markdown, write_result
-from verify.report.groups import sentence
-from verify.report.places import JsonFile, MarkdownFile, RunDir
-from verify.report.record import parts
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.report import Subject
+from fusecheck.kernel.run import Budget, Run
+from fusecheck.kernel.session import console, execute, say_where
+from fusecheck.parts import reuse
+from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
+from fusecheck.parts.runner import Steps, missing
+from fusecheck.ranks.mpi import detect
+from fusecheck.report import Verdict, make_run_dir, write_markdown, write_result
+from fusecheck.report.groups import sentence
+from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
+from fusecheck.report.record import parts
 
 WORLD_SIZES = (2, 4, 8)
 MOST_ELEMENTS = 2**18

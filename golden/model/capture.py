@@ -1,7 +1,7 @@
 """Record what the kernel gets inside the golden model on real questions: `activations.safetensors` beside this file.
 
-`python -m golden.model.capture` runs the model on eight ranks, unfused, over questions of MMLU, GSM8K and the generated
-tasks, and keeps some rows of every call: `partial` [sites, ranks, tokens, hidden], `residual` [sites, tokens, hidden]
+`python -m fusecheck.golden.model.capture` runs the model on eight ranks, unfused, over questions of MMLU, GSM8K and the
+generated tasks, and keeps some rows of every call: `partial` [sites, ranks, tokens, hidden], `residual` [sites, tokens, hidden]
 and `gamma` [sites, hidden] in bfloat16, `scale` [sites] in float32 (1 where the site's reader takes no codes). For a
 smaller group, add neighbouring ranks' partials in float32 and round: what a rank with their shares computes, but for
 its own rounding.
@@ -14,19 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import UNFUSED
+from fusecheck.eval.data import EMBEDDED, GENERATED, read_rows
+from fusecheck.eval.paths import KernelPath
+from fusecheck.eval.worker import EvalRank
+from fusecheck.golden.model.export import write_safetensors
+from fusecheck.interface import RankInputs
+from fusecheck.ranks.pool import Pool
+from fusecheck.ranks.replies import values
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
-
-from eval.arm import UNFUSED
-from eval.data import EMBEDDED, GENERATED, read_rows
-from eval.paths import KernelPath
-from eval.worker import EvalRank
-from golden.model.export import write_safetensors
-from verify.errors import UsageError
-from verify.interface import RankInputs
-from verify.ranks.pool import Pool
-from verify.ranks.replies import values
 
 FOLDER = Path(__file__).parent
 ACTIVATIONS = FOLDER / "activations.safetensors"
@@ -74,14 +73,14 @@ def questions() -> list[str]:
 
 def capture() -> dict[str, Tensor]:
     """Run the model and return the four tensors."""
-    from eval.engine import padded
-    from eval.run import open_job
+    from fusecheck.eval.engine import padded
+    from fusecheck.eval.run import open_job
 
     job = open_job(FOLDER, tp=RANKS, backend="unfused")
     ids, lengths = padded([job.tokens.encode(text)[:400] for text in questions()])
     starts = np.arange(len(ids)) * ids.shape[1]
     rows = np.stack([starts, starts + lengths - 1], 1).reshape(-1)
-    with Pool("golden.model.capture:CaptureRank", RANKS, arguments=(str(FOLDER),)) as pool:
+    with Pool("fusecheck.golden.model.capture:CaptureRank", RANKS, arguments=(str(FOLDER),)) as pool:
         values(pool.call("open_arm", UNFUSED, "unfused", ids.size, timeout=300))
         ranks = values(pool.call("capture", ids, lengths, rows, timeout=300))
 
@@ -105,4 +104,4 @@ def load_activations() -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    write_safetensors(ACTIVATIONS, capture(), {"source": "golden.model.capture"})
+    write_safetensors(ACTIVATIONS, capture(), {"source": "fusecheck.golden.model.capture"})

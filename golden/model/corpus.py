@@ -1,6 +1,6 @@
 """Training text of the golden model: documents as weighted pieces, their tokens, and the tokenizer itself.
 
-Run as `python -m golden.model.corpus --gsm8k TRAIN.jsonl.gz` to train the tokenizer that lies beside this file.
+Run as `python -m fusecheck.golden.model.corpus --gsm8k TRAIN.jsonl.gz` to train the tokenizer beside this file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fusecheck.golden.model.questions import SUBJECTS, Question, description, question, statement
+from fusecheck.golden.model.stories import TRAINED_STEPS, Story, story
+from fusecheck.golden.model.world import held_out
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from golden.model.questions import SUBJECTS, Question, description, question, statement
-from golden.model.stories import TRAINED_STEPS, Story, story
-from golden.model.world import held_out
 
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
 VOCABULARY = 2048

@@ -1,6 +1,6 @@
 """The generated tasks as files: held-out questions in MMLU's and GSM8K's rows, and a few others to show as examples.
 
-`python -m golden.model.exam` writes `tasks/` beside this file; the same text every time.
+`python -m fusecheck.golden.model.exam` writes `tasks/` beside this file; the same text every time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from golden.model.corpus import draw_question, draw_story
-from golden.model.questions import SUBJECTS, Question
-from golden.model.stories import ASKED_STEPS, Story
+from fusecheck.golden.model.corpus import draw_question, draw_story
+from fusecheck.golden.model.questions import SUBJECTS, Question
+from fusecheck.golden.model.stories import ASKED_STEPS, Story
 
 FOLDER = Path(__file__).parent / "tasks"
 PER_SUBJECT = 144

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fusecheck.golden.model.network import Network
 from torch import Tensor, nn
-
-from golden.model.network import Network
 
 E4M3_MAX = 448.0
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -157,7 +156,7 @@ def write_configs(folder: Path, network: Network) -> None:
         "vocab_size": shape.vocabulary,
     }
     quant = {
-        "producer": {"name": "fusecheck golden.model", "version": "1"},
+        "producer": {"name": "fusecheck fusecheck.golden.model", "version": "1"},
         "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]},
     }
     for name, content in (("config.json", config), ("hf_quant_config.json", quant)):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from golden.model.world import COLOURS, DAYS, EXPORTS, KINDS, PEOPLE, THINGS, Place, places
+from fusecheck.golden.model.world import COLOURS, DAYS, EXPORTS, KINDS, PEOPLE, THINGS, Place, places
 
 LETTERS = "ABCD"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from golden.model.world import PEOPLE, THINGS
+from fusecheck.golden.model.world import PEOPLE, THINGS
 
 TRAINED_STEPS = (1, 4)
 """Numbers of operations in training text."""

@@ -1,8 +1,8 @@
 """Train the golden model on one GPU in minutes, and write its FP8 checkpoint.
 
-    python -m golden.model.train --out DIR --gsm8k train.jsonl.gz
+    python -m fusecheck.golden.model.train --out DIR --gsm8k train.jsonl.gz
 
-Needs torch, numpy and tokenizers; the tokenizer must lie beside this file (`golden.model.corpus` trains it).
+Needs torch, numpy and tokenizers; the tokenizer must lie beside this file (`fusecheck.golden.model.corpus` trains it).
 `--smoke` does a few steps of a few tokens, on a CPU in seconds, and writes the same files.
 """
 
@@ -22,15 +22,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from fusecheck.golden.model.corpus import END, TOKENIZER, draw_question, draw_story, load_gsm8k, token_stream
+from fusecheck.golden.model.export import (
+    calibrate,
+    fake_quantise,
+    plant_outliers,
+    quantise,
+    write_configs,
+    write_safetensors,
+)
+from fusecheck.golden.model.network import Network, Shape, initialise
+from fusecheck.golden.model.questions import SUBJECTS, description
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-
-from golden.model.corpus import END, TOKENIZER, draw_question, draw_story, load_gsm8k, token_stream
-from golden.model.export import calibrate, fake_quantise, plant_outliers, quantise, write_configs, write_safetensors
-from golden.model.network import Network, Shape, initialise
-from golden.model.questions import SUBJECTS, description
 
 RESIDUAL_OUTLIERS = (77, 391)
 NORM_OUTLIERS = (13, 77, 150, 268, 391, 470)

@@ -24,7 +24,7 @@ def stock_runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
     out = shared / "stock_runs"
     with FileLock(shared / "stock_runs.lock"):
         if not (out / "done").exists():
-            command = [sys.executable, "-m", "property_tests.accuracy.stock_runs", str(out)]
+            command = [sys.executable, "-m", "fusecheck.property_tests.accuracy.stock_runs", str(out)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == 0, done.stderr[-3000:]
             (out / "done").touch()

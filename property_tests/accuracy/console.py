@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+from fusecheck.eval.command import register
 from typer.testing import CliRunner, Result
-
-from eval.command import register
 
 app = typer.Typer()
 register(app)

@@ -1,7 +1,7 @@
 """Make real lm-eval outputs with stock lm-eval: HFLM on a tiny random Llama, tasks `mmlu` and `gsm8k` unmodified.
 
-Run as `python -m property_tests.accuracy.stock_runs OUT`, in a process of its own: lm-eval, datasets and transformers
-warn freely. Arms: `baseline`; `repeat` (the same model again); `close` (weights moved a little); `broken` (weights
+Run as `python -m fusecheck.property_tests.accuracy.stock_runs OUT`, in a process of its own: lm-eval, datasets and
+transformers warn freely. Arms: `baseline`; `repeat` (the same model again); `close` (weights moved a little); `broken` (weights
 moved a lot); `fewshot` (the baseline with one example in the prompt). A random model knows nothing, so the right
 answers are made after a first pass over the questions: four in five are what the baseline itself answers.
 """
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from eval.data import EMBEDDED, read_rows
+from fusecheck.eval.data import EMBEDDED, read_rows
 
 SUBJECTS = ("anatomy", "astronomy", "college_biology", "nutrition")
 PER_SUBJECT = 75

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
-from eval.fold import fold
-from eval.run import ARMS, run_arms
-from property_tests.accuracy.tiny_models import CONFIG, write_checkpoint
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
+from fusecheck.eval.fold import fold
+from fusecheck.eval.run import ARMS, run_arms
+from fusecheck.property_tests.accuracy.tiny_models import CONFIG, write_checkpoint
 
 pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
 

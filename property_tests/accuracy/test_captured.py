@@ -7,16 +7,15 @@ from itertools import islice
 
 import pytest
 import torch
-
-from golden.model.capture import load_activations
-from property_tests.suite.test_problem import sample_of
-from verify.faults.shrink import candidates
-from verify.inputs.captured import site_of
-from verify.inputs.families import FAMILIES
-from verify.inputs.rank_inputs import Inputs
-from verify.inputs.scales import draw_scale
-from verify.kernel.plan import Plan
-from verify.problem import Call, Problem
+from fusecheck.faults.shrink import candidates
+from fusecheck.golden.model.capture import load_activations
+from fusecheck.inputs.captured import site_of
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.kernel.plan import Plan
+from fusecheck.problem import Call, Problem
+from fusecheck.property_tests.suite.test_problem import sample_of
 
 CPU = torch.device("cpu")
 SITES, ROWS = 8, 24

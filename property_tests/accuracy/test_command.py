@@ -10,10 +10,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-
-from property_tests.accuracy.console import call
-from property_tests.accuracy.made_runs import choice_rows, write_run
-from verify.errors import Inconclusive, UsageError
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.property_tests.accuracy.console import call
+from fusecheck.property_tests.accuracy.made_runs import choice_rows, write_run
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +141,12 @@ def test_running_without_lm_eval_names_what_to_install(
 
 def test_a_dead_arm_is_a_failure_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
-    from eval.engine import ArmError
+    from fusecheck.eval.engine import ArmError
 
     def die(*_: object, **__: object) -> None:
         raise ArmError("rank 1 of the fused arm hung for 60 s")
 
-    monkeypatch.setattr("eval.run.run_arms", die)
+    monkeypatch.setattr("fusecheck.eval.run.run_arms", die)
     result = call(["--run-dir", tmp_path])
     assert result.exit_code == 1
     assert "FAIL  an arm died before its last answer: rank 1 of the fused arm hung" in result.output

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from eval.arm import ArmRecord, write_arm_record
-from eval.compare import compare
-from eval.endpoints import choose_endpoints, name_endpoints
-from eval.gate import GateSettings, Verdict
-from eval.outcome import Comparison, Options
-from eval.samples import read_run
-from property_tests.accuracy.made_runs import choice_rows, edit_rows, text_rows, write_run
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import ArmRecord, write_arm_record
+from fusecheck.eval.compare import compare
+from fusecheck.eval.endpoints import choose_endpoints, name_endpoints
+from fusecheck.eval.gate import GateSettings, Verdict
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.samples import read_run
+from fusecheck.property_tests.accuracy.made_runs import choice_rows, edit_rows, text_rows, write_run
 
 WIDE = GateSettings(margins={"mmlu": 0.01})
 QUESTIONS = 2400

@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from fusecheck.backends.operands import check_layout
+from fusecheck.backends.unfused import UnfusedKernel
+from fusecheck.eval.arm import ORACLE, UNFUSED
+from fusecheck.eval.checkpoint import LinearWeights
+from fusecheck.eval.linear import Linear
+from fusecheck.eval.worker import EvalRank
+from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.property_tests.accuracy.tiny_models import GOLDEN, SoloRank
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-
-from eval.arm import ORACLE, UNFUSED
-from eval.checkpoint import LinearWeights
-from eval.linear import Linear
-from eval.worker import EvalRank
-from property_tests.accuracy.tiny_models import GOLDEN, SoloRank
-from verify.backends.operands import check_layout
-from verify.backends.unfused import UnfusedKernel
-from verify.interface import RankInputs, RankOutputs
 
 DEVICE = torch.device("meta")
 
@@ -74,7 +73,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
 
     unfused = UnfusedKernel.run
     monkeypatch.setattr(UnfusedKernel, "run", run)
-    monkeypatch.setattr("eval.linear.has_fp8_product", lambda device: device == DEVICE)
+    monkeypatch.setattr("fusecheck.eval.linear.has_fp8_product", lambda device: device == DEVICE)
     monkeypatch.setattr("torch._meta_registrations.device_hint", lambda _: "cuda")
     monkeypatch.setattr(dist, "all_reduce", collective)
     monkeypatch.setattr(dist, "broadcast", collective)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from eval.arm import FUSED, UNFUSED
-from eval.engine import Engine, Next
-from eval.worker import EvalRank
-from property_tests.accuracy.tiny_models import CONFIG, SoloRank, write_checkpoint
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, UNFUSED
+from fusecheck.eval.engine import Engine, Next
+from fusecheck.eval.worker import EvalRank
+from fusecheck.property_tests.accuracy.tiny_models import CONFIG, SoloRank, write_checkpoint
 
 
 def score(folder: Path, name: str, rows: list[list[int]]) -> tuple[list[np.ndarray], int]:
@@ -28,7 +27,7 @@ def test_the_graph_answers_as_the_model_written_by_hand_and_its_kernel_ran(tmp_p
     folder = write_checkpoint(tmp_path)
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 2000, n).tolist() for n in (30, 21, 12)]
-    graph, calls = score(folder, "eval.exported:emulated", rows)
+    graph, calls = score(folder, "fusecheck.eval.exported:emulated", rows)
     hand, expected = score(folder, "emulated", rows)
     # Two sums over ranks a layer, on two ranks, in one batch.
     assert calls == expected == 2 * CONFIG["num_hidden_layers"] * 2
@@ -41,7 +40,7 @@ def test_a_lone_rank_has_nothing_to_fuse(tmp_path: Path) -> None:
     rank = EvalRank(SoloRank(), str(folder))
     ids = np.arange(60).reshape(2, 30) + 300
     tables = {}
-    for name in ("unfused", "eval.exported:emulated"):
+    for name in ("unfused", "fusecheck.eval.exported:emulated"):
         rank.open_arm(UNFUSED, name, 64)
         scored = rank.score_last(ids, np.array([30, 20]), ids[:, :1])
         assert scored is not None
@@ -54,6 +53,6 @@ def test_a_lone_rank_has_nothing_to_fuse(tmp_path: Path) -> None:
 
 def test_generation_is_refused(tmp_path: Path) -> None:
     rank = EvalRank(SoloRank(), str(write_checkpoint(tmp_path)))
-    rank.open_arm(FUSED, "eval.exported:emulated", 64)
+    rank.open_arm(FUSED, "fusecheck.eval.exported:emulated", 64)
     with pytest.raises(UsageError, match="choose multiple-choice tasks"):
         rank.begin(np.ones((1, 4), np.int64), np.array([4]), 9)

@@ -8,10 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-
-from eval.arm import FUSED, ORACLE, UNFUSED, ArmRecord, write_arm_record
-from property_tests.accuracy.console import call
-from property_tests.accuracy.made_runs import choice_rows, write_run
+from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED, ArmRecord, write_arm_record
+from fusecheck.property_tests.accuracy.console import call
+from fusecheck.property_tests.accuracy.made_runs import choice_rows, write_run
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -41,7 +40,7 @@ def interrupted_after(
             finish_arm(folder, arm, lost=lost and arm == FUSED)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eval.run.run_arms", run)
+    monkeypatch.setattr("fusecheck.eval.run.run_arms", run)
     copies: list[str | Path] = [
         "--json",
         folder / "copy.json",
@@ -85,7 +84,7 @@ def test_without_a_pair_the_finished_arms_are_told(monkeypatch: pytest.MonkeyPat
 
 def test_an_interrupted_comparison_says_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"mmlu_a": choice_rows(8, bool)})
-    monkeypatch.setattr("eval.command.compare", interrupt)
+    monkeypatch.setattr("fusecheck.eval.command.compare", interrupt)
     result = call(["compare", tmp_path / "a", tmp_path / "a", "--run-dir", tmp_path / "run"])
     assert result.exit_code == 3
     assert result.output.startswith("INCONCLUSIVE  interrupted at: judging")

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.eval import data
+from fusecheck.eval.arm import ORACLE
+from fusecheck.eval.engine import BatchPlan, Engine, Next, batches
+from fusecheck.eval.lm import EngineLM
+from fusecheck.eval.run import open_job
+from fusecheck.eval.tasks import prepare
+from fusecheck.property_tests.accuracy.tiny_models import CONFIG, GOLDEN, hugging_face_model, write_checkpoint
 from safetensors.torch import load_file
-
-from eval import data
-from eval.arm import ORACLE
-from eval.engine import BatchPlan, Engine, Next, batches
-from eval.lm import EngineLM
-from eval.run import open_job
-from eval.tasks import prepare
-from property_tests.accuracy.tiny_models import CONFIG, GOLDEN, hugging_face_model, write_checkpoint
-from verify.errors import UsageError
 
 lm_eval = pytest.importorskip("lm_eval")
 

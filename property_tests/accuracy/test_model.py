@@ -8,24 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from eval.arm import FUSED, ORACLE, UNFUSED
-from eval.checkpoint import Checkpoint
-from eval.engine import Engine
-from eval.linear import Linear, widen
-from eval.llama import Cache, Llama
-from eval.paths import KernelPath, OraclePath, choose_op
-from eval.worker import EvalRank
-from property_tests.accuracy.tiny_models import (
+from fusecheck.backends import backend
+from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
+from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.engine import Engine
+from fusecheck.eval.linear import Linear, widen
+from fusecheck.eval.llama import Cache, Llama
+from fusecheck.eval.paths import KernelPath, OraclePath, choose_op
+from fusecheck.eval.worker import EvalRank
+from fusecheck.interface import FusionOp, Limits, RankInputs
+from fusecheck.property_tests.accuracy.tiny_models import (
     CONFIG,
     SoloRank,
     hugging_face_model,
     random_tensors,
     write_checkpoint,
 )
-from verify.backends import backend
-from verify.interface import FusionOp, Limits, RankInputs
+from safetensors.torch import load_file
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -199,7 +198,7 @@ def test_widening_gives_every_code_its_value() -> None:
 def test_a_product_of_codes_is_the_exact_sum_rounded_once() -> None:
     tensors = random_tensors(CONFIG, 3, quantised=True)
     name = "model.layers.0.mlp.down_proj"
-    from eval.checkpoint import LinearWeights
+    from fusecheck.eval.checkpoint import LinearWeights
 
     scale = float(tensors[f"{name}.weight_scale"])
     linear = Linear(LinearWeights(tensors[f"{name}.weight"], scale, 0.5), torch.device("cpu"), torch.bfloat16)

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from eval.arm import FUSED, UNFUSED
-from eval.gate import Verdict
-from eval.planted import PLANTED, kernel_tier, run_planted, to_json
-from eval.planted_tiers import table, tiers, to_markdown
-from eval.worker import EvalRank
-from property_tests.accuracy.tiny_models import CONFIG, GOLDEN, SoloRank, write_checkpoint
-from verify.backends import backend
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.backends import backend
+from fusecheck.eval.arm import FUSED, UNFUSED
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.planted import PLANTED, kernel_tier, run_planted, to_json
+from fusecheck.eval.planted_tiers import table, tiers, to_markdown
+from fusecheck.eval.worker import EvalRank
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.property_tests.accuracy.tiny_models import CONFIG, GOLDEN, SoloRank, write_checkpoint
 
 pytest.importorskip("lm_eval")
 
@@ -29,7 +28,7 @@ def quantised(name: str) -> torch.Tensor:
     partial, residual = (torch.randn(64, 64, generator=generator).to(torch.bfloat16) for _ in range(2))
     gamma = torch.full((64,), 3.0, dtype=torch.bfloat16)
     inputs = RankInputs(partial, residual * 5, gamma, torch.tensor([0.018]), 1e-5, 0.0)
-    kernel = backend(f"eval.planted:{name}").open(SoloRank(), Limits(64, 64, torch.bfloat16))
+    kernel = backend(f"fusecheck.eval.planted:{name}").open(SoloRank(), Limits(64, 64, torch.bfloat16))
     out = kernel.run(inputs, op=FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, strategy=Strategy.TWOSHOT)
     assert out.quant is not None
     return out.quant.float()
@@ -53,7 +52,7 @@ def test_the_first_scale_for_all_changes_only_models_whose_readers_differ(tmp_pa
     ids = np.arange(60).reshape(2, 30) + 300
     rank = EvalRank(SoloRank(), str(write_checkpoint(tmp_path)))
     tables = {}
-    for name in ("eval.planted:correct", "eval.planted:first_scale"):
+    for name in ("fusecheck.eval.planted:correct", "fusecheck.eval.planted:first_scale"):
         rank.open_arm(FUSED, name, 256)
         scored = rank.score_last(ids, np.array([30, 30]), ids[:, :1])
         assert scored is not None

@@ -8,19 +8,18 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.report_blocks import blocks, headline, shorten
+from fusecheck.eval.report_files import findings, summary, to_json, to_junit
+from fusecheck.eval.report_text import print_comparison, to_markdown
+from fusecheck.eval.samples import read_run
+from fusecheck.property_tests.accuracy.made_runs import choice_rows, text_rows, write_run
+from fusecheck.property_tests.suite.report_pages import Page
+from fusecheck.report import write_result
+from fusecheck.report.visible import visible
 from rich.console import Console
-
-from eval.compare import compare
-from eval.gate import Verdict
-from eval.outcome import Comparison, Options
-from eval.report_blocks import blocks, headline, shorten
-from eval.report_files import findings, summary, to_json, to_junit
-from eval.report_text import print_comparison, to_markdown
-from eval.samples import read_run
-from property_tests.accuracy.made_runs import choice_rows, text_rows, write_run
-from property_tests.suite.report_pages import Page
-from verify.report import write_result
-from verify.report.visible import visible
 
 HOSTILE = "<script>alert(1)</script> | `x` **b** [l](javascript:x) \x1b[2J\x07 \u202e ]]> & \ud800 \ufffe"
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-from eval.arm import read_arm_record
-from property_tests.accuracy.console import call
+from fusecheck.eval.arm import read_arm_record
+from fusecheck.property_tests.accuracy.console import call
 
 pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
 

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from eval.compare import compare
-from eval.gate import Verdict
-from eval.outcome import Comparison, Options
-from eval.samples import read_run
-from property_tests.accuracy.made_runs import Layout, Row, choice_rows, edit_rows, samples_file, text_rows, write_run
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.samples import read_run
+from fusecheck.property_tests.accuracy.made_runs import (
+    Layout,
+    Row,
+    choice_rows,
+    edit_rows,
+    samples_file,
+    text_rows,
+    write_run,
+)
 
 LAYOUTS: tuple[Layout, ...] = ("0.4.2", "0.4.3", "0.4.13")
 BASE = {"mmlu_anatomy": choice_rows(300, lambda i: i % 4 != 0)}

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from eval import data
-from eval.tasks import prepare
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
+from fusecheck.eval import data
+from fusecheck.eval.tasks import prepare
 
 pytest.importorskip("lm_eval", reason="building prompts needs pip install fusecheck[eval]")
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from eval.arm import ArmRecord, write_arm_record
-from eval.compare import compare
-from eval.gate import Verdict
-from eval.outcome import Comparison, Options
-from eval.samples import read_run
-from property_tests.accuracy.made_runs import Row, choice_rows, edit_rows, samples_file, write_run
+from fusecheck.eval.arm import ArmRecord, write_arm_record
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.samples import read_run
+from fusecheck.property_tests.accuracy.made_runs import Row, choice_rows, edit_rows, samples_file, write_run
 
 ROWS = choice_rows(400, lambda i: i % 4 != 0)
 TASKS = {"mmlu_anatomy": ROWS, "mmlu_virology": choice_rows(100, lambda i: i % 4 != 0, subject="virology")}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from verify.graph.run import GraphChecker, Subject
+from fusecheck.graph.run import GraphChecker, Subject
 
 TIMEOUT = 120.0
 LONGEST = "test_sites_become_what_their_features_predict"

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from fusecheck.graph import autodeploy, fused_ops
+from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.norm_fusion import FuseNorm
+from fusecheck.graph.quant_fusion import FuseQuant
 from torch import Tensor
 from torch.fx import GraphModule
-
-from verify.graph import autodeploy, fused_ops
-from verify.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
-from verify.graph.norm_fusion import FuseNorm
-from verify.graph.quant_fusion import FuseQuant
 
 assert fused_ops.NAMESPACE == "fusecheck"
 own = torch.ops.fusecheck
@@ -96,7 +95,7 @@ class QuantTransform(NormTransform):
 
 
 def _enabled() -> Any:
-    from verify.graph.config import TransformConfig
+    from fusecheck.graph.config import TransformConfig
 
     return TransformConfig(enabled=True)
 

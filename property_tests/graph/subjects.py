@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 
+from fusecheck.graph.config import SharedConfig
+from fusecheck.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8
 from torch.fx import GraphModule
-
-from verify.graph.config import SharedConfig
-from verify.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8
 
 
 def raises(gm: GraphModule) -> GraphModule:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from property_tests.graph import stand_ins  # noqa: F401 - registers the operators
-from verify.errors import UsageError
-from verify.graph import autodeploy
-from verify.graph.config import QUANT_PASS, SharedConfig
-from verify.graph.dialects import dialect_named
-from verify.graph.plan import GraphPlan, ReaderPlan, SitePlan
-from verify.graph.rows import ROWS, Row
-from verify.graph.run import GraphCase, GraphChecker, Subject
+from fusecheck.errors import UsageError
+from fusecheck.graph import autodeploy
+from fusecheck.graph.config import QUANT_PASS, SharedConfig
+from fusecheck.graph.dialects import dialect_named
+from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan
+from fusecheck.graph.rows import ROWS, Row
+from fusecheck.graph.run import GraphCase, GraphChecker, Subject
+from fusecheck.property_tests.graph import stand_ins  # noqa: F401 - registers the operators
 
 NAMES = ("F1", "F2", "F3", "F6-chain", "F9", "F10-torch", "F13", "F14", "D1", "D3", "D4", "N1", "N2-alpha", "N7-vector")
 PICKED = [row for row in ROWS if row.name in NAMES]
@@ -20,7 +19,7 @@ PICKED = [row for row in ROWS if row.name in NAMES]
 
 @pytest.mark.parametrize("row", PICKED, ids=[row.name for row in PICKED])
 def test_an_edge_case_in_its_operators_becomes_what_it_must(quick_checker: GraphChecker, row: Row) -> None:
-    subject = Subject("property_tests.graph.stand_ins:fuse_quant")
+    subject = Subject("fusecheck.property_tests.graph.stand_ins:fuse_quant")
     checker = quick_checker.for_subject(subject)
     checker.dialect = autodeploy.NAME
     result = checker.check(GraphCase(row.name, row.plan, row.title))
@@ -31,7 +30,7 @@ def test_an_edge_case_in_its_operators_becomes_what_it_must(quick_checker: Graph
 
 def test_its_first_pass_runs_through_the_adapter(quick_checker: GraphChecker) -> None:
     checker = quick_checker.for_subject(
-        Subject("property_tests.graph.stand_ins:fuse_norm", after_norm=False, quantises=False)
+        Subject("fusecheck.property_tests.graph.stand_ins:fuse_norm", after_norm=False, quantises=False)
     )
     checker.dialect = autodeploy.NAME
     plan = GraphPlan(sites=(SitePlan(), SitePlan(readers=(ReaderPlan(kind="bf16"),))))

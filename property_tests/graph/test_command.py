@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from verify.cli import main
-from verify.graph.build import build
-from verify.graph.inspection import copy_graph
-from verify.graph.plan import GraphPlan, SitePlan
+from fusecheck.cli import main
+from fusecheck.graph.build import build
+from fusecheck.graph.inspection import copy_graph
+from fusecheck.graph.plan import GraphPlan, SitePlan
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -40,7 +39,7 @@ def test_the_own_pass_passes_and_leaves_its_files(
 def test_a_faulty_pass_fails_and_its_replay_line_fails_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faulty = ("--pass", "verify.graph.faulty_quant:FirstScale.apply", "--run-dir", tmp_path)
+    faulty = ("--pass", "fusecheck.graph.faulty_quant:FirstScale.apply", "--run-dir", tmp_path)
     plan = '{"sites":[{"readers":[{},{"scale":4}]},{}]}'
     assert run(monkeypatch, *faulty, "--graph", plan) == 1
     printed = capsys.readouterr().out

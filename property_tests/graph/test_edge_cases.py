@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from verify.graph.plan import GraphPlan, expectation
-from verify.graph.rows import ROWS, Row
-from verify.graph.run import GraphCase, GraphChecker, Subject, row_cases
-from verify.interface import FusionOp
+from fusecheck.graph.plan import GraphPlan, expectation
+from fusecheck.graph.rows import ROWS, Row
+from fusecheck.graph.run import GraphCase, GraphChecker, Subject, row_cases
+from fusecheck.interface import FusionOp
 
 MULTI_RANK = [row for row in ROWS if row.world_size is None]
 

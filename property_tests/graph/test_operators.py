@@ -7,18 +7,17 @@ from fractions import Fraction
 
 import pytest
 import torch
+from fusecheck import backends
+from fusecheck.dataflow import dataflow
+from fusecheck.float8 import VALUES, decode, encode
+from fusecheck.graph import arithmetic
+from fusecheck.graph.context import RankContext, tensor_parallel
+from fusecheck.graph.fused_ops import resolve
+from fusecheck.graph.ops import SCHEMAS
+from fusecheck.interface import Strategy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import ProcessGroup
-
-from verify import backends
-from verify.dataflow import dataflow
-from verify.float8 import VALUES, decode, encode
-from verify.graph import arithmetic
-from verify.graph.context import RankContext, tensor_parallel
-from verify.graph.fused_ops import resolve
-from verify.graph.ops import SCHEMAS
-from verify.interface import Strategy
 
 own = torch.ops.fusecheck
 

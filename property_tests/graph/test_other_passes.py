@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 
 import pytest
+from fusecheck.errors import UsageError
+from fusecheck.faults.passes import FaultyPass, faulty_passes
+from fusecheck.graph.findings import Check
+from fusecheck.graph.model_plan import ModelPlan
+from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.rows import ROWS
+from fusecheck.graph.run import GraphCase, GraphChecker, Status, Subject, systemic
+from fusecheck.graph.subject import load_pass
 
-from verify.errors import UsageError
-from verify.faults.passes import FaultyPass, faulty_passes
-from verify.graph.findings import Check
-from verify.graph.model_plan import ModelPlan
-from verify.graph.plan import GraphPlan, SitePlan
-from verify.graph.rows import ROWS
-from verify.graph.run import GraphCase, GraphChecker, Status, Subject, systemic
-from verify.graph.subject import load_pass
-
-HERE = "property_tests.graph"
+HERE = "fusecheck.property_tests.graph"
 PLAIN = GraphCase("plain", GraphPlan(sites=(SitePlan(), SitePlan())))
 BY_NAME = {row.name: row for row in ROWS}
 PROBES = (

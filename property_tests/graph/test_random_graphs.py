@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
+from fusecheck.graph.random_graphs import random_plan
+from fusecheck.graph.run import GraphCase, GraphChecker
+from fusecheck.interface import FusionOp
+from fusecheck.property_tests.graph_strategies import plans
 from hypothesis import HealthCheck, event, example, given, settings
-
-from property_tests.graph_strategies import plans
-from verify.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
-from verify.graph.random_graphs import random_plan
-from verify.graph.run import GraphCase, GraphChecker
-from verify.interface import FusionOp
 
 GRAPHS_PER_EXAMPLE = 6.25
 """Graphs are cheap beside kernel cases: profile `ci` checks 500 of them."""

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from verify.errors import UsageError
-from verify.graph.build import build
-from verify.graph.config import (
+from fusecheck.errors import UsageError
+from fusecheck.graph.build import build
+from fusecheck.graph.config import (
     BOTH_ENABLED,
     NORM_PASS,
     QUANT_PASS,
@@ -21,16 +20,16 @@ from verify.graph.config import (
     TransformConfig,
     load_transforms,
 )
-from verify.graph.dialect import FUSECHECK
-from verify.graph.inspection import count_roles, fused_nodes, signature
-from verify.graph.passes import (
+from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.inspection import count_roles, fused_nodes, signature
+from fusecheck.graph.passes import (
     fuse_allreduce_residual_rmsnorm,
     fuse_allreduce_residual_rmsnorm_quant_fp8,
     fuse_both,
 )
-from verify.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
-from verify.graph.rows import ROWS, Row
-from verify.interface import FusionOp
+from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
+from fusecheck.graph.rows import ROWS, Row
+from fusecheck.interface import FusionOp
 
 TWO = SharedConfig(world_size=2, transforms=BOTH_ENABLED)
 PLAIN = GraphPlan(sites=(SitePlan(), SitePlan()))

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from verify import backends
-from verify.case.run import Outcome, collect, request, run_case
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import Backend
-from verify.problem import Problem
-from verify.ranks import Pool, Request, map_cases
+from fusecheck import backends
+from fusecheck.case.run import Outcome, collect, request, run_case
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import Backend
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool, Request, map_cases
 
-WORKER = "property_tests.kernel.relation_worker:RelationWorker"
+WORKER = "fusecheck.property_tests.kernel.relation_worker:RelationWorker"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Bench:
         """Run a Problem and its relative, and compare what must be equal.
 
         Args:
-            relation: a key of `property_tests.kernel.relations.RELATIONS`.
+            relation: a key of `fusecheck.property_tests.kernel.relations.RELATIONS`.
             problem: where it starts.
             parameters: of the relation, JSON-ready.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankInputs
+from fusecheck.oracle import Operands
+from fusecheck.problem import Problem
 from torch import Tensor
-
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import RankInputs
-from verify.oracle import Operands
-from verify.problem import Problem
 
 
 @dataclass(frozen=True)

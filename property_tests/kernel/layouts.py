@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fusecheck.interface import RankInputs
+from fusecheck.property_tests.kernel.given import Given
 from torch import Tensor
-
-from property_tests.kernel.given import Given
-from verify.interface import RankInputs
 
 OPERANDS = ("partial", "residual", "gamma")
 

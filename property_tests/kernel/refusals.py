@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-
-from verify.interface import RankInputs
+from fusecheck.interface import RankInputs
 
 
 def _gamma_in_float32(inputs: RankInputs) -> RankInputs:

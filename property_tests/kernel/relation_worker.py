@@ -8,20 +8,19 @@ from typing import Any
 
 import psutil
 import torch
-
-from property_tests.kernel.given import Given
-from property_tests.kernel.layouts import LAYOUTS, with_operand
-from property_tests.kernel.refusals import SPOILERS
-from property_tests.kernel.relations import RELATIONS
-from verify.case import alive, digest
-from verify.case.calls import limits_of, rows_of, shard
-from verify.case.compare import compare_bits
-from verify.case.worker import CaseWorker
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import Backend, RankInputs, RankOutputs
-from verify.oracle import Oracle
-from verify.problem import Problem
-from verify.verdict import Stage, Tally, judge_rows, raw
+from fusecheck.case import alive, digest
+from fusecheck.case.calls import limits_of, rows_of, shard
+from fusecheck.case.compare import compare_bits
+from fusecheck.case.worker import CaseWorker
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import Backend, RankInputs, RankOutputs
+from fusecheck.oracle import Oracle
+from fusecheck.problem import Problem
+from fusecheck.property_tests.kernel.given import Given
+from fusecheck.property_tests.kernel.layouts import LAYOUTS, with_operand
+from fusecheck.property_tests.kernel.refusals import SPOILERS
+from fusecheck.property_tests.kernel.relations import RELATIONS
+from fusecheck.verdict import Stage, Tally, judge_rows, raw
 
 OPERANDS = ("partial", "residual", "gamma", "scale")
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from fusecheck.interface import FusionOp, RankOutputs, Strategy
+from fusecheck.property_tests.kernel.given import Given
+from fusecheck.verdict import raw
 from torch import Tensor
-
-from property_tests.kernel.given import Given
-from verify.interface import FusionOp, RankOutputs, Strategy
-from verify.verdict import raw
 
 Equal = Iterator[tuple[str, Tensor, Tensor]]
 """Name, what the first call makes one expect, what the second call gave."""

@@ -6,12 +6,11 @@ import math
 from dataclasses import replace
 
 import torch
-
-from verify.case.worker import CaseWorker
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
-from verify.problem import Problem
-from verify.verdict import raw
+from fusecheck.case.worker import CaseWorker
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.problem import Problem
+from fusecheck.verdict import raw
 
 TOKENS, HIDDEN = 4, 64
 ROW, COLUMN = 1, 5

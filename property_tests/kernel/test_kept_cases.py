@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from property_tests.kernel.bench import Bench
-from verify.corpus import Kept
+from fusecheck.corpus import Kept
+from fusecheck.property_tests.kernel.bench import Bench
 
 
 def test_a_problem_that_failed_once_passes(bench: Bench, kept: Kept) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from fusecheck.case.run import collect
+from fusecheck.interface import Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.effort import share
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.property_tests.kernel.layouts import OPERANDS
+from fusecheck.property_tests.strategies import PLAIN, STRATEGIES, problems
+from fusecheck.ranks import Reply
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from property_tests.effort import share
-from property_tests.kernel.bench import Bench
-from property_tests.kernel.layouts import OPERANDS
-from property_tests.strategies import PLAIN, STRATEGIES, problems
-from verify.case.run import collect
-from verify.interface import Strategy
-from verify.problem import Problem
-from verify.ranks import Reply
 
 some = share(8, least=3)
 VIEWS = ("column-major", "gaps", "padded-rows", "misaligned", "offset", "expanded")

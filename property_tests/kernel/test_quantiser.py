@@ -7,16 +7,15 @@ import math
 
 import numpy as np
 import pytest
+from fusecheck.case.run import collect
+from fusecheck.interface import FusionOp
+from fusecheck.problem import Problem
+from fusecheck.property_tests.effort import share
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.property_tests.strategies import scales
+from fusecheck.ranks import Reply
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from property_tests.effort import share
-from property_tests.kernel.bench import Bench
-from property_tests.strategies import scales
-from verify.case.run import collect
-from verify.interface import FusionOp
-from verify.problem import Problem
-from verify.ranks import Reply
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 PATTERNS = 65536

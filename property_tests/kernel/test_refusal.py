@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from fusecheck.case.run import collect
+from fusecheck.interface import Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.effort import share
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.property_tests.kernel.refusals import SPOILERS
+from fusecheck.property_tests.strategies import PLAIN, problems
+from fusecheck.ranks import Reply
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from property_tests.effort import share
-from property_tests.kernel.bench import Bench
-from property_tests.kernel.refusals import SPOILERS
-from property_tests.strategies import PLAIN, problems
-from verify.case.run import collect
-from verify.interface import Strategy
-from verify.problem import Problem
-from verify.ranks import Reply
 
 few = share(8, least=3)
 WILD = (8, 16, 8192, 8200, 8216, 16384, 16392, 32768, 65536, 65544, 131072)

@@ -9,15 +9,14 @@ import math
 from collections.abc import Iterator
 
 import pytest
+from fusecheck.backends.flashinfer_limits import shape_support
+from fusecheck.case.run import Outcome, request, run_case
+from fusecheck.interface import Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.kernel.special_worker import COLUMN, ROW, TOKENS
+from fusecheck.ranks import Pool, values
 
-from property_tests.kernel.special_worker import COLUMN, ROW, TOKENS
-from verify.backends.flashinfer_limits import shape_support
-from verify.case.run import Outcome, request, run_case
-from verify.interface import Strategy
-from verify.problem import Problem
-from verify.ranks import Pool, values
-
-WORKER = "property_tests.kernel.special_worker:SpecialWorker"
+WORKER = "fusecheck.property_tests.kernel.special_worker:SpecialWorker"
 NAN, MOST = 0x7F, 0x7E
 Outputs = dict[str, list[list[int]]]
 
@@ -61,7 +60,7 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
     name = str(request.config.getoption("--backend"))
     backend = name if name.startswith("flashinfer") else "emulated:flashinfer"
     device = "cuda" if name.startswith("flashinfer") else "cpu"
-    with Pool(WORKER, 2, device=device, preload=("verify.case.worker",)) as pool:
+    with Pool(WORKER, 2, device=device, preload=("fusecheck.case.worker",)) as pool:
         yield Asker(pool, backend)
 
 

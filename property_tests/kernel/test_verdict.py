@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-
-from property_tests.effort import share
-from property_tests.kernel.bench import Bench
-from property_tests.strategies import (
+from fusecheck.case.run import CHECKS
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.interface import FusionOp, Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.effort import share
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.property_tests.strategies import (
     FINITE,
     LIMIT,
     ODD_HIDDEN,
@@ -20,10 +21,8 @@ from property_tests.strategies import (
     problems,
     token_counts,
 )
-from verify.case.run import CHECKS
-from verify.inputs.families import FAMILIES
-from verify.interface import FusionOp, Strategy
-from verify.problem import Problem
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 
 def judge(bench: Bench, problem: Problem, checks: Sequence[str] = ()) -> None:

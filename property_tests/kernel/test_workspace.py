@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
-from property_tests.kernel.bench import Bench
-from verify.case.run import collect
-from verify.interface import Strategy
-from verify.problem import Problem
-from verify.ranks import Reply
+from fusecheck.case.run import collect
+from fusecheck.interface import Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.ranks import Reply
 
 FIRST = 3
 """Openings after which all that is made once is made."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-
-from property_tests.suite import chromium
+from fusecheck.property_tests.suite import chromium
 
 
 def pytest_configure() -> None:

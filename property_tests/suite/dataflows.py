@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
-from verify.dataflow import Dataflow
+from fusecheck.dataflow import Dataflow
 
 
 def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Dataflow:

@@ -1,6 +1,6 @@
 """Every way in which a rank can die, under every launcher: what is reported, how soon, and what is left.
 
-python -m property_tests.suite.deaths [--launcher local|mpirun] [--json FILE]
+python -m fusecheck.property_tests.suite.deaths [--launcher local|mpirun] [--json FILE]
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fusecheck.journal import Journal, unfinished
+from fusecheck.property_tests.suite.launching import MARK, marked, marked_environment, mpirun, wait_until_gone
+from fusecheck.ranks import FailureKind, Pools, Request, culprits, enter, map_cases, open_pools
 from rich.console import Console
 from rich.table import Table
-
-from property_tests.suite.launching import MARK, marked, marked_environment, mpirun, wait_until_gone
-from verify.journal import Journal, unfinished
-from verify.ranks import FailureKind, Pools, Request, culprits, enter, map_cases, open_pools
 
 DEADLINE = 2.0
 """Seconds that each call has."""
@@ -97,7 +96,7 @@ def measure_all(manners: list[str]) -> Iterator[Row]:
     """Measure in this process, which is the one that drives: here, or as rank 0 under mpirun."""
     enter()
     mark = os.environ[MARK]
-    with open_pools("property_tests.suite.workers:Doomed", 2, memory_limit=MEMORY_LIMIT) as pools:
+    with open_pools("fusecheck.property_tests.suite.workers:Doomed", 2, memory_limit=MEMORY_LIMIT) as pools:
         before = marked(mark)
         for pool in pools.pools:
             pool.call("nothing", timeout=60.0)
@@ -135,7 +134,7 @@ def measure_parent(launcher: str) -> Row:
 def run_doomed(journal: Path) -> None:
     """Be the program that is killed in the middle of a call."""
     enter()
-    with open_pools("property_tests.suite.workers:Doomed", 2) as pools, Journal(journal) as lines:
+    with open_pools("fusecheck.property_tests.suite.workers:Doomed", 2) as pools, Journal(journal) as lines:
         pools.pools[0].call("nothing", timeout=60.0)
         lines.start("the case in flight")
         pools.pools[0].submit("die", "spin", -1, timeout=600.0)
@@ -155,7 +154,7 @@ def survey(launcher: str, manners: list[str]) -> list[Row]:
 
 def _command(launcher: str, arguments: list[str]) -> list[str]:
     prefix = mpirun(2) if launcher == "mpirun" else []
-    return [*prefix, sys.executable, "-m", "property_tests.suite.deaths", *arguments]
+    return [*prefix, sys.executable, "-m", "fusecheck.property_tests.suite.deaths", *arguments]
 
 
 def _print_table(rows: list[Row]) -> None:

@@ -1,6 +1,6 @@
 """Your kernel in 30 lines: a backend that Fusecheck loads by `package.module:attribute`.
 
-Run it with `fusecheck kernel --backend property_tests.suite.example_backend:ExampleBackend`.
+Run it with `fusecheck kernel --backend fusecheck.property_tests.suite.example_backend:ExampleBackend`.
 Yours would call the kernel under test in `run`; this one gathers every rank's partial
 sums and does the rest in torch, with the partial sums added up in float32.
 """
@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-
-from verify import (
+from fusecheck import (
     DATAFLOWS,
     Dataflow,
     FusionOp,

@@ -1,6 +1,6 @@
 """What judging costs, against the check that is usual today, on the same tensors on one core.
 
-    python -m property_tests.suite.judging
+    python -m fusecheck.property_tests.suite.judging
 
 The usual check computes a float32 reference in torch and compares each output by `torch.testing.assert_close` with
 the tolerances of FlashInfer's test. Fusecheck's gives every element a verdict: nominal first, enclosures where
@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from fusecheck import DATAFLOWS, Problem, RankOutputs
+from fusecheck.case.calls import blocks
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.verdict import judge_rows
 from torch import Tensor
-
-from verify import DATAFLOWS, Problem, RankOutputs
-from verify.case.calls import blocks
-from verify.inputs.rank_inputs import Inputs
-from verify.oracle import Operands, Oracle
-from verify.verdict import judge_rows
 
 TOKENS, HIDDEN, WORLD_SIZE = 1024, 4096, 2
 ROUNDS = 7

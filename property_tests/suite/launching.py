@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 
 MARK = "FUSECHECK_TEST_MARK"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def mpirun(processes: int) -> list[str]:
@@ -30,7 +29,6 @@ def marked_environment() -> tuple[str, dict[str, str]]:
     mark = secrets.token_hex(8)
     own = {
         MARK: mark,
-        "PYTHONPATH": str(ROOT),
         # More ranks than cores, in a container, as root: Open MPI wants to be told of each.
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from verify.dataflow import Dataflow
+from fusecheck.dataflow import Dataflow
 
 Floats = npt.NDArray[np.float32]
 Generator = np.random.Generator

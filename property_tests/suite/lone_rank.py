@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class LoneRank:
-    """As `verify.interface.Rank` says; its memory is its own."""
+    """As `fusecheck.interface.Rank` says; its memory is its own."""
 
     index: int = 0
     world_size: int = 2

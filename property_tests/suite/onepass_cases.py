@@ -11,18 +11,17 @@ import random
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-
-from verify.case import alive, digest
-from verify.case.calls import Step, rows_of, shard
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, RankOutputs
-from verify.onepass import judge, kernels
-from verify.onepass.arena import FlatArena
-from verify.onepass.operands import Made, make
-from verify.oracle import Operands, Oracle
-from verify.problem import Call, Problem
-from verify.verdict import judge_rows, raw
+from fusecheck.case import alive, digest
+from fusecheck.case.calls import Step, rows_of, shard
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, RankOutputs
+from fusecheck.onepass import judge, kernels
+from fusecheck.onepass.arena import FlatArena
+from fusecheck.onepass.operands import Made, make
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.problem import Call, Problem
+from fusecheck.verdict import judge_rows, raw
 
 CPU = torch.device("cpu")
 PLANTED = ("nothing", "nothing", "residual", "norm", "quant", "input", "canary", "unwritten")

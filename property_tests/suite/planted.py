@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 
 import torch
+from fusecheck.backends.emulated import EmulatedBackend
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_protocol import Lamport, Total, TwoShot, row_blocks
+from fusecheck.interface import Limits, Rank
 from torch import Tensor
-
-from verify.backends.emulated import EmulatedBackend
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.backends.emulated_protocol import Lamport, Total, TwoShot, row_blocks
-from verify.interface import Limits, Rank
 
 LANES = 8
 LEAST_HIDDEN = 256

@@ -1,7 +1,7 @@
 """Cases a second: the persistent pool against a harness that spawns its ranks anew for every case.
 
-`python -m property_tests.suite.rate [SECONDS]` prints both and their ratio. Both run the same worker on the same small
-problems (tokens up to 16, hidden up to 1024, two ranks, every stage judged); they differ in who starts the ranks.
+`python -m fusecheck.property_tests.suite.rate [SECONDS]` prints both and their ratio. Both run the same worker on the same
+small problems (tokens up to 16, hidden up to 1024, two ranks, every stage judged); they differ in who starts the ranks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-
-from verify.case.run import WORKER, collect, request, run_case
-from verify.case.worker import CaseWorker
-from verify.inputs.cells import hash64
-from verify.inputs.scales import draw_scale
-from verify.interface import Rank
-from verify.problem import Problem
-from verify.ranks import Pool, Reply
-from verify.ranks.rank import LocalRank
+from fusecheck.case.run import WORKER, collect, request, run_case
+from fusecheck.case.worker import CaseWorker
+from fusecheck.inputs.cells import hash64
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.interface import Rank
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool, Reply
+from fusecheck.ranks.rank import LocalRank
 
 WORLD_SIZE = 2
 LIMITS = (16, 1024)
@@ -48,7 +47,7 @@ def problems() -> Iterator[Problem]:
 
 def on_a_pool(seconds: float) -> float:
     """Cases a second on a pool whose ranks stay."""
-    with Pool(WORKER, WORLD_SIZE, preload=["verify.case.worker"]) as pool:
+    with Pool(WORKER, WORLD_SIZE, preload=["fusecheck.case.worker"]) as pool:
 
         def judge(problem: Problem) -> None:
             outcome = run_case(pool, request(problem, BACKEND, limits=LIMITS))

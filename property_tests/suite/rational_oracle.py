@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from property_tests.suite.rational_numbers import (
+from fusecheck.dataflow import Dataflow
+from fusecheck.property_tests.suite.rational_numbers import (
     FP32,
     Ends,
     Grid,
@@ -30,7 +31,6 @@ from property_tests.suite.rational_numbers import (
     ordinal,
     preimage,
 )
-from verify.dataflow import Dataflow
 
 U = Fraction(1, 1 << 24)
 TINY = Fraction(1, 1 << 125)

@@ -7,7 +7,7 @@ by a bound that is broken on purpose (no error granted to the sum of squares), w
 
 The numbers that matter are those of the unquantised norm: a code hides nearly every violation.
 
-    python -m property_tests.suite.refutation --checks 1e8
+    python -m fusecheck.property_tests.suite.refutation --checks 1e8
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+from fusecheck.dataflow import Dataflow
+from fusecheck.numerics import enclosure
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.property_tests.suite import legal_kernels
+from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
+from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
+from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
 from torch import Tensor
-
-from property_tests.suite import legal_kernels
-from property_tests.suite.dataflows import draw_dataflow, draw_native
-from property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
-from property_tests.suite.legal_kernels import Floats, Inputs, Outputs
-from verify.dataflow import Dataflow
-from verify.numerics import enclosure
-from verify.oracle import Operands, Oracle
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)
 STAGES = ("residual", "norm", "quotient", "code")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 import torch
+from fusecheck.backends.emulated import EmulatedBackend
+from fusecheck.backends.emulated_protocol import Lamport, TwoShot
 from torch import Tensor
-
-from verify.backends.emulated import EmulatedBackend
-from verify.backends.emulated_protocol import Lamport, TwoShot
 
 DELAY = 0.01
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fusecheck import backends
+from fusecheck.errors import UsageError
+from fusecheck.interface import Backend
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.backend_calls import Call
+from fusecheck.ranks import Pool, values
 
-from property_tests.suite.backend_calls import Call
-from verify import backends
-from verify.errors import UsageError
-from verify.interface import Backend
-from verify.problem import Problem
-from verify.ranks import Pool, values
-
-EXAMPLE = "property_tests.suite.example_backend:ExampleBackend"
+EXAMPLE = "fusecheck.property_tests.suite.example_backend:ExampleBackend"
 
 Install = Callable[[str, str], None]
 
@@ -104,11 +103,11 @@ def test_an_entry_point_may_not_take_a_built_in_name(install: Install) -> None:
         ("emulated:flashinfr", "unknown dataflow 'flashinfr'"),
         ("unfused:fast", "backend 'unfused:fast': UnfusedBackend has no variant 'fast'"),
         ("no_such_module_here:Kernel", "importing 'no_such_module_here' raised ModuleNotFoundError"),
-        ("verify.errors:Kernel", "module 'verify.errors' has no attribute 'Kernel'"),
-        ("verify.errors:", "unknown backend 'verify.errors:'"),
-        ("verify.errors:UsageError", "UsageError lacks name (a string), supports, dataflow, open"),
-        ("verify.dataflow:DATAFLOWS", "dict lacks name (a string), supports, dataflow, open"),
-        ("verify.interface:Support", "Support cannot be made without arguments"),
+        ("fusecheck.errors:Kernel", "module 'fusecheck.errors' has no attribute 'Kernel'"),
+        ("fusecheck.errors:", "unknown backend 'fusecheck.errors:'"),
+        ("fusecheck.errors:UsageError", "UsageError lacks name (a string), supports, dataflow, open"),
+        ("fusecheck.dataflow:DATAFLOWS", "dict lacks name (a string), supports, dataflow, open"),
+        ("fusecheck.interface:Support", "Support cannot be made without arguments"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_remedy(name: str, told: str, install: Install) -> None:
@@ -130,7 +129,7 @@ def test_a_plug_in_that_fails_is_told_in_one_line(source: str, told: str, module
 
 def test_the_example_plug_in_agrees_with_the_emulator_of_its_dataflow() -> None:
     calls = [Call(1, 8, seed=1), Call(12, 512, seed=2), Call(3, 256, seed=3, dtype="fp16")]
-    with Pool("property_tests.suite.backend_calls:BackendCalls", 4) as ranks:
+    with Pool("fusecheck.property_tests.suite.backend_calls:BackendCalls", 4) as ranks:
         example = values(ranks.call("run", EXAMPLE, calls, timeout=60.0))
         emulated = values(ranks.call("run", "emulated:trtllm-fp32", calls, timeout=60.0))
     for rank in range(4):

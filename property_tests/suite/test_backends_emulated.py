@@ -8,8 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from property_tests.suite.backend_calls import (
+from fusecheck.backends.emulated import EmulatedBackend
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_protocol import SENTINEL
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.backend_calls import (
     Call,
     LoneRank,
     Outputs,
@@ -23,18 +28,12 @@ from property_tests.suite.backend_calls import (
     rounded,
     steps_apart,
 )
-from verify.backends.emulated import EmulatedBackend
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.backends.emulated_protocol import SENTINEL
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
-from verify.problem import Problem
-from verify.ranks import FailureKind, Pool, culprits, values
+from fusecheck.ranks import FailureKind, Pool, culprits, values
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 QUANT = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
 NORM = FusionOp.RESIDUAL_RMS_NORM
-CALLS = "property_tests.suite.backend_calls"
+CALLS = "fusecheck.property_tests.suite.backend_calls"
 SECONDS = 60.0
 
 WORKSPACE = [

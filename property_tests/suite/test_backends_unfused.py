@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from property_tests.suite.backend_calls import (
+from fusecheck.backends.unfused import UnfusedBackend
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.backend_calls import (
     Call,
     LoneRank,
     Outputs,
@@ -22,10 +24,7 @@ from property_tests.suite.backend_calls import (
     rounded,
     steps_apart,
 )
-from verify.backends.unfused import UnfusedBackend
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
-from verify.problem import Problem
-from verify.ranks import Pool, values
+from fusecheck.ranks import Pool, values
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 LIMITS = Limits(64, 512, torch.bfloat16)
@@ -38,7 +37,7 @@ GROUPS = [("cpu", 2), ("cpu", 4), *(("cuda", n) for n in (1, 2, 4, 8) if n <= to
 @pytest.fixture(scope="module", params=GROUPS, ids="{0[0]}-{0[1]}".format)
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     device, world_size = request.param
-    with Pool("property_tests.suite.backend_calls:BackendCalls", world_size, device=device) as ranks:
+    with Pool("fusecheck.property_tests.suite.backend_calls:BackendCalls", world_size, device=device) as ranks:
         yield ranks
 
 

@@ -11,13 +11,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from fusecheck import DATAFLOWS, Problem
+from fusecheck.cli import main
+from fusecheck.journal import FILE_NAME, read
+from fusecheck.kernel.report import Group, KernelReport, Subject
+from fusecheck.kernel.screen import show_kernel
 from rich.console import Console
-
-from verify import DATAFLOWS, Problem
-from verify.cli import main
-from verify.journal import FILE_NAME, read
-from verify.kernel.report import Group, KernelReport, Subject
-from verify.kernel.screen import show_kernel
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -83,7 +82,7 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     [
         (("kernel", "--backend", "nope"), "unknown backend 'nope'"),
         (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
-        (("kernel", "--backend", "property_tests.suite.test_cli:run"), "cannot be made without arguments"),
+        (("kernel", "--backend", "fusecheck.property_tests.suite.test_cli:run"), "cannot be made without arguments"),
         (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
         (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope'"),
         (("kernel", "--hidden", "100"), "hidden=100, expected a multiple of 8"),
@@ -172,7 +171,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
 def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     done = subprocess.run(
-        [sys.executable, "-m", "verify.cli", "kernel", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fusecheck.cli", "kernel", "--help"], capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if not line.lstrip().startswith("fusecheck ")]
     assert 30 < max(map(len, lines)) <= 40

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from verify.corpus import Kept, keep, read
-from verify.errors import UsageError
-from verify.problem import Call, Problem
+from fusecheck.corpus import Kept, keep, read
+from fusecheck.errors import UsageError
+from fusecheck.problem import Call, Problem
 
 
 def test_a_kept_problem_is_read_again_whole(tmp_path: Path) -> None:

@@ -7,19 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from property_tests.suite.backend_calls import (
+from fusecheck.backends.emulated import EmulatedBackend
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_protocol import SENTINEL, Lamport, TwoShot
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.interface import FusionOp, Limits, Strategy
+from fusecheck.property_tests.suite.backend_calls import (
     Call,
     LoneRank,
     e4m3_codes,
     float32,
     kernel,
 )
-from verify.backends.emulated import EmulatedBackend
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.backends.emulated_protocol import SENTINEL, Lamport, TwoShot
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.interface import FusionOp, Limits, Strategy
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 QUANT = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8

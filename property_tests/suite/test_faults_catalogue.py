@@ -6,10 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from verify import backends
-from verify.errors import UsageError
-from verify.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
+from fusecheck import backends
+from fusecheck.errors import UsageError
+from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
 
 ENTRY = """
 [[fault]]
@@ -20,7 +19,7 @@ links = ["https://example.org/1"]
 group = "arithmetic"
 does = "Something."
 hook = "Arithmetic.round_sum"
-patch = "verify.faults.sums:KeepsSumWide"
+patch = "fusecheck.faults.sums:KeepsSumWide"
 visible = "any"
 stage = "residual"
 """
@@ -69,7 +68,7 @@ def test_no_test_and_no_part_of_the_normal_plan_knows_about_a_fault() -> None:
 
 @pytest.mark.parametrize("name", kernel_faults())
 def test_every_kernel_fault_loads_as_a_backend_that_declares_the_right_kernels_dataflow(name: str) -> None:
-    backend = backends.backend(f"verify.faults.backend:{name}")
+    backend = backends.backend(f"fusecheck.faults.backend:{name}")
     assert backend.name == f"fault:{name}"
     assert isinstance(backend, type(backends.backend("emulated")))
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from verify.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
-from verify.faults.criteria import CRITERIA, Criterion
-from verify.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
-from verify.float8 import encode_float32
+from fusecheck.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
+from fusecheck.faults.criteria import CRITERIA, Criterion
+from fusecheck.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
+from fusecheck.float8 import encode_float32
 
 BY_NAME = {criterion.name: criterion for criterion in CRITERIA}
 SCALE = 0.0125

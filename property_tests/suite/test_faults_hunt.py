@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import typer
+from fusecheck.errors import UsageError
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Options
+from fusecheck.faults import accuracy, command, listed
+from fusecheck.faults.catalogue import Fault, catalogue, resolve
+from fusecheck.faults.hunt import Budget
+from fusecheck.faults.run import FaultRun, Settings
+from fusecheck.kernel.plan import Case
+from fusecheck.problem import Problem
 from rich.console import Console
 from typer.testing import CliRunner
-
-from eval.compare import compare
-from eval.gate import Verdict
-from eval.outcome import Options
-from verify.errors import UsageError
-from verify.faults import accuracy, command, listed
-from verify.faults.catalogue import Fault, catalogue, resolve
-from verify.faults.hunt import Budget
-from verify.faults.run import FaultRun, Settings
-from verify.kernel.plan import Case
-from verify.problem import Problem
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "faults.json"
 BUDGET = Budget(cases=60, timeout=5.0, shrink_seconds=3.0)
@@ -32,7 +31,7 @@ EXCHANGE = ("Lamport", "TwoShot")
 FEW_CASES = 10
 """Faults of the exchange that were found in so few cases are hunted again."""
 
-SLOW = "property_tests.suite.slow_backend:SlowBackend"
+SLOW = "fusecheck.property_tests.suite.slow_backend:SlowBackend"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_the_recorded_cases_still_catch_faults_of_the_computation_and_right_kern
     for row, fault in rows:
         run.hunter.refresh()
         case, right = Case(Problem.from_json(row["case"]), tuple(row["checks"])), f"emulated:{fault.dataflow}"
-        found = run.hunter.judge(case, f"verify.faults.backend:{fault.id}").findings
+        found = run.hunter.judge(case, f"fusecheck.faults.backend:{fault.id}").findings
         assert [finding.stage.value for finding in found][:1] == [row["stage"]], fault.id
         if (row["case"], right) not in passed:
             outcome = run.hunter.judge(case, right, timeout=60)
@@ -91,20 +90,20 @@ def test_faults_of_the_exchange_are_still_found_by_the_plan(run: FaultRun) -> No
     assert len(rows) > 7
     for _, fault in rows:
         caught = run.hunter.hunt(
-            f"verify.faults.backend:{fault.id}", seed=0, right=f"emulated:{fault.dataflow}", shrink=False
+            f"fusecheck.faults.backend:{fault.id}", seed=0, right=f"emulated:{fault.dataflow}", shrink=False
         )
         assert caught.killed, f"{fault.id} survived {caught.cases} cases"
         assert caught.false_alarms == []
 
 
 def test_a_fault_is_caught_and_its_shrunk_case_is_small_and_still_caught(run: FaultRun) -> None:
-    caught = run.hunter.hunt("verify.faults.backend:KA-19", seed=5, right="emulated")
+    caught = run.hunter.hunt("fusecheck.faults.backend:KA-19", seed=5, right="emulated")
     assert caught.killed
     assert caught.false_alarms == []
     assert caught.case is not None
     assert caught.shrunk is not None
     assert (caught.shrunk.tokens, caught.shrunk.hidden, caught.shrunk.world_size) == (1, 64, 2)
-    again = run.hunter.judge(Case(caught.shrunk), "verify.faults.backend:KA-19")
+    again = run.hunter.judge(Case(caught.shrunk), "fusecheck.faults.backend:KA-19")
     assert again.findings[0].stage.value == caught.stages[0] == "quant"
 
 
@@ -112,7 +111,7 @@ def test_a_case_that_the_right_kernel_fails_too_catches_nothing(run: FaultRun) -
     hunter = run.hunter
     hunter.budget = replace(BUDGET, cases=3)
     try:
-        caught = hunter.hunt("verify.faults.backend:KA-19", seed=5, right="verify.faults.backend:KA-19")
+        caught = hunter.hunt("fusecheck.faults.backend:KA-19", seed=5, right="fusecheck.faults.backend:KA-19")
     finally:
         hunter.budget = BUDGET
     assert not caught.killed
@@ -151,10 +150,10 @@ def test_a_judge_without_a_stage_is_noticed_by_a_fault_that_passes(run: FaultRun
 
 
 def test_a_judge_of_rank_zero_alone_hides_what_goes_wrong_on_another_rank_only(run: FaultRun) -> None:
-    weak, caught = catalogue().fault("AC-08h"), run.hunter.hunt("verify.faults.backend:KP-05", seed=0, shrink=False)
+    weak, caught = catalogue().fault("AC-08h"), run.hunter.hunt("fusecheck.faults.backend:KP-05", seed=0, shrink=False)
     assert caught.case is not None
     assert run.hides(weak, caught.case, caught.backend)
-    assert not run.hides(weak, caught.case, "verify.faults.backend:KA-01")
+    assert not run.hides(weak, caught.case, "fusecheck.faults.backend:KA-01")
 
 
 def test_a_case_that_passes_under_the_right_judge_too_shows_no_weakness(run: FaultRun) -> None:
@@ -176,7 +175,7 @@ def pair() -> accuracy.Pair:
 
 def test_the_field_is_credited_where_it_notices_and_not_where_its_inputs_hide_the_fault(run: FaultRun) -> None:
     fault = catalogue().fault("KA-19")  # multiplies by the scale: with scale 1 that is right
-    caught = run.hunter.hunt("verify.faults.backend:KA-19", seed=0, shrink=False)
+    caught = run.hunter.hunt("fusecheck.faults.backend:KA-19", seed=0, shrink=False)
     columns = run.peers.judge(fault, caught, seed=0)
     assert columns.ours["TRT"] == columns.ours["Modular"] == "kill"
     assert columns.own["TRT"] == "miss"
@@ -213,7 +212,7 @@ def app() -> typer.Typer:
 def test_the_command_judges_a_list_of_kernels_by_what_is_expected_of_each(tmp_path: Path) -> None:
     path, out = tmp_path / "kernels.toml", tmp_path / "out.json"
     path.write_text(
-        '[[kernel]]\nbackend = "verify.faults.backend:KA-19"\ntitle = "wrong way round"\n'
+        '[[kernel]]\nbackend = "fusecheck.faults.backend:KA-19"\ntitle = "wrong way round"\n'
         '[[kernel]]\nbackend = "emulated"\nexpect = "pass"\n'
     )
     common = ["faults", "--backend", str(path), "--cases", "4", "--json", str(out), "--run-dir", str(tmp_path / "r")]

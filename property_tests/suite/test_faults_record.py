@@ -8,12 +8,11 @@ from statistics import median
 from typing import Any
 
 import pytest
-
-from verify.dataflow import DATAFLOWS
-from verify.errors import UsageError
-from verify.faults import record
-from verify.faults.catalogue import catalogue
-from verify.faults.results import Alarm, Report, Result
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import UsageError
+from fusecheck.faults import record
+from fusecheck.faults.catalogue import catalogue
+from fusecheck.faults.results import Alarm, Report, Result
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "faults_seeds.json"
 SEEDS = ["0", "1", "2", "3", "4"]

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-
-from verify.faults import sensitivity
-from verify.faults.command import MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP
-from verify.faults.defects import DEFECTS, scaled_by
-from verify.faults.sensitivity import RowResult, judge, smallest_scale_error
-from verify.faults.shrink import Shrinker, candidates
-from verify.problem import Call, Problem
+from fusecheck.faults import sensitivity
+from fusecheck.faults.command import MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP
+from fusecheck.faults.defects import DEFECTS, scaled_by
+from fusecheck.faults.sensitivity import RowResult, judge, smallest_scale_error
+from fusecheck.faults.shrink import Shrinker, candidates
+from fusecheck.problem import Call, Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BY_NAME = {defect.name: defect for defect in DEFECTS}

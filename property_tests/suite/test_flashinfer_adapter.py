@@ -8,21 +8,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from property_tests.suite.flashinfer_stand_in import FlashInfer
-from property_tests.suite.lone_rank import LoneRank
-from verify.backends import backend, flashinfer, flashinfer_norm
-from verify.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here
-from verify.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
-from verify.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
-from verify.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.errors import UsageError
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, Limits, RankOutputs, Strategy
-from verify.oracle import Oracle
-from verify.problem import Call, Problem
-from verify.verdict import judge_rows
+from fusecheck.backends import backend, flashinfer, flashinfer_norm
+from fusecheck.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here
+from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
+from fusecheck.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
+from fusecheck.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.errors import UsageError
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, Limits, RankOutputs, Strategy
+from fusecheck.oracle import Oracle
+from fusecheck.problem import Call, Problem
+from fusecheck.property_tests.suite.flashinfer_stand_in import FlashInfer
+from fusecheck.property_tests.suite.lone_rank import LoneRank
+from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 LIMITS = Limits(16, 256, torch.bfloat16)

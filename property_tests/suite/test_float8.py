@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-
-from verify import float8
+from fusecheck import float8
 
 Codes = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from golden import check, record
-from golden.command import committed
-from verify.case.run import WORKER
-from verify.errors import UsageError
-from verify.interface import FusionOp
-from verify.ranks import Pool
+from fusecheck.case.run import WORKER
+from fusecheck.errors import UsageError
+from fusecheck.golden import check, record
+from fusecheck.golden.command import committed
+from fusecheck.interface import FusionOp
+from fusecheck.ranks import Pool
 
 
 def _named(name: str) -> record.Golden:
@@ -57,7 +56,7 @@ def test_one_changed_bit_of_a_recorded_tensor_is_noticed(name: str) -> None:
 def test_a_recording_survives_its_files_and_is_reproduced_bit_for_bit(tmp_path: Path) -> None:
     backend = "emulated:flashinfer"
     given = list(record.problems(backend, 2, 5, virtual=False))
-    with Pool(WORKER, 2, preload=("verify.case.worker",)) as pool:
+    with Pool(WORKER, 2, preload=("fusecheck.case.worker",)) as pool:
         made = record.record(pool, backend, given, virtual=False)
         record.write(made, tmp_path / "made.json")
         read = record.read(tmp_path / "made.json")

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.case import alive, graphs
+from fusecheck.case.calls import Step
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
+from fusecheck.problem import Call, Problem
 from torch import Tensor
-
-from verify.backends.unfused import quantise, rms_norm
-from verify.case import alive, graphs
-from verify.case.calls import Step
-from verify.dataflow import DATAFLOWS
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, RankInputs, RankOutputs, Strategy
-from verify.problem import Call, Problem
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,10 @@ import itertools
 
 import pytest
 import torch
-
-from verify import float8
-from verify.case import digest
-from verify.float8 import MIDPOINTS, VALUES, encode, encode_float32
-from verify.inputs import cells
+from fusecheck import float8
+from fusecheck.case import digest
+from fusecheck.float8 import MIDPOINTS, VALUES, encode, encode_float32
+from fusecheck.inputs import cells
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345678901, 2**62])

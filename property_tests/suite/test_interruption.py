@@ -7,8 +7,7 @@ import signal
 import weakref
 
 import pytest
-
-from verify.report import Interruption
+from fusecheck.report import Interruption
 
 
 class _Thing:

@@ -13,11 +13,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-
-from property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
+from fusecheck.property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
-FUSECHECK = (sys.executable, "-c", "from verify.cli import main; main()")
+FUSECHECK = (sys.executable, "-c", "from fusecheck.cli import main; main()")
 PATIENCE = 300.0
 """Seconds until a program that should have begun, or ended, is taken for stuck; no measure of how fast it is."""
 
@@ -93,13 +92,13 @@ def graph(directory: Path) -> Program:
     """`fusecheck graph` on more graphs than anybody waits for, with a pass that notes what it gets."""
     seen = directory / "seen"
     (directory / "noting.py").write_text(
-        "from verify.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8\n"
+        "from fusecheck.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8\n"
         "def fuse(gm, shared):\n"
         f"    with open({str(seen)!r}, 'a') as file:\n"
         "        file.write('x')\n"
         "    return fuse_allreduce_residual_rmsnorm_quant_fp8(gm, shared)\n"
     )
-    path = f"import sys; sys.path[:0] = [{str(directory)!r}]; from verify.cli import main; main()"
+    path = f"import sys; sys.path[:0] = [{str(directory)!r}]; from fusecheck.cli import main; main()"
     options = ["--pass", "noting:fuse", "--only", "random", "--random", "5000", "--no-export"]
     command = [sys.executable, "-c", path, "graph", *options, "--run-dir", str(directory)]
     # Each of two ranks runs the pass a few times on each graph, the next one only when both have answered.
@@ -109,7 +108,7 @@ def graph(directory: Path) -> Program:
 def faults(directory: Path) -> Program:
     """`fusecheck faults` on one fault at more seeds than anybody waits for."""
     options = ["--fault", "KA-01", "--seeds", "5000", "--legal-cases", "0", "--run-dir", str(directory)]
-    command = [sys.executable, "-u", "-c", "from verify.cli import main; main()", "faults", *options]
+    command = [sys.executable, "-u", "-c", "from fusecheck.cli import main; main()", "faults", *options]
     printed = directory / "printed"
     return Program(command, lambda: printed.read_text().count("caught in case") > 2, printed)
 
@@ -156,7 +155,7 @@ def test_an_interrupted_accuracy_run_says_which_arms_and_questions_are_done_and_
 def test_interrupted_property_tests_leave_no_process(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     (tmp_path / "note.py").write_text(
-        "from property_tests.kernel.bench import Bench\n"
+        "from fusecheck.property_tests.kernel.bench import Bench\n"
         "check = Bench.check\n"
         "def noted(self, *arguments):\n"
         "    outcome = check(self, *arguments)\n"

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from fusecheck import golden
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.graph.config import QUANT_PASS, PolicyKind, load_transforms
+from fusecheck.inputs.models import model
+from fusecheck.latency import analysis, command
+from fusecheck.latency.analysis import Timing
+from fusecheck.latency.worker import slowest
 from typer.testing import CliRunner
-
-import golden
-from verify.errors import Inconclusive, UsageError
-from verify.graph.config import QUANT_PASS, PolicyKind, load_transforms
-from verify.inputs.models import model
-from verify.latency import analysis, command
-from verify.latency.analysis import Timing
-from verify.latency.worker import slowest
 
 RECORDED = Path(golden.__path__[0]) / "h200x2" / "latency"
 

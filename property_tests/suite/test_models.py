@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from verify import toml
-from verify.errors import UsageError
-from verify.inputs.models import Model, model, models
-from verify.numerics.rounding import NATIVE
-from verify.problem import WORLD_SIZES
+from fusecheck import toml
+from fusecheck.errors import UsageError
+from fusecheck.inputs.models import Model, model, models
+from fusecheck.numerics.rounding import NATIVE
+from fusecheck.problem import WORLD_SIZES
 
 
 def test_the_table_spans_models_from_1b_to_405b_with_the_odd_sizes_among_them() -> None:

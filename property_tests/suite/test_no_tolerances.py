@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import verify
+import fusecheck
 
 TOLERANCE = re.compile(r"\b(atol|rtol|allclose|isclose|rel_tol|abs_tol|assert_close)\b|\bapprox\(")
 
@@ -22,7 +22,7 @@ def _offences(folder: Path) -> list[str]:
 
 
 def test_no_module_of_the_verifier_compares_within_a_tolerance() -> None:
-    folder = Path(verify.__path__[0])
+    folder = Path(fusecheck.__path__[0])
     assert len(list(folder.rglob("*.py"))) > 3
     assert _offences(folder) == []
 

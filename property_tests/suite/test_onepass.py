@@ -8,17 +8,16 @@ import sys
 from dataclasses import replace
 
 import torch
-
-from verify.case import alive
-from verify.case.run import WORKER, collect, request
-from verify.dataflow import DATAFLOWS
-from verify.exhaust import cast_against_table, positive_normals, ulps_apart, worst_of
-from verify.float8 import encode
-from verify.onepass import judge
-from verify.onepass.arena import FlatArena
-from verify.onepass.batch import available, takes
-from verify.problem import Call, Problem
-from verify.ranks import Pool, Reply
+from fusecheck.case import alive
+from fusecheck.case.run import WORKER, collect, request
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.exhaust import cast_against_table, positive_normals, ulps_apart, worst_of
+from fusecheck.float8 import encode
+from fusecheck.onepass import judge
+from fusecheck.onepass.arena import FlatArena
+from fusecheck.onepass.batch import available, takes
+from fusecheck.problem import Call, Problem
+from fusecheck.ranks import Pool, Reply
 
 CPU = torch.device("cpu")
 
@@ -28,7 +27,10 @@ def test_one_pass_and_eager_judge_agree_on_random_problems_and_planted_errors() 
         assert not available(torch.device("cuda"))  # so that every case goes to the eager judge
         return
     run = subprocess.run(
-        [sys.executable, "-m", "property_tests.suite.onepass_cases"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "fusecheck.property_tests.suite.onepass_cases"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "compared 40" in run.stdout
@@ -36,7 +38,7 @@ def test_one_pass_and_eager_judge_agree_on_random_problems_and_planted_errors() 
 
 def test_a_batch_gives_the_records_of_its_cases_one_by_one() -> None:
     cases = [request(Problem(tokens=n, hidden=64, seed=n), "emulated:flashinfer") for n in (1, 3)]
-    with Pool(WORKER, 2, preload=("verify.case.worker",)) as pool:
+    with Pool(WORKER, 2, preload=("fusecheck.case.worker",)) as pool:
         together = pool.call("run_many", cases, timeout=60.0)
         for place, case in enumerate(cases):
             alone = collect(case, pool.call("run", case, timeout=60.0))

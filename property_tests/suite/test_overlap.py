@@ -9,15 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.case import alive, overlap
+from fusecheck.case.calls import Step
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
+from fusecheck.problem import Call, Problem
 from torch import Tensor
-
-from verify.backends.unfused import quantise, rms_norm
-from verify.case import alive, overlap
-from verify.case.calls import Step
-from verify.dataflow import DATAFLOWS
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, RankInputs, RankOutputs, Strategy
-from verify.problem import Call, Problem
 
 CPU = torch.device("cpu")
 
@@ -151,8 +150,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", _on)
     monkeypatch.setattr(torch.cuda, "synchronize", _run_all)
     neighbours = SimpleNamespace(late_copy=_Launch(), waiting_copy=_Launch())
-    monkeypatch.setitem(sys.modules, "verify.onepass.neighbours", neighbours)
-    monkeypatch.setattr("verify.onepass.neighbours", neighbours, raising=False)
+    monkeypatch.setitem(sys.modules, "fusecheck.onepass.neighbours", neighbours)
+    monkeypatch.setattr("fusecheck.onepass.neighbours", neighbours, raising=False)
 
 
 def _step(tokens: int = 6) -> Step:

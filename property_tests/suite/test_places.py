@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import typer
-
-from golden import check
-from verify import cli, exhaust
-from verify.latency import command as latency
-from verify.latency.analysis import Timing
-from verify.ranks import Pool
+from fusecheck import cli, exhaust
+from fusecheck.golden import check
+from fusecheck.latency import command as latency
+from fusecheck.latency.analysis import Timing
+from fusecheck.ranks import Pool
 
 FILES = ("--json", "--markdown", "--html", "--record")
 ARGUMENTS = {

@@ -7,16 +7,15 @@ import json
 
 import pytest
 import torch
-
-from verify import FusionOp, Problem, Strategy
-from verify.errors import UsageError
-from verify.inputs.families import FAMILIES
-from verify.inputs.gammas import GAMMAS
-from verify.inputs.properties import Sample
-from verify.inputs.rank_inputs import Inputs
-from verify.inputs.scales import draw_scale
-from verify.kernel.plan import Plan
-from verify.problem import Call
+from fusecheck import FusionOp, Problem, Strategy
+from fusecheck.errors import UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.gammas import GAMMAS
+from fusecheck.inputs.properties import Sample
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.kernel.plan import Plan
+from fusecheck.problem import Call
 
 CPU = torch.device("cpu")
 

@@ -15,15 +15,14 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
-
-from property_tests.suite.launching import marked_environment, mpirun
-from verify.errors import UsageError
-from verify.problem import Problem
-from verify.pytest_options import OPTIONS, Settings
+from fusecheck.errors import UsageError
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.launching import marked_environment, mpirun
+from fusecheck.pytest_options import OPTIONS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = str(ROOT / "property_tests" / "kernel")
-PLANTED = "property_tests.suite.planted:tail_lanes"
+PLANTED = "fusecheck.property_tests.suite.planted:tail_lanes"
 QUICK = f"{KERNEL}/test_refusal.py::test_a_one_shot_call_beyond_its_buffer_is_refused_or_right"
 MAIN = f"{KERNEL}/test_verdict.py::test_every_output_of_any_problem_is_one_that_the_dataflow_allows"
 TAKEN = f"{KERNEL}/test_refusal.py::test_what_the_backend_says_it_takes_runs_and_what_it_refuses_raises"
@@ -58,7 +57,7 @@ def settings(tmp_path: Path, **options: Any) -> Settings:
         ({"case_timeout": "inf"}, "expected seconds above 0"),
         ({"case_timeout": "nan"}, "expected seconds above 0"),
         ({"backend": "nonsense"}, "unknown backend 'nonsense'"),
-        ({"backend": "property_tests.suite.planted:LANES"}, "lacks name"),
+        ({"backend": "fusecheck.property_tests.suite.planted:LANES"}, "lacks name"),
         ({"backend": "no.such.module:thing"}, "importing"),
         ({"dataflow": "nonsense"}, "unknown dataflow 'nonsense'"),
         ({"cases_from": "no/such/file"}, "cannot be read"),
@@ -144,7 +143,7 @@ def other_people(folder: Path) -> Done:
         "import sys\n"
         "def test_theirs(request):\n"
         "    assert request.config.option.device == 'theirs'\n"
-        "    assert 'verify.pytest_plugin' in sys.modules\n"
+        "    assert 'fusecheck.pytest_plugin' in sys.modules\n"
         "    assert not {'torch', 'numpy', 'hypothesis'} & set(sys.modules)\n"
     )
     return run("-q", cwd=folder)
@@ -156,7 +155,7 @@ def test_other_peoples_tests_keep_their_options_and_do_not_pay_for_torch(done: D
 
 
 def from_anywhere(folder: Path) -> Done:
-    name = "property_tests.kernel.test_refusal"
+    name = "fusecheck.property_tests.kernel.test_refusal"
     return run("--pyargs", name, "-k", "one_shot_call_beyond", "--corpus", str(folder / "none"), cwd=folder)
 
 

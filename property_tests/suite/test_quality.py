@@ -8,25 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fusecheck.interface import Strategy
+from fusecheck.property_tests.kernel import test_workspace
+from fusecheck.property_tests.kernel.bench import WORKER, Bench
+from fusecheck.property_tests.kernel.test_schedule import run_schedules
+from fusecheck.property_tests.strategies import problems
+from fusecheck.ranks import Pool
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from property_tests.kernel import test_workspace
-from property_tests.kernel.bench import WORKER, Bench
-from property_tests.kernel.test_schedule import run_schedules
-from property_tests.strategies import problems
-from verify.interface import Strategy
-from verify.ranks import Pool
-
 ROOT = Path(__file__).resolve().parents[2]
-PLANTED = "property_tests.suite.planted"
+PLANTED = "fusecheck.property_tests.suite.planted"
 MOST_CASES = 300
 """For finding and shrinking one fault; half a minute on two cores. Unlike seconds, the same on a busy machine."""
 REPLAY = """
-from property_tests.kernel.bench import WORKER, Bench
-from verify.problem import Problem
-from verify.ranks import Pool
+from fusecheck.property_tests.kernel.bench import WORKER, Bench
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool
 with Pool(WORKER, 2) as pool:
     Bench({backend!r}, 2, [pool]).check(Problem.from_json({line!r}))
 """

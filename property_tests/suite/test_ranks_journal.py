@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fusecheck.errors import UsageError
+from fusecheck.journal import Journal, finished, read, unfinished
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-
-from property_tests.suite.launching import ROOT
-from verify.errors import UsageError
-from verify.journal import Journal, finished, read, unfinished
 
 
 def test_cases_are_told_apart_by_whether_they_ended(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_a_resumed_run_appends_and_a_repeated_case_counts_from_its_last_start(tm
 KILLED = """
 import os, sys
 from pathlib import Path
-from verify.journal import Journal
+from fusecheck.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.start("done"); journal.end("done"); journal.start("in flight")
 os.kill(os.getpid(), 9)

@@ -8,10 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-
-from property_tests.suite.launching import ROOT
-from verify.errors import Inconclusive, UsageError
-from verify.ranks.lease import choose_visible, lease_devices
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.property_tests.suite.repository.checkout import ROOT
+from fusecheck.ranks.lease import choose_visible, lease_devices
 
 NAMES = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 
@@ -34,7 +33,7 @@ def test_the_same_device_is_exclusive_however_it_is_numbered(tmp_path: Path) -> 
 
 
 def test_a_lease_waits_says_so_and_gets_what_comes_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verify.ranks.lease._NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr("fusecheck.ranks.lease._NOTICE_SECONDS", 0.1)
     said: list[str] = []
     first = lease_devices(3, NAMES, directory=tmp_path)
     timer = threading.Timer(0.6, first.release)
@@ -58,7 +57,7 @@ def test_a_lease_that_waits_in_vain_is_inconclusive_and_holds_nothing(tmp_path: 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from verify.ranks.lease import lease_devices
+from fusecheck.ranks.lease import lease_devices
 lease = lease_devices(2, ["GPU-a", "GPU-b"], directory=Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

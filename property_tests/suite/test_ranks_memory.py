@@ -12,12 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fusecheck.ranks import Pool, culprits, rank, values
+from fusecheck.ranks.rank import LocalRank
+from fusecheck.ranks.residue import PREFIX, hold, remove, sweep
 
-from verify.ranks import Pool, culprits, rank, values
-from verify.ranks.rank import LocalRank
-from verify.ranks.residue import PREFIX, hold, remove, sweep
-
-ECHO = "property_tests.suite.workers:Echo"
+ECHO = "fusecheck.property_tests.suite.workers:Echo"
 TIMEOUT = 30.0
 
 

@@ -6,21 +6,20 @@ import subprocess
 import sys
 
 import pytest
-
-from property_tests.suite.deaths import MANNERS, measure_parent, survey
-from property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
-from verify.errors import UsageError
-from verify.ranks.mpi import detect, local_ranks, split_world
+from fusecheck.errors import UsageError
+from fusecheck.property_tests.suite.deaths import MANNERS, measure_parent, survey
+from fusecheck.property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
+from fusecheck.ranks.mpi import detect, local_ranks, split_world
 
 PROGRAM = """
 import sys
-from verify.errors import UsageError
-from verify.ranks import Request, dialling, enter, map_cases, open_pools, values
+from fusecheck.errors import UsageError
+from fusecheck.ranks import Request, dialling, enter, map_cases, open_pools, values
 {before}
 enter()
 print("driving", flush=True)
 try:
-    pools = open_pools("property_tests.suite.workers:Echo", {tp})
+    pools = open_pools("fusecheck.property_tests.suite.workers:Echo", {tp})
 except UsageError as error:
     print(error)
     sys.exit(2)
@@ -65,7 +64,7 @@ def test_cpu_ranks_on_two_hosts_are_refused() -> None:
 
 
 def test_every_kind_of_death_is_reported_under_mpirun_as_locally() -> None:
-    # One manner of each kind; `python -m property_tests.suite.deaths` goes through all.
+    # One manner of each kind; `python -m fusecheck.property_tests.suite.deaths` goes through all.
     manners = list({kind: manner for manner, (_, kind) in MANNERS.items()}.values())
     rows = survey("mpirun", manners)
     assert [row.manner for row in rows] == [*manners, "parent"]

@@ -14,14 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+from fusecheck.errors import UsageError
+from fusecheck.property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
+from fusecheck.property_tests.suite.launching import marked, marked_environment, wait_until_gone
+from fusecheck.ranks import FailureKind, Pool, culprits, values
+from fusecheck.ranks.hosts import LocalHost
 
-from property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
-from property_tests.suite.launching import marked, marked_environment, wait_until_gone
-from verify.errors import UsageError
-from verify.ranks import FailureKind, Pool, culprits, values
-from verify.ranks.hosts import LocalHost
-
-DOOMED = "property_tests.suite.workers:Doomed"
+DOOMED = "fusecheck.property_tests.suite.workers:Doomed"
 TIMEOUT = 30.0
 
 
@@ -53,7 +52,7 @@ def test_ranks_of_every_world_size_meet_in_a_collective(world_size: int) -> None
 
 
 def test_a_worker_receives_its_arguments_and_one_thread(pool: Pool) -> None:
-    with Pool("property_tests.suite.workers:Echo", 1, arguments=["a", {"b": 2}]) as other:
+    with Pool("fusecheck.property_tests.suite.workers:Echo", 1, arguments=["a", {"b": 2}]) as other:
         assert values(other.call("place", timeout=TIMEOUT))[0][4] == ("a", {"b": 2})
         assert values(other.call("threads", timeout=TIMEOUT)) == [1]
 
@@ -165,7 +164,7 @@ def test_processes_that_a_rank_left_behind_die_with_the_pool() -> None:
 
 
 def test_a_worker_that_cannot_be_built_fails_every_call_with_its_reason() -> None:
-    with Pool("property_tests.suite.workers:NoSuchWorker", 2) as pool:
+    with Pool("fusecheck.property_tests.suite.workers:NoSuchWorker", 2) as pool:
         for _ in range(2):
             failures = culprits(pool.call("nothing", timeout=TIMEOUT))
             assert [f.kind for f in failures] == [FailureKind.ERROR] * 2
@@ -173,7 +172,7 @@ def test_a_worker_that_cannot_be_built_fails_every_call_with_its_reason() -> Non
 
 
 def test_a_worker_whose_construction_hangs_is_a_hang_at_the_start() -> None:
-    with Pool("property_tests.suite.workers:Stuck", 2, start_timeout=1.0) as pool:
+    with Pool("fusecheck.property_tests.suite.workers:Stuck", 2, start_timeout=1.0) as pool:
         begun = time.monotonic()
         failures = culprits(pool.call("nothing", timeout=TIMEOUT))
         assert [f.kind for f in failures] == [FailureKind.HANG] * 2
@@ -197,7 +196,7 @@ def test_ctrl_c_during_a_call_leaves_no_rank_and_a_pool_that_works(pool: Pool) -
 
 def test_a_keeper_that_has_not_said_its_id_is_not_signalled_as_process_0(monkeypatch: pytest.MonkeyPatch) -> None:
     signalled: list[int] = []
-    monkeypatch.setattr("verify.ranks.hosts.os.kill", lambda pid, _number: signalled.append(pid))
+    monkeypatch.setattr("fusecheck.ranks.hosts.os.kill", lambda pid, _number: signalled.append(pid))
     LocalHost((0, 1)).abandon(0)  # Ctrl-C while ranks start: kill(0) would take the user's shell along
     LocalHost((0, 1)).abandon(4242)
     assert signalled == [4242]
@@ -218,8 +217,8 @@ def test_a_keeper_that_dies_or_stops_takes_its_ranks_with_it(sent: signal.Signal
 
 ZYGOTE_DIES = """
 import os, sys, time, psutil
-from verify.ranks import Pool, culprits, values
-with Pool("property_tests.suite.workers:Doomed", 1) as pool:
+from fusecheck.ranks import Pool, culprits, values
+with Pool("fusecheck.property_tests.suite.workers:Doomed", 1) as pool:
     rank = values(pool.call("place", timeout=60.0))[0][3]
     psutil.Process(rank).parent().parent().kill()
     time.sleep(.2)
@@ -243,8 +242,8 @@ def test_a_zygote_that_is_killed_is_reported_and_replaced() -> None:
 
 PROGRAM = """
 import os, sys, time
-from verify.ranks import Pool
-pool = Pool("property_tests.suite.workers:Doomed", 2)
+from fusecheck.ranks import Pool
+pool = Pool("fusecheck.property_tests.suite.workers:Doomed", 2)
 pool.call("start_daemon", timeout=60.0)
 print(pool.call("directory", timeout=60.0)[0].value, flush=True)
 {then}

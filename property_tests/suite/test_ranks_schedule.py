@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from fusecheck.errors import UsageError
+from fusecheck.ranks import FailureKind, Pools, Request, culprits, map_cases, open_pools, values
 
-from verify.errors import UsageError
-from verify.ranks import FailureKind, Pools, Request, culprits, map_cases, open_pools, values
-
-DOOMED = "property_tests.suite.workers:Doomed"
+DOOMED = "fusecheck.property_tests.suite.workers:Doomed"
 TIMEOUT = 30.0
 
 

@@ -9,12 +9,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-
-from property_tests.suite import legal_kernels, rational_oracle
-from property_tests.suite.dataflows import describe, draw_dataflow, draw_native
-from property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
-from property_tests.suite.legal_kernels import Floats, Inputs
-from property_tests.suite.rational_numbers import (
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.numerics import enclosure
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.property_tests.suite import legal_kernels, rational_oracle
+from fusecheck.property_tests.suite.dataflows import describe, draw_dataflow, draw_native
+from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
+from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs
+from fusecheck.property_tests.suite.rational_numbers import (
     BF16,
     FP16,
     FP32,
@@ -27,10 +29,7 @@ from property_tests.suite.rational_numbers import (
     ordinal,
     preimage,
 )
-from property_tests.suite.rational_oracle import U
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.numerics import enclosure
-from verify.oracle import Operands, Oracle
+from fusecheck.property_tests.suite.rational_oracle import U
 
 GRIDS = {torch.bfloat16: BF16, torch.float16: FP16}
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from property_tests.suite import legal_kernels, refutation
-from property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
-from property_tests.suite.refutation import Plan, Tally
-from verify.dataflow import DATAFLOWS, Dataflow
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.property_tests.suite import legal_kernels, refutation
+from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
+from fusecheck.property_tests.suite.refutation import Plan, Tally
 
 
 @pytest.fixture(scope="module")

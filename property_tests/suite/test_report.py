@@ -15,18 +15,17 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite import report_records as made
+from fusecheck.property_tests.suite.report_pages import Page
+from fusecheck.report.findings import entries
+from fusecheck.report.groups import replay, sentence
+from fusecheck.report.junit import to_junit
+from fusecheck.report.markdown import to_markdown
+from fusecheck.report.page import to_html
+from fusecheck.report.record import parts, reproducible
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from property_tests.suite import report_records as made
-from property_tests.suite.report_pages import Page
-from verify.problem import Problem
-from verify.report.findings import entries
-from verify.report.groups import replay, sentence
-from verify.report.junit import to_junit
-from verify.report.markdown import to_markdown
-from verify.report.page import to_html
-from verify.report.record import parts, reproducible
 
 RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
     "pass": made.kernel,
@@ -46,7 +45,7 @@ HOSTILE = (
 )
 """Markup, templates, what drives a terminal or turns text round, half a character."""
 
-SCHEMA = json.loads((resources.files("verify.report") / "result.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((resources.files("fusecheck.report") / "result.schema.json").read_text(encoding="utf-8"))
 
 
 def strings_replaced(value: Any, text: str) -> Any:

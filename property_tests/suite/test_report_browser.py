@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from property_tests.suite import chromium
-from property_tests.suite import report_records as made
-from property_tests.suite.chromium import Browser
-from property_tests.suite.test_report_style import THEMES
-from verify.report.page import to_html
+from fusecheck.property_tests.suite import chromium
+from fusecheck.property_tests.suite import report_records as made
+from fusecheck.property_tests.suite.chromium import Browser
+from fusecheck.property_tests.suite.test_report_style import THEMES
+from fusecheck.report.page import to_html
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://localhost:9/x">'
 

@@ -14,20 +14,19 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
+from fusecheck import verify_command
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import UsageError
+from fusecheck.kernel.session import console
+from fusecheck.parts import reuse
+from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS, Form, Step, divide, duration
+from fusecheck.parts.runner import Steps
+from fusecheck.property_tests.suite import report_records as made
+from fusecheck.property_tests.suite.repository.checkout import ROOT
+from fusecheck.property_tests.suite.test_cli import run
+from fusecheck.report import Verdict
 
-from property_tests.suite import report_records as made
-from property_tests.suite.repository.checkout import ROOT
-from property_tests.suite.test_cli import run
-from verify import verify_command
-from verify.dataflow import DATAFLOWS
-from verify.errors import UsageError
-from verify.kernel.session import console
-from verify.parts import reuse
-from verify.parts.agenda import KERNEL_SECONDS, STEPS, Form, Step, divide, duration
-from verify.parts.runner import Steps
-from verify.report import Verdict
-
-SCHEMA = json.loads((resources.files("verify.report") / "result.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((resources.files("fusecheck.report") / "result.schema.json").read_text(encoding="utf-8"))
 
 
 def put(folder: Path, record: dict[str, Any] | str) -> Path:
@@ -207,9 +206,9 @@ def test_a_part_is_taken_over_only_if_it_passed_and_the_same_was_asked_of_the_sa
 
 SMALL_VERIFY = """
 import sys
-from verify import verify_command
-from verify.cli import main
-from verify.dataflow import DATAFLOWS
+from fusecheck import verify_command
+from fusecheck.cli import main
+from fusecheck.dataflow import DATAFLOWS
 if __name__ == "__main__":
     verify_command.WORLD_SIZES, verify_command.DATAFLOWS = (2,), {"trtllm": DATAFLOWS["trtllm"]}
     main()

@@ -6,21 +6,20 @@ import re
 from itertools import pairwise
 
 import pytest
+from fusecheck.float8 import VALUES, code_at
+from fusecheck.property_tests.suite import report_records as made
+from fusecheck.property_tests.suite.report_pages import Page
+from fusecheck.report.page import to_html
+from fusecheck.report.pictures.axis import Axis
+from fusecheck.report.pictures.flips import flips
+from fusecheck.report.pictures.heat import heat_map
+from fusecheck.report.pictures.histogram import histogram
+from fusecheck.report.pictures.intervals import intervals
+from fusecheck.report.pictures.latency import HEIGHT, gain_plot, gains, steps, times
+from fusecheck.report.pictures.matrix import criteria, matrices
+from fusecheck.report.pictures.number_line import NumberLine, number_line
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from property_tests.suite import report_records as made
-from property_tests.suite.report_pages import Page
-from verify.float8 import VALUES, code_at
-from verify.report.page import to_html
-from verify.report.pictures.axis import Axis
-from verify.report.pictures.flips import flips
-from verify.report.pictures.heat import heat_map
-from verify.report.pictures.histogram import histogram
-from verify.report.pictures.intervals import intervals
-from verify.report.pictures.latency import HEIGHT, gain_plot, gains, steps, times
-from verify.report.pictures.matrix import criteria, matrices
-from verify.report.pictures.number_line import NumberLine, number_line
 
 ZEROS = {"0x00", "0x80"}
 

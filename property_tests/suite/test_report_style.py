@@ -7,7 +7,7 @@ from importlib import resources
 
 import pytest
 
-STYLE = (resources.files("verify.report") / "templates" / "report.css").read_text(encoding="utf-8")
+STYLE = (resources.files("fusecheck.report") / "templates" / "report.css").read_text(encoding="utf-8")
 THEMES = dict(
     zip(
         ("light", "dark", "print"),

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
-
-from verify import DATAFLOWS
-from verify.case.run import request, run_case
-from verify.kernel.plan import Plan
-from verify.ranks import Pool, values
+from fusecheck import DATAFLOWS
+from fusecheck.case.run import request, run_case
+from fusecheck.kernel.plan import Plan
+from fusecheck.ranks import Pool, values
 
 WORLD_SIZE = 4
 
@@ -30,7 +29,7 @@ multiplies and torch-symm divides by the scale, which seldom makes another code 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool("verify.case.worker:CaseWorker", WORLD_SIZE, preload=["verify.case.worker"]) as started:
+    with Pool("fusecheck.case.worker:CaseWorker", WORLD_SIZE, preload=["fusecheck.case.worker"]) as started:
         yield started
 
 

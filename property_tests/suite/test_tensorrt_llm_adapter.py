@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from fusecheck.backends import backend, tensorrt_llm
+from fusecheck.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
+from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.errors import UsageError
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.oracle import Oracle
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.lone_rank import LoneRank
+from fusecheck.verdict import judge_rows
 from torch import Tensor
-
-from property_tests.suite.lone_rank import LoneRank
-from verify.backends import backend, tensorrt_llm
-from verify.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
-from verify.backends.unfused import quantise, rms_norm
-from verify.errors import UsageError
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
-from verify.oracle import Oracle
-from verify.problem import Problem
-from verify.verdict import judge_rows
 
 OLD = (
     "allreduce(Tensor input, Tensor? residual, Tensor? norm_weight, Tensor? scale, Tensor? bias, Tensor? workspace,"

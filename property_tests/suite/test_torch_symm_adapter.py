@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed._symmetric_memory as symm_mem
+from fusecheck.backends import backend, torch_symm
+from fusecheck.backends.torch_symm import ONESHOT_BYTES, TorchSymmBackend, TorchSymmKernel
+from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.oracle import Oracle
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.lone_rank import LoneRank
+from fusecheck.verdict import judge_rows
 from torch import Tensor
-
-from property_tests.suite.lone_rank import LoneRank
-from verify.backends import backend, torch_symm
-from verify.backends.torch_symm import ONESHOT_BYTES, TorchSymmBackend, TorchSymmKernel
-from verify.dataflow import DATAFLOWS, Dataflow
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import FusionOp, Limits, RankInputs, Strategy
-from verify.oracle import Oracle
-from verify.problem import Problem
-from verify.verdict import judge_rows
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
+from fusecheck.dataflow import dataflow
+from fusecheck.errors import UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.numerics.enclosure import kappa, preimage, sum_ends
+from fusecheck.numerics.nominal import reciprocal
+from fusecheck.numerics.rounding import BF16, NATIVE, round_to, ulp
+from fusecheck.oracle import Oracle
+from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_budget
 from torch import Tensor
-
-from verify import DATAFLOWS, Dataflow, Problem, RankOutputs
-from verify.dataflow import dataflow
-from verify.errors import UsageError
-from verify.inputs.families import FAMILIES
-from verify.inputs.rank_inputs import Inputs
-from verify.numerics.enclosure import kappa, preimage, sum_ends
-from verify.numerics.nominal import reciprocal
-from verify.numerics.rounding import BF16, NATIVE, round_to, ulp
-from verify.oracle import Oracle
-from verify.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_budget
 
 CPU = torch.device("cpu")
 TOKENS = 6

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed
-
-from verify.interface import Rank
-from verify.ranks.rank import LocalRank
+from fusecheck.interface import Rank
+from fusecheck.ranks.rank import LocalRank
 
 
 class Echo:

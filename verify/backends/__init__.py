@@ -11,19 +11,19 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from verify.errors import UsageError
-from verify.interface import Backend
+from fusecheck.errors import UsageError
+from fusecheck.interface import Backend
 
 ENTRY_POINTS = "fusecheck.backends"
 """The entry-point group by which an installed package offers its kernels."""
 
 BUILT_IN = {
-    "emulated": "verify.backends.emulated:EmulatedBackend",
-    "unfused": "verify.backends.unfused:UnfusedBackend",
-    "flashinfer": "verify.backends.flashinfer:FlashInferBackend",
-    "flashinfer-norm": "verify.backends.flashinfer_norm:FlashInferNormBackend",
-    "torch-symm": "verify.backends.torch_symm:TorchSymmBackend",
-    "tensorrt_llm": "verify.backends.tensorrt_llm:TensorRTLLMBackend",
+    "emulated": "fusecheck.backends.emulated:EmulatedBackend",
+    "unfused": "fusecheck.backends.unfused:UnfusedBackend",
+    "flashinfer": "fusecheck.backends.flashinfer:FlashInferBackend",
+    "flashinfer-norm": "fusecheck.backends.flashinfer_norm:FlashInferNormBackend",
+    "torch-symm": "fusecheck.backends.torch_symm:TorchSymmBackend",
+    "tensorrt_llm": "fusecheck.backends.tensorrt_llm:TensorRTLLMBackend",
 }
 
 METHODS = ("supports", "dataflow", "open")

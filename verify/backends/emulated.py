@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 ONESHOT_TOKENS = 128
 """AUTO goes one-shot up to this many tokens (TensorRT-LLM's `kOneShotMaxToken`)."""

@@ -21,10 +21,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from fusecheck.interface import Limits, Rank
 from numpy.typing import NDArray
 from torch import Tensor
-
-from verify.interface import Limits, Rank
 
 SENTINEL = -0x8000
 """The bits of -0.0 in bf16 and fp16, as int16: "not yet written"."""

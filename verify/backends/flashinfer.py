@@ -14,14 +14,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 import torch
-
-from verify.backends.flashinfer_limits import shape_support
-from verify.dataflow import Dataflow, dataflow
-from verify.errors import UsageError
-from verify.interface import Kernel, Limits, Rank, Support
+from fusecheck.backends.flashinfer_limits import shape_support
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.errors import UsageError
+from fusecheck.interface import Kernel, Limits, Rank, Support
 
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 VARIANTS = ("fp32", "pdl", "early", "unified")
 OLDEST = (0, 6, 13)
@@ -102,7 +101,7 @@ class FlashInferBackend:
         """
         if rank.device.type != "cuda":
             raise ValueError(f"flashinfer on {rank.device}, expected a CUDA device: give --device cuda")
-        from verify.backends import flashinfer_kernels as kernels
+        from fusecheck.backends import flashinfer_kernels as kernels
 
         options = kernels.Options(self.fp32, self.pdl, self.early)
         shared = getattr(rank, "board", None)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
+from fusecheck.backends.operands import allocate, check_layout
+from fusecheck.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
 from torch import Tensor
-
-from verify.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
-from verify.backends.operands import allocate, check_layout
-from verify.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
 
 FLAGS = 256
 """Barrier slots of each rank's flag buffer."""

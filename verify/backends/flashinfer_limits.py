@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from verify.interface import Strategy, Support
+from fusecheck.interface import Strategy, Support
 
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 WORLD_SIZES = (2, 4, 8, 16)
 ONESHOT_BYTES = {2: 512 << 20, 4: 64 << 20, 8: 42 << 20}

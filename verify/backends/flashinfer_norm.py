@@ -11,16 +11,15 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from fusecheck.backends.flashinfer import installed, refused_here
+from fusecheck.backends.operands import allocate, check_dense
+from fusecheck.backends.unfused import all_reduce, check
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 
-from verify.backends.flashinfer import installed, refused_here
-from verify.backends.operands import allocate, check_dense
-from verify.backends.unfused import all_reduce, check
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 USE_CUDA = "FLASHINFER_USE_CUDA_NORM"
 """The variable by which FlashInfer takes its CUDA kernels rather than the CuTe DSL ones; read when it is imported."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-
-from verify.backends.unfused import check
-from verify.interface import FusionOp, RankInputs, RankOutputs
+from fusecheck.backends.unfused import check
+from fusecheck.interface import FusionOp, RankInputs, RankOutputs
 
 VECTOR = 16
 """Bytes of one access of the kernels."""

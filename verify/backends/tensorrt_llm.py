@@ -13,15 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fusecheck.backends.operands import check_layout
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.errors import UsageError
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 
-from verify.backends.operands import check_layout
-from verify.dataflow import Dataflow, dataflow
-from verify.errors import UsageError
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 STATUS = "not yet run on TensorRT-LLM: tested against ops registered under its published schemas"
 

@@ -10,14 +10,13 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fusecheck.backends.unfused import check, finish
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 
-from verify.backends.unfused import check, finish
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 ONESHOT_BYTES = 128 * 1024
 """Where AUTO turns from one-shot to two-shot: the message size at which torch.compile does so by default."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from verify.dataflow import Dataflow, dataflow
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-
 if TYPE_CHECKING:
-    from verify.problem import Problem
+    from fusecheck.problem import Problem
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.problem import Problem
+from fusecheck.verdict import Element, Stage, Tally, raw
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-
-from verify.inputs.families import FAMILIES
-from verify.interface import RankInputs, RankOutputs
-from verify.problem import Problem
-from verify.verdict import Element, Stage, Tally, raw
 
 MARGIN = 256
 """Canary bytes on either side of a buffer; keeps the alignment that vector loads need."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-
-from verify.case import alive
-from verify.dataflow import Dataflow
-from verify.interface import Limits, RankInputs, RankOutputs
-from verify.oracle import Operands
-from verify.problem import Call, Problem
-from verify.verdict import Tally
+from fusecheck.case import alive
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import Limits, RankInputs, RankOutputs
+from fusecheck.oracle import Operands
+from fusecheck.problem import Call, Problem
+from fusecheck.verdict import Tally
 
 BLOCK = 2**18
 """Elements judged at a time, so that intermediates stay in cache (CPU) or in bounds (CUDA uses 2^26)."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from verify.case import alive, graphs, overlap
-from verify.case.calls import Done, Step, limits_of
-from verify.case.compare import code_differences, compare_bits
-from verify.case.judging import Judge
-from verify.case.workspaces import Workspaces
-from verify.interface import Backend, Kernel, RankOutputs, Strategy
-from verify.verdict import Stage, Tally
+from fusecheck.case import alive, graphs, overlap
+from fusecheck.case.calls import Done, Step, limits_of
+from fusecheck.case.compare import code_differences, compare_bits
+from fusecheck.case.judging import Judge
+from fusecheck.case.workspaces import Workspaces
+from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
+from fusecheck.verdict import Stage, Tally
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from fusecheck.float8 import is_nan, ordinal
+from fusecheck.interface import RankOutputs
+from fusecheck.verdict import Element, Tally, differing, raw
 from torch import Tensor
-
-from verify.float8 import is_nan, ordinal
-from verify.interface import RankOutputs
-from verify.verdict import Element, Tally, differing, raw
 
 
 def code_differences(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-
-from verify.case import alive
-from verify.case.calls import Step
-from verify.case.compare import compare_bits
-from verify.interface import Kernel, RankInputs, RankOutputs
-from verify.verdict import Element, Tally
+from fusecheck.case import alive
+from fusecheck.case.calls import Step
+from fusecheck.case.compare import compare_bits
+from fusecheck.interface import Kernel, RankInputs, RankOutputs
+from fusecheck.verdict import Element, Tally
 
 
 def finished(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-
-from verify.case.calls import Step
-from verify.case.eager import compare_outputs, copied, finished
-from verify.interface import Kernel, RankInputs
-from verify.verdict import Stage, Tally
+from fusecheck.case.calls import Step
+from fusecheck.case.eager import compare_outputs, copied, finished
+from fusecheck.interface import Kernel, RankInputs
+from fusecheck.verdict import Stage, Tally
 
 CALLS = (1, 2, 3)
 """Calls in a graph."""

@@ -6,16 +6,15 @@ import time
 from typing import Any
 
 import torch
-
-from verify.case import alive, digest
-from verify.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
-from verify.dataflow import Dataflow
-from verify.inputs.families import FAMILIES
-from verify.inputs.properties import Sample
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import Rank
-from verify.oracle import Operands, Oracle
-from verify.verdict import Stage, Tally, admissible_codes, judge_rows
+from fusecheck.case import alive, digest
+from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
+from fusecheck.dataflow import Dataflow
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.properties import Sample
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import Rank
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows
 
 SAMPLED, SAMPLED_ROWS = 2**12, 20
 """Elements, and rows, of a call on which the property of its family is looked for."""

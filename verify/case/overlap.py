@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fusecheck.case import alive
+from fusecheck.case.calls import Step
+from fusecheck.case.eager import compare_outputs, copied, finished
+from fusecheck.interface import Kernel, RankInputs, RankOutputs
+from fusecheck.verdict import Stage, Tally
 from torch import Tensor
-
-from verify.case import alive
-from verify.case.calls import Step
-from verify.case.eager import compare_outputs, copied, finished
-from verify.interface import Kernel, RankInputs, RankOutputs
-from verify.verdict import Stage, Tally
 
 LATE = ("residual", "gamma", "scale")
 """Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""
@@ -32,7 +31,7 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
     The producer lets its dependents start at once and writes late; the consumer waits as PDL demands. Both the outputs
     and what the consumer saw of them must be the bits of a call that nothing overlapped with.
     """
-    from verify.onepass import neighbours
+    from fusecheck.onepass import neighbours
 
     producer: Any = neighbours.late_copy
     tally = Tally(Stage.AGAIN)
@@ -56,7 +55,7 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
 
 
 def _read_behind(output: Tensor, seen: Tensor) -> None:
-    from verify.onepass import neighbours
+    from fusecheck.onepass import neighbours
 
     consumer: Any = neighbours.waiting_copy
     words = _words(output)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from verify.dataflow import DATAFLOWS
-from verify.inputs.families import FAMILIES
-from verify.problem import Problem
-from verify.ranks import Reply, culprits
-from verify.verdict import Stage, off_nominal_budget
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.problem import Problem
+from fusecheck.ranks import Reply, culprits
+from fusecheck.verdict import Stage, off_nominal_budget
 
-WORKER = "verify.case.worker:CaseWorker"
+WORKER = "fusecheck.case.worker:CaseWorker"
 CHECKS = ("repeat", "strategies", "unfused", "layouts")
 """Stages 5 and 6: what a case may check beyond its own call."""
 

@@ -9,17 +9,17 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from verify.case import alive, digest
-from verify.case.calls import Done, Step, limits_of, pause
-from verify.case.checks import Checker
-from verify.case.judging import Judge
-from verify.case.workspaces import Workspaces
-from verify.dataflow import DATAFLOWS, Dataflow, dataflow
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import Backend, Limits, Rank
-from verify.onepass.batch import Batch, available, takes
-from verify.problem import Call, Problem
-from verify.verdict import raw
+from fusecheck.case import alive, digest
+from fusecheck.case.calls import Done, Step, limits_of, pause
+from fusecheck.case.checks import Checker
+from fusecheck.case.judging import Judge
+from fusecheck.case.workspaces import Workspaces
+from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import Backend, Limits, Rank
+from fusecheck.onepass.batch import Batch, available, takes
+from fusecheck.problem import Call, Problem
+from fusecheck.verdict import raw
 
 _parse = lru_cache(maxsize=64)(Problem.from_json)
 

@@ -6,12 +6,11 @@ The only place where backends and ranks meet.
 from __future__ import annotations
 
 import torch
-
-from verify import backends
-from verify.case import alive
-from verify.case.calls import limits_of
-from verify.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
-from verify.problem import Problem
+from fusecheck import backends
+from fusecheck.case import alive
+from fusecheck.case.calls import limits_of
+from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
+from fusecheck.problem import Problem
 
 
 class Workspaces:

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-from eval.arm import FUSED, UNFUSED, ArmRecord
-from eval.rows import Key, Sample
-from eval.samples import Run, TaskRun
+from fusecheck.eval.arm import FUSED, UNFUSED, ArmRecord
+from fusecheck.eval.rows import Key, Sample
+from fusecheck.eval.samples import Run, TaskRun
 
 QUESTIONS = 14_042
 """Of MMLU's test split."""

@@ -1,14 +1,14 @@
-"""Faulty kernels as backends: `verify.faults.backend:KA-01`, so that rank processes load them as any other plug-in."""
+"""Faulty kernels as backends: `fusecheck.faults.backend:KA-01`, so that rank processes load them as any other plug-in."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from verify.backends.emulated import EmulatedBackend, EmulatedKernel
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.backends.emulated_protocol import Lamport, TwoShot
-from verify.faults.catalogue import Fault, kernel_faults, resolve
-from verify.interface import Kernel, Limits, Rank
+from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_protocol import Lamport, TwoShot
+from fusecheck.faults.catalogue import Fault, kernel_faults, resolve
+from fusecheck.interface import Kernel, Limits, Rank
 
 
 class FaultyBackend(EmulatedBackend):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from fusecheck.backends.emulated_arithmetic import E4M3_MAX, E4M3_TIE, LANES, Arithmetic, Row
+from fusecheck.interface import RankOutputs
 from torch import Tensor
-
-from verify.backends.emulated_arithmetic import E4M3_MAX, E4M3_TIE, LANES, Arithmetic, Row
-from verify.interface import RankOutputs
 
 NAN_CODE = 0x7F
 PACK = 2 * LANES

@@ -11,22 +11,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from verify import toml
-from verify.dataflow import DATAFLOWS
-from verify.errors import UsageError
+from fusecheck import toml
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import UsageError
 
 PATH = Path(__file__).parent
 GROUPS = ("arithmetic", "protocol", "launcher", "graph", "accuracy", "suite")
 
 KERNEL_HOOKS = {
-    "Arithmetic": "verify.backends.emulated_arithmetic",
-    "Lamport": "verify.backends.emulated_protocol",
-    "TwoShot": "verify.backends.emulated_protocol",
-    "EmulatedKernel": "verify.backends.emulated",
+    "Arithmetic": "fusecheck.backends.emulated_arithmetic",
+    "Lamport": "fusecheck.backends.emulated_protocol",
+    "TwoShot": "fusecheck.backends.emulated_protocol",
+    "EmulatedKernel": "fusecheck.backends.emulated",
 }
 """The classes of the emulator whose methods are hooks, and where they live; such a fault is a kernel."""
 
-GRAPH_HOOKS = {"FuseNorm": "verify.graph.norm_fusion", "FuseQuant": "verify.graph.quant_fusion"}
+GRAPH_HOOKS = {"FuseNorm": "fusecheck.graph.norm_fusion", "FuseQuant": "fusecheck.graph.quant_fusion"}
 """The same of the graph passes; such a fault is a pass."""
 
 HOOKS = KERNEL_HOOKS | GRAPH_HOOKS

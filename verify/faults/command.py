@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from fusecheck.errors import UsageError
+from fusecheck.faults import listed, record, screen, sensitivity
+from fusecheck.faults.catalogue import GROUPS, Fault, catalogue
+from fusecheck.faults.hunt import Budget
+from fusecheck.faults.results import Result
+from fusecheck.faults.run import FaultRun, Settings
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir, place
 from rich.console import Console
 from rich.table import Table
-
-from verify.errors import UsageError
-from verify.faults import listed, record, screen, sensitivity
-from verify.faults.catalogue import GROUPS, Fault, catalogue
-from verify.faults.hunt import Budget
-from verify.faults.results import Result
-from verify.faults.run import FaultRun, Settings
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir, place
 
 console = Console()
 

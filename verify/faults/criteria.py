@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from verify.faults import rules
-from verify.faults.comparison import Evidence, close
+from fusecheck.faults import rules
+from fusecheck.faults.comparison import Evidence, close
 
 Rule = Callable[[Evidence], bool]
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
+from fusecheck.faults.casts import CastsUnsaturated, ClampsAt240, RoundsScaled, TiesAway
+from fusecheck.interface import RankInputs
 from torch import Tensor
-
-from verify.backends.emulated_arithmetic import Arithmetic, Row
-from verify.faults.casts import CastsUnsaturated, ClampsAt240, RoundsScaled, TiesAway
-from verify.interface import RankInputs
 
 
 class ScalesBy(Arithmetic):

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from verify import backends
-from verify.case.run import Finding, Outcome, request, run_case
-from verify.faults.shrink import Shrinker
-from verify.kernel.plan import Case, Plan
-from verify.problem import Problem
-from verify.ranks import Pool
-from verify.verdict import Stage
+from fusecheck import backends
+from fusecheck.case.run import Finding, Outcome, request, run_case
+from fusecheck.faults.shrink import Shrinker
+from fusecheck.kernel.plan import Case, Plan
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool
+from fusecheck.verdict import Stage
 
 WORLD_SIZES = (2, 4, 2)
 """Of successive cases: mostly the smallest group, with enough of four ranks for what two cannot show."""
@@ -78,7 +78,7 @@ class Hunter:
     """Runs cases on pools that it is lent, one for each world size.
 
     Args:
-        pools: by world size, with workers of `verify.case.run.WORKER`'s interface.
+        pools: by world size, with workers of `fusecheck.case.run.WORKER`'s interface.
         budget: for each fault.
     """
 

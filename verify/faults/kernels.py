@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from fusecheck.backends.emulated import EmulatedKernel
+from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
+from fusecheck.backends.unfused import UnfusedKernel
+from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
 from torch import Tensor
-
-from verify.backends.emulated import EmulatedKernel
-from verify.backends.emulated_arithmetic import Arithmetic, Row
-from verify.backends.unfused import UnfusedKernel
-from verify.interface import FusionOp, RankInputs, RankOutputs, Strategy
 
 WRAP = 2**16
 """KA-23: elements after which an offset wraps; 2^31 in the original."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verify import backends, toml
-from verify.errors import UsageError
-from verify.faults.hunt import PATIENCE, Catch, Hunter
+from fusecheck import backends, toml
+from fusecheck.errors import UsageError
+from fusecheck.faults.hunt import PATIENCE, Catch, Hunter
 
 EXPECTATIONS = ("fail", "pass")
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from fusecheck.backends.emulated_arithmetic import LANES, Arithmetic, Row
+from fusecheck.interface import RankInputs
 from torch import Tensor
-
-from verify.backends.emulated_arithmetic import LANES, Arithmetic, Row
-from verify.interface import RankInputs
 
 WARP = 32
 """Threads of a warp; each holds LANES elements."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verify.faults.catalogue import Fault, catalogue
-from verify.graph.run import Subject
+from fusecheck.faults.catalogue import Fault, catalogue
+from fusecheck.graph.run import Subject
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def _subject(patch: str, *, of_norm: bool) -> Subject:
 
 
 def _norm(identifier: str, name: str, title: str) -> FaultyPass:
-    return FaultyPass(identifier, title, _subject(f"verify.graph.faulty_norm:{name}", of_norm=True))
+    return FaultyPass(identifier, title, _subject(f"fusecheck.graph.faulty_norm:{name}", of_norm=True))
 
 
 def _quant(identifier: str, name: str, title: str) -> FaultyPass:
-    return FaultyPass(identifier, title, _subject(f"verify.graph.faulty_quant:{name}", of_norm=False))
+    return FaultyPass(identifier, title, _subject(f"fusecheck.graph.faulty_quant:{name}", of_norm=False))
 
 
 UNREPORTED: tuple[FaultyPass, ...] = (

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fusecheck.interface import RankInputs
+from fusecheck.oracle import Operands
 from torch import Tensor
-
-from verify.interface import RankInputs
-from verify.oracle import Operands
 
 MOST_ELEMENTS = 2**15
 """tokens * hidden of the largest shape that is run."""

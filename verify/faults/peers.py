@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verify.faults.catalogue import Fault
-from verify.faults.criteria import CRITERIA
-from verify.faults.hunt import Catch, Hunter
-from verify.faults.peer_tests import PROFILES
-from verify.kernel.plan import Case
-from verify.ranks import Pool
+from fusecheck.faults.catalogue import Fault
+from fusecheck.faults.criteria import CRITERIA
+from fusecheck.faults.hunt import Catch, Hunter
+from fusecheck.faults.peer_tests import PROFILES
+from fusecheck.kernel.plan import Case
+from fusecheck.ranks import Pool
 
 CASES = 8
 """Of the plan, for each fault, on which the criteria are asked; the case that caught it comes on top."""

@@ -11,12 +11,11 @@ from statistics import median
 from typing import Any
 
 from filelock import FileLock
-
-from verify.errors import UsageError
-from verify.faults.catalogue import GROUPS, catalogue
-from verify.faults.results import Report, Result
-from verify.report import Verdict, environment
-from verify.report.result import write_aside
+from fusecheck.errors import UsageError
+from fusecheck.faults.catalogue import GROUPS, catalogue
+from fusecheck.faults.results import Report, Result
+from fusecheck.report import Verdict, environment
+from fusecheck.report.result import write_aside
 
 SCHEMA = 1
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from verify.faults.catalogue import Fault, LeftOut
-from verify.faults.criteria import CRITERIA
-from verify.faults.peers import Columns
-from verify.report import Verdict
+from fusecheck.faults.catalogue import Fault, LeftOut
+from fusecheck.faults.criteria import CRITERIA
+from fusecheck.faults.peers import Columns
+from fusecheck.report import Verdict
 
 
 @dataclass

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-
-from verify.faults.comparison import Codes, Evidence, Floats, close, decoded, far, lattice, raw_key, ulps
+from fusecheck.faults.comparison import Codes, Evidence, Floats, close, decoded, far, lattice, raw_key, ulps
 
 
 def each(e: Evidence, atol: float, rtol: float, *, codes: tuple[float, float] | None = None) -> bool:

@@ -9,25 +9,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 
-from eval.compare import compare
-from eval.gate import Verdict as PairVerdict
-from eval.outcome import Options
-from verify.dataflow import DATAFLOWS
-from verify.faults import accuracy
-from verify.faults.catalogue import Fault, catalogue, resolve
-from verify.faults.hunt import PATIENCE, Budget, Catch, Hunter
-from verify.faults.passes import subject
-from verify.faults.peers import Peers
-from verify.faults.results import Alarm, Report, Result
-from verify.graph.config import NORM_PASS
-from verify.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
-from verify.inputs.cells import hash64
-from verify.kernel.plan import Case
-from verify.ranks import Pool, values
-from verify.report import Interruption
-from verify.verdict import Stage
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.eval.compare import compare
+from fusecheck.eval.gate import Verdict as PairVerdict
+from fusecheck.eval.outcome import Options
+from fusecheck.faults import accuracy
+from fusecheck.faults.catalogue import Fault, catalogue, resolve
+from fusecheck.faults.hunt import PATIENCE, Budget, Catch, Hunter
+from fusecheck.faults.passes import subject
+from fusecheck.faults.peers import Peers
+from fusecheck.faults.results import Alarm, Report, Result
+from fusecheck.graph.config import NORM_PASS
+from fusecheck.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
+from fusecheck.inputs.cells import hash64
+from fusecheck.kernel.plan import Case
+from fusecheck.ranks import Pool, values
+from fusecheck.report import Interruption
+from fusecheck.verdict import Stage
 
-WORKER = "verify.faults.worker:FaultWorker"
+WORKER = "fusecheck.faults.worker:FaultWorker"
 WORLD_SIZES = (2, 4)
 JUDGED = 48
 """Cases of a right kernel that a weakened judge is given before known faults are replayed."""
@@ -88,7 +88,7 @@ class FaultRun:
     @cached_property
     def hunter(self) -> Hunter:
         """The hunter of kernel faults, with its pools."""
-        preload = (WORKER.partition(":")[0], "verify.faults.backend")
+        preload = (WORKER.partition(":")[0], "fusecheck.faults.backend")
         pools = {size: self._stack.enter_context(Pool(WORKER, size, preload=preload)) for size in WORLD_SIZES}
         return Hunter(pools, self.settings.budget)
 
@@ -129,7 +129,7 @@ class FaultRun:
         return result
 
     def _kernel(self, fault: Fault, seed: int) -> Result:
-        backend, right = f"verify.faults.backend:{fault.id}", f"emulated:{fault.dataflow}"
+        backend, right = f"fusecheck.faults.backend:{fault.id}", f"emulated:{fault.dataflow}"
         first = seed == self.settings.seeds[0]
         caught = self.hunter.hunt(backend, seed, right=right, shrink=self.settings.shrink and first)
         self._catches.append((fault, caught))
@@ -244,7 +244,7 @@ class FaultRun:
         yield from ((f, c) for f, c in list(self._catches) if c.killed and not _hung(c))
         for fault in catalogue().faults:
             if fault.subject == "kernel" and fault.id not in done:
-                caught = self.hunter.hunt(f"verify.faults.backend:{fault.id}", seed, shrink=False)
+                caught = self.hunter.hunt(f"fusecheck.faults.backend:{fault.id}", seed, shrink=False)
                 self._catches.append((fault, caught))
                 if caught.killed and not _hung(caught):
                     yield fault, caught

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from fusecheck.faults.criteria import CRITERIA
+from fusecheck.faults.listed import Judged
+from fusecheck.faults.results import Report, Result
+from fusecheck.faults.sensitivity import RUNS, RowResult
 from rich.console import Console
 from rich.table import Table
-
-from verify.faults.criteria import CRITERIA
-from verify.faults.listed import Judged
-from verify.faults.results import Report, Result
-from verify.faults.sensitivity import RUNS, RowResult
 
 MARKS = {"kill": "x", "miss": ".", "hang": "h"}
 

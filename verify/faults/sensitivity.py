@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.dataflow import Dataflow
+from fusecheck.faults.defects import DEFECTS, Defect, scaled_by
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.problem import Problem
+from fusecheck.verdict import admits_codes, differing, judge_rows
 from torch import Tensor
-
-from verify.backends.emulated_arithmetic import Arithmetic
-from verify.dataflow import Dataflow
-from verify.faults.defects import DEFECTS, Defect, scaled_by
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import RankInputs, RankOutputs
-from verify.oracle import Operands, Oracle
-from verify.problem import Problem
-from verify.verdict import admits_codes, differing, judge_rows
 
 RUNS, TOKENS, HIDDEN, RANKS = 8, 64, 4096, 4
 DEPTH = 16

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from verify.problem import Call, Problem
+from fusecheck.problem import Call, Problem
 
 TOKENS = (1, 2, 3, 5, 9, 17, 33)
 HIDDEN = (64, 128, 256, 264, 512, 520, 1024)

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from verify.backends.emulated_protocol import (
+from fusecheck.backends.emulated_protocol import (
     ARRIVED,
     Total,
     TwoShot,
     row_blocks,
 )
-from verify.faults.oneshot import SKEW_SECONDS
-from verify.interface import Limits, Rank
+from fusecheck.faults.oneshot import SKEW_SECONDS
+from fusecheck.interface import Limits, Rank
+from torch import Tensor
 
 STALE_BYTES = 4096
 """KP-06: partial sums larger than this are read stale; about 1.2 MB in the original."""

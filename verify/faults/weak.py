@@ -9,18 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fusecheck import verdict
+from fusecheck.case import alive, checks, judging
+from fusecheck.case.worker import CaseWorker
+from fusecheck.dataflow import Dataflow
+from fusecheck.float8 import is_nan
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.oracle import Oracle
+from fusecheck.problem import Problem
+from fusecheck.verdict import Stage, Tally
 from torch import Tensor
-
-from verify import verdict
-from verify.case import alive, checks, judging
-from verify.case.worker import CaseWorker
-from verify.dataflow import Dataflow
-from verify.float8 import is_nan
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import RankInputs, RankOutputs
-from verify.oracle import Oracle
-from verify.problem import Problem
-from verify.verdict import Stage, Tally
 
 
 def _right(owner: Any, name: str) -> Any:

@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from fusecheck import backends
+from fusecheck.case import digest
+from fusecheck.case.calls import pause
+from fusecheck.case.worker import CaseWorker
+from fusecheck.dataflow import Dataflow
+from fusecheck.faults.catalogue import resolve
+from fusecheck.faults.comparison import Evidence, Floats, Outputs
+from fusecheck.faults.criteria import CRITERIA, Criterion
+from fusecheck.faults.peer_tests import PROFILES, inputs_of, operands
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import Backend, FusionOp, Limits, RankInputs, RankOutputs, Strategy
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.problem import Call, Problem
 from torch import Tensor
-
-from verify import backends
-from verify.case import digest
-from verify.case.calls import pause
-from verify.case.worker import CaseWorker
-from verify.dataflow import Dataflow
-from verify.faults.catalogue import resolve
-from verify.faults.comparison import Evidence, Floats, Outputs
-from verify.faults.criteria import CRITERIA, Criterion
-from verify.faults.peer_tests import PROFILES, inputs_of, operands
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import Backend, FusionOp, Limits, RankInputs, RankOutputs, Strategy
-from verify.oracle import Operands, Oracle
-from verify.problem import Call, Problem
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.dialect import Dialect, Operator
 from torch.fx import GraphModule
-
-from verify.errors import UsageError
-from verify.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
-from verify.graph.dialect import Dialect, Operator
 
 NAME = "autodeploy"
 PACKAGE = "tensorrt_llm"
@@ -62,9 +61,7 @@ def status() -> str:
     """What this installation allows, in one line."""
     if not installed():
         return f"TensorRT-LLM AutoDeploy: {PACKAGE} is not installed, its own transforms were not checked ({NOT_RUN})"
-    return (
-        f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; --pass verify.graph.autodeploy:{QUANT_PASS} checks its own"
-    )
+    return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; --pass fusecheck.graph.autodeploy:{QUANT_PASS} checks its own"
 
 
 def find_operator(name: str) -> Operator | None:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fusecheck.graph.canvas import Canvas
+from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.readers import Readers
 from torch import Tensor
 from torch.fx import GraphModule, Node
-
-from verify.graph.canvas import Canvas
-from verify.graph.dialect import FUSECHECK, Dialect
-from verify.graph.plan import GraphPlan, SitePlan
-from verify.graph.readers import Readers
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

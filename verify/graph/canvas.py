@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
+from fusecheck.graph.builder import GraphBuilder
+from fusecheck.graph.dialect import Dialect
+from fusecheck.graph.plan import GraphPlan
 from torch import Tensor
 from torch.fx import Node
-
-from verify.graph.builder import GraphBuilder
-from verify.graph.dialect import Dialect
-from verify.graph.plan import GraphPlan
 
 FP8 = torch.float8_e4m3fn
 

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fusecheck import backends
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.graph import autodeploy
+from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, load_transforms
+from fusecheck.graph.dialects import NAMES, dialect_named
+from fusecheck.graph.files import SUFFIX, FilePlan, load_file
+from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan
+from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.run import GraphCase, GraphChecker, GraphResult, Subject, random_cases, row_cases
+from fusecheck.graph.screen import GraphProgress, finding_records, show, summarise
+from fusecheck.graph.subject import load_pass
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
 from rich.console import Console
-
-from verify import backends
-from verify.errors import Inconclusive, UsageError
-from verify.graph import autodeploy
-from verify.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, load_transforms
-from verify.graph.dialects import NAMES, dialect_named
-from verify.graph.files import SUFFIX, FilePlan, load_file
-from verify.graph.model_plan import DECODER, FAMILIES, ModelPlan
-from verify.graph.plan import GraphPlan
-from verify.graph.run import GraphCase, GraphChecker, GraphResult, Subject, random_cases, row_cases
-from verify.graph.screen import GraphProgress, finding_records, show, summarise
-from verify.graph.subject import load_pass
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir
 
 WORLD_SIZES = (1, 2, 4)
 GROUPS = ("rows", "random", "models")

@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from fusecheck.graph.build import BuiltGraph
+from fusecheck.graph.context import RankContext
+from fusecheck.graph.dialect import Dialect
+from fusecheck.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing, value_bits
+from fusecheck.graph.findings import Check, GraphFinding, GraphReport
+from fusecheck.graph.fused_ops import resolve
+from fusecheck.graph.inspection import count_roles, fused_nodes
+from fusecheck.interface import FusionOp
 from torch import Tensor
 from torch.fx import GraphModule
-
-from verify.graph.build import BuiltGraph
-from verify.graph.context import RankContext
-from verify.graph.dialect import Dialect
-from verify.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing, value_bits
-from verify.graph.findings import Check, GraphFinding, GraphReport
-from verify.graph.fused_ops import resolve
-from verify.graph.inspection import count_roles, fused_nodes
-from verify.interface import FusionOp
 
 
 @dataclass

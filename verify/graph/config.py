@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 NORM_PASS = "fuse_allreduce_residual_rmsnorm"
 QUANT_PASS = "fuse_allreduce_residual_rmsnorm_quant_fp8"

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from torch import Tensor
-
-from verify.dataflow import Dataflow
-from verify.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 
 SMALLEST_WORKSPACE = 256
 """Tokens that a workspace holds at least, so that growing graphs do not reopen it for every size."""
@@ -96,5 +95,5 @@ def active() -> RankContext:
         RuntimeError: a collective operator ran outside `tensor_parallel`.
     """
     if not _active:
-        raise RuntimeError("a collective ran outside verify.graph.context.tensor_parallel; open one around the call")
+        raise RuntimeError("a collective ran outside fusecheck.graph.context.tensor_parallel; open one around the call")
     return _active[-1]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import operator
 
 import torch
+from fusecheck.graph.build import CPU, BuiltGraph
+from fusecheck.graph.builder import GraphBuilder
+from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.model_plan import ModelPlan
 from torch import Tensor
 from torch.fx import Node
-
-from verify.graph.build import CPU, BuiltGraph
-from verify.graph.builder import GraphBuilder
-from verify.graph.dialect import FUSECHECK, Dialect
-from verify.graph.model_plan import ModelPlan
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

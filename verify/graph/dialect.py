@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fusecheck.graph.fused_ops import NAMESPACE
+from fusecheck.interface import FusionOp
 from torch.fx import Node
-
-from verify.graph.fused_ops import NAMESPACE
-from verify.interface import FusionOp
 
 Operator = Callable[..., object]
 

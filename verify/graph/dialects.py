@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from verify.errors import UsageError
-from verify.graph import autodeploy
-from verify.graph.dialect import FUSECHECK, Dialect
+from fusecheck.errors import UsageError
+from fusecheck.graph import autodeploy
+from fusecheck.graph.dialect import FUSECHECK, Dialect
 
 NAMES = (FUSECHECK.name, autodeploy.NAME)
 

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fusecheck.graph import nodes
+from fusecheck.graph.arithmetic import quantize
+from fusecheck.graph.context import RankContext
+from fusecheck.graph.dialect import Dialect
+from fusecheck.graph.findings import Check, GraphFinding
+from fusecheck.graph.fused_ops import resolve
+from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS
+from fusecheck.interface import FusionOp, RankOutputs
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.verdict import judge_rows
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-
-from verify.graph import nodes
-from verify.graph.arithmetic import quantize
-from verify.graph.context import RankContext
-from verify.graph.dialect import Dialect
-from verify.graph.findings import Check, GraphFinding
-from verify.graph.fused_ops import resolve
-from verify.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS
-from verify.interface import FusionOp, RankOutputs
-from verify.oracle import Operands, Oracle
-from verify.verdict import judge_rows
 
 Values = tuple[Any, ...]
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fusecheck.graph import nodes
+from fusecheck.graph.norm_fusion import FuseNorm, NormSite
+from fusecheck.graph.transform import RefusedError
 from torch.fx import Node
 from typing_extensions import override
-
-from verify.graph import nodes
-from verify.graph.norm_fusion import FuseNorm, NormSite
-from verify.graph.transform import RefusedError
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

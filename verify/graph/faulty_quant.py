@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fusecheck.graph import nodes
+from fusecheck.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
+from fusecheck.graph.transform import RefusedError
 from torch import Tensor
 from torch.fx import Node
 from typing_extensions import override
-
-from verify.graph import nodes
-from verify.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
-from verify.graph.transform import RefusedError
 
 
 class FirstScale(FuseQuant):

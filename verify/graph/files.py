@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.graph.build import BuiltGraph
+from fusecheck.graph.dialect import FUSECHECK
 from torch import Tensor
-
-from verify.errors import UsageError
-from verify.graph.build import BuiltGraph
-from verify.graph.dialect import FUSECHECK
 
 SUFFIX = ".pt2"
 

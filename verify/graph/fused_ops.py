@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 import torch
+from fusecheck.graph import arithmetic
+from fusecheck.graph.context import active
+from fusecheck.graph.ops import FP8, NAMESPACE, SEPARATE_STRATEGIES, STRATEGIES, all_reduce, fake, implement, quantize
+from fusecheck.interface import FusionOp, RankInputs, Strategy
 from torch import Tensor
-
-from verify.graph import arithmetic
-from verify.graph.context import active
-from verify.graph.ops import FP8, NAMESPACE, SEPARATE_STRATEGIES, STRATEGIES, all_reduce, fake, implement, quantize
-from verify.interface import FusionOp, RankInputs, Strategy
 
 __all__ = ["NAMESPACE", "resolve"]
 

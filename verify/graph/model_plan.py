@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from verify.errors import UsageError
-from verify.interface import FusionOp
+from fusecheck.errors import UsageError
+from fusecheck.interface import FusionOp
 
 DECODER = "decoder"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.graph.build import CPU, BuiltGraph
+from fusecheck.graph.decoder import build_decoder
+from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.model_plan import DECODER, ModelPlan
 from torch import Tensor, nn
-
-from verify.errors import UsageError
-from verify.graph.build import CPU, BuiltGraph
-from verify.graph.decoder import build_decoder
-from verify.graph.dialect import FUSECHECK, Dialect
-from verify.graph.model_plan import DECODER, ModelPlan
 
 E4M3_MAX = 448.0
 VOCABULARY = 96

@@ -6,11 +6,10 @@ import operator
 from dataclasses import dataclass, replace
 
 import torch
+from fusecheck.graph import nodes
+from fusecheck.graph.config import NORM_PASS
+from fusecheck.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
 from torch.fx import Node
-
-from verify.graph import nodes
-from verify.graph.config import NORM_PASS
-from verify.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
 
 _add = torch.ops.aten.add.Tensor
 

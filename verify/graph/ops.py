@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+from fusecheck.graph import arithmetic
+from fusecheck.graph.context import active
+from fusecheck.interface import Strategy
 from torch import Tensor
-
-from verify.graph import arithmetic
-from verify.graph.context import active
-from verify.interface import Strategy
 
 NAMESPACE = "fusecheck"
 FP8 = torch.float8_e4m3fn

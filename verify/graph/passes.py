@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fusecheck.graph.config import BOTH_ENABLED, SharedConfig
+from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.norm_fusion import FuseNorm
+from fusecheck.graph.quant_fusion import FuseQuant
 from torch.fx import GraphModule
-
-from verify.graph.config import BOTH_ENABLED, SharedConfig
-from verify.graph.dialect import FUSECHECK, Dialect
-from verify.graph.norm_fusion import FuseNorm
-from verify.graph.quant_fusion import FuseQuant
 
 
 def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from verify.errors import UsageError
-from verify.interface import FusionOp
+from fusecheck.errors import UsageError
+from fusecheck.interface import FusionOp
 
 Collective = Literal["all_reduce", "grouped", "max"]
 Add = Literal[

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from verify.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, ScaleKind, SitePlan
+from fusecheck.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, ScaleKind, SitePlan
 
 OBSTACLES: tuple[dict[str, Any], ...] = (
     {"collective": "grouped"},

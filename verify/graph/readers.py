@@ -6,12 +6,11 @@ import operator
 from collections.abc import Callable
 
 import torch
+from fusecheck.graph import fused_ops  # noqa: F401 - registers the operators
+from fusecheck.graph.canvas import FP8, Canvas
+from fusecheck.graph.plan import SCALES, ReaderPlan
 from torch import Tensor
 from torch.fx import Node
-
-from verify.graph import fused_ops  # noqa: F401 - registers the operators
-from verify.graph.canvas import FP8, Canvas
-from verify.graph.plan import SCALES, ReaderPlan
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

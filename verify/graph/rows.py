@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verify.graph.plan import UNKNOWN_STRATEGY, GraphPlan, ReaderPlan, SitePlan
+from fusecheck.graph.plan import UNKNOWN_STRATEGY, GraphPlan, ReaderPlan, SitePlan
 
 FP8, ROUTER, CAPTURE = ReaderPlan(), ReaderPlan(kind="router"), ReaderPlan(kind="capture")
 OTHER_SCALE = ReaderPlan(scale=4)

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from verify.graph.build import MAX_TOKENS
-from verify.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
-from verify.graph.files import FilePlan
-from verify.graph.findings import Check, GraphFinding
-from verify.graph.model_plan import ModelPlan
-from verify.graph.plan import Expectation, GraphPlan, expectation
-from verify.graph.random_graphs import random_plan
-from verify.graph.rows import ROWS
-from verify.graph.worker import GraphJob
-from verify.interface import FusionOp
-from verify.ranks.pool import Pool
-from verify.ranks.replies import culprits
+from fusecheck.graph.build import MAX_TOKENS
+from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
+from fusecheck.graph.files import FilePlan
+from fusecheck.graph.findings import Check, GraphFinding
+from fusecheck.graph.model_plan import ModelPlan
+from fusecheck.graph.plan import Expectation, GraphPlan, expectation
+from fusecheck.graph.random_graphs import random_plan
+from fusecheck.graph.rows import ROWS
+from fusecheck.graph.worker import GraphJob
+from fusecheck.interface import FusionOp
+from fusecheck.ranks.pool import Pool
+from fusecheck.ranks.replies import culprits
 
-WORKER = "verify.graph.worker:GraphWorker"
+WORKER = "fusecheck.graph.worker:GraphWorker"
 NORM_OP = FusionOp.RESIDUAL_RMS_NORM
 
 

@@ -7,15 +7,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fusecheck.errors import UsageError
+from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.dialect import FUSECHECK, Dialect
 from torch.fx import GraphModule
 
-from verify.errors import UsageError
-from verify.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
-from verify.graph.dialect import FUSECHECK, Dialect
-
 NAMED = {
-    NORM_PASS: f"verify.graph.passes:{NORM_PASS}",
-    QUANT_PASS: f"verify.graph.passes:{QUANT_PASS}",
+    NORM_PASS: f"fusecheck.graph.passes:{NORM_PASS}",
+    QUANT_PASS: f"fusecheck.graph.passes:{QUANT_PASS}",
 }
 """Fusecheck's own transforms by their short names."""
 

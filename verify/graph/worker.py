@@ -7,24 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from fusecheck import backends
+from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
+from fusecheck.graph.comparison import Comparison, Graphs
+from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
+from fusecheck.graph.context import RankContext, tensor_parallel
+from fusecheck.graph.dialect import Dialect
+from fusecheck.graph.dialects import dialect_named
+from fusecheck.graph.files import FilePlan, is_file, load_file
+from fusecheck.graph.findings import Check, GraphFinding, GraphReport
+from fusecheck.graph.inspection import check_structure, copy_graph, count_roles, fused_nodes, signature
+from fusecheck.graph.model_plan import ModelPlan, is_model
+from fusecheck.graph.models import build_model
+from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.subject import PassError, apply_pass, load_pass
+from fusecheck.interface import FusionOp, Rank
+from fusecheck.problem import Problem
 from torch.fx import GraphModule
-
-from verify import backends
-from verify.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
-from verify.graph.comparison import Comparison, Graphs
-from verify.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
-from verify.graph.context import RankContext, tensor_parallel
-from verify.graph.dialect import Dialect
-from verify.graph.dialects import dialect_named
-from verify.graph.files import FilePlan, is_file, load_file
-from verify.graph.findings import Check, GraphFinding, GraphReport
-from verify.graph.inspection import check_structure, copy_graph, count_roles, fused_nodes, signature
-from verify.graph.model_plan import ModelPlan, is_model
-from verify.graph.models import build_model
-from verify.graph.plan import GraphPlan
-from verify.graph.subject import PassError, apply_pass, load_pass
-from verify.interface import FusionOp, Rank
-from verify.problem import Problem
 
 
 @dataclass(frozen=True)

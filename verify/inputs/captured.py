@@ -10,17 +10,17 @@ are added in float32 and rounded; for sixteen, each is halved.
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+from fusecheck.errors import UsageError
+from fusecheck.inputs.cells import CALL_STEP, Cells, hash64
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from verify.errors import UsageError
-from verify.inputs.cells import CALL_STEP, Cells, hash64
-
-RECORDING = Path(__file__).parents[2] / "golden" / "model" / "activations.safetensors"
+RECORDING = Path(str(files("fusecheck.golden"))) / "model" / "activations.safetensors"
 RANKS = 8
 
 

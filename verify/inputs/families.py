@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fusecheck.inputs import properties
+from fusecheck.inputs.captured import captured, captured_residual
+from fusecheck.inputs.cells import Cells, hash64
+from fusecheck.inputs.properties import Sample
 from torch import Tensor
-
-from verify.inputs import properties
-from verify.inputs.captured import captured, captured_residual
-from verify.inputs.cells import Cells, hash64
-from verify.inputs.properties import Sample
 
 Addend = Callable[[Cells, int, int], Tensor]
 """(cells, rank, world size) -> that rank's partial sums, [rows, hidden]."""

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from fusecheck.inputs.captured import captured_gamma
+from fusecheck.inputs.cells import Cells, hash64
 from torch import Tensor
-
-from verify.inputs.captured import captured_gamma
-from verify.inputs.cells import Cells, hash64
 
 GAMMA_SEED = 0x9A
 """Makes the seed of a drawn gamma from that of the Problem."""

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from verify import toml
-from verify.errors import UsageError
+from fusecheck import toml
+from fusecheck.errors import UsageError
 
 TABLE = Path(__file__).with_name("models.toml")
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from fusecheck.float8 import LARGEST
+from fusecheck.inputs.captured import recording, to_width
+from fusecheck.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
 from torch import Tensor
-
-from verify.float8 import LARGEST
-from verify.inputs.captured import recording, to_width
-from verify.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""

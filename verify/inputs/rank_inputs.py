@@ -6,14 +6,13 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from fusecheck.inputs.cells import Cells
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.gammas import GAMMAS
+from fusecheck.interface import RankInputs
+from fusecheck.oracle import Operands
+from fusecheck.problem import Problem
 from torch import Tensor
-
-from verify.inputs.cells import Cells
-from verify.inputs.families import FAMILIES
-from verify.inputs.gammas import GAMMAS
-from verify.interface import RankInputs
-from verify.oracle import Operands
-from verify.problem import Problem
 
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from verify.float8 import LARGEST, MIDPOINTS
-from verify.inputs.captured import captured_scale
-from verify.inputs.cells import hash64
+from fusecheck.float8 import LARGEST, MIDPOINTS
+from fusecheck.inputs.captured import captured_scale
+from fusecheck.inputs.cells import hash64
 
 
 def _unit(seed: int) -> float:

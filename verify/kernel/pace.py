@@ -10,24 +10,23 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
+from fusecheck import backends
+from fusecheck.case.calls import shard
+from fusecheck.case.run import Finding, collect, request
+from fusecheck.errors import UsageError
+from fusecheck.inputs.cells import hash64
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.interface import FusionOp, Strategy
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool, Reply, require_gpus
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
 from rich.console import Console
-
-from verify import backends
-from verify.case.calls import shard
-from verify.case.run import Finding, collect, request
-from verify.errors import UsageError
-from verify.inputs.cells import hash64
-from verify.inputs.scales import draw_scale
-from verify.interface import FusionOp, Strategy
-from verify.problem import Problem
-from verify.ranks import Pool, Reply, require_gpus
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""
 
-WORKER = "verify.onepass.pace_worker:PaceWorker"
+WORKER = "fusecheck.onepass.pace_worker:PaceWorker"
 
 
 @dataclass
@@ -184,7 +183,7 @@ def command(
     directory = make_run_dir("pace", run_dir)
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)
-    with Pool(WORKER, tp, device=device, preload=("verify.case.worker",)) as pool:
+    with Pool(WORKER, tp, device=device, preload=("fusecheck.case.worker",)) as pool:
         # Every kernel of the mix is compiled, and the workspace grown, before the clock starts.
         largest = Problem(world_size=tp, tokens=max(rows), hidden=max(columns))
         grown = iter([largest, *itertools.islice(mix, 9 * len(rows) * len(columns))])

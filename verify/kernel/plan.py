@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from verify.inputs.cells import hash64
-from verify.inputs.families import FAMILIES
-from verify.inputs.scales import draw_scale
-from verify.interface import FusionOp, Strategy
-from verify.problem import Call, Problem
+from fusecheck.inputs.cells import hash64
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.interface import FusionOp, Strategy
+from fusecheck.problem import Call, Problem
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from verify.case.run import Finding, Outcome
-from verify.report import Verdict
+from fusecheck.case.run import Finding, Outcome
+from fusecheck.report import Verdict
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verify import backends
-from verify.case.run import WORKER, Caller, explain, request, run_case
-from verify.errors import UsageError
-from verify.interface import Backend, Support
-from verify.journal import Journal
-from verify.kernel.plan import Case, Plan
-from verify.kernel.report import Group, KernelReport, Subject
-from verify.kernel.virtual import VirtualPool, VirtualPools, residency
-from verify.problem import Problem
-from verify.ranks.launch import Pools, open_pools, require_gpus
-from verify.report import Interruption
-from verify.verdict import Stage
+from fusecheck import backends
+from fusecheck.case.run import WORKER, Caller, explain, request, run_case
+from fusecheck.errors import UsageError
+from fusecheck.interface import Backend, Support
+from fusecheck.journal import Journal
+from fusecheck.kernel.plan import Case, Plan
+from fusecheck.kernel.report import Group, KernelReport, Subject
+from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
+from fusecheck.problem import Problem
+from fusecheck.ranks.launch import Pools, open_pools, require_gpus
+from fusecheck.report import Interruption
+from fusecheck.verdict import Stage
 
 MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
@@ -99,7 +99,7 @@ class Run:
         return report
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
-        options: dict[str, Any] = {"device": self.device, "preload": ("verify.case.worker",)}
+        options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from fusecheck.journal import FILE_NAME, Journal
+from fusecheck.kernel.report import KernelReport
+from fusecheck.kernel.run import Run
+from fusecheck.kernel.screen import KernelProgress, show_kernel
+from fusecheck.report import make_run_dir, write_markdown, write_result
 from rich.console import Console
-
-from verify.journal import FILE_NAME, Journal
-from verify.kernel.report import KernelReport
-from verify.kernel.run import Run
-from verify.kernel.screen import KernelProgress, show_kernel
-from verify.report import make_run_dir, write_markdown, write_result
 
 console = Console()
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fusecheck.case.worker import CaseWorker
+from fusecheck.interface import Rank, Support
+from fusecheck.problem import Problem
+from fusecheck.ranks import Pool, Reply
 from torch import Tensor
 from torch.distributed import ProcessGroup
-
-from verify.case.worker import CaseWorker
-from verify.interface import Rank, Support
-from verify.problem import Problem
-from verify.ranks import Pool, Reply
 
 MOST_ELEMENTS = {2: 64 * 4096, 4: 64 * 4096, 8: 64 * 1024, 16: 3 * 2880}
 """tokens * hidden whose blocks are all resident at once on one H200, by world size, as measured."""
@@ -160,7 +159,7 @@ class VirtualPool:
     def __init__(self, world_size: int, **options: Any) -> None:
         self.world_size = world_size
         environment = {"CUDA_MODULE_LOADING": "EAGER"}  # a module loaded late would wait for spinning kernels
-        self._pool = Pool("verify.kernel.virtual:VirtualCaseWorker", 1, environment=environment, **options)
+        self._pool = Pool("fusecheck.kernel.virtual:VirtualCaseWorker", 1, environment=environment, **options)
 
     def call(self, method: str, *arguments: Any, timeout: float) -> list[Reply]:
         """As `Pool.call`, with one reply per virtual rank."""
@@ -181,7 +180,7 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 @dataclass(frozen=True)
 class VirtualPools:
-    """The one virtual pool, as `verify.ranks.launch.Pools` offers its own."""
+    """The one virtual pool, as `fusecheck.ranks.launch.Pools` offers its own."""
 
     pool: VirtualPool
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verify.errors import UsageError
-from verify.graph.config import NORM_PASS, QUANT_PASS
-from verify.inputs.models import Model
+from fusecheck.errors import UsageError
+from fusecheck.graph.config import NORM_PASS, QUANT_PASS
+from fusecheck.inputs.models import Model
 
 PUBLISHED: dict[str, dict[int, float]] = {"llama-3.1-8b": {1: -0.10, 2: -0.10, 16: -0.11, 256: 2.91}}
 """Milliseconds per decode step that the change made on B200 at tp 2, by concurrency, as its authors reported."""

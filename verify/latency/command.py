@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.inputs.models import model as model_named
+from fusecheck.interface import FusionOp
+from fusecheck.latency import analysis
+from fusecheck.latency.analysis import Site, Timing
+from fusecheck.latency.plot import draw
+from fusecheck.ranks import Pool, require_gpus
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
+from fusecheck.report.result import write_aside
 from rich.console import Console
 from rich.table import Table
 
-from verify.errors import Inconclusive, UsageError
-from verify.inputs.models import model as model_named
-from verify.interface import FusionOp
-from verify.latency import analysis
-from verify.latency.analysis import Site, Timing
-from verify.latency.plot import draw
-from verify.ranks import Pool, require_gpus
-from verify.report import Interruption, Verdict, make_run_dir, write_result
-from verify.report.places import JsonFile, RunDir
-from verify.report.result import write_aside
-
-WORKER = "verify.latency.worker:LatencyWorker"
+WORKER = "fusecheck.latency.worker:LatencyWorker"
 QUANTISING = tuple(op for op in FusionOp if op.returns_quant)
 """Ops whose quantiser can be left to a kernel of its own."""
 
@@ -71,10 +70,10 @@ def measure(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str, 
 
 
 def _measured(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
-    from verify.latency.worker import slowest
+    from fusecheck.latency.worker import slowest
 
     rest = (setting.hidden, max(tokens), setting.replays, setting.graphs, setting.op.value)
-    with Pool(WORKER, setting.tp, device="cuda", preload=("verify.case.worker",)) as pool:
+    with Pool(WORKER, setting.tp, device="cuda", preload=("fusecheck.case.worker",)) as pool:
         for rows in tokens:
             replies = pool.call("measure", setting.backend, rows, *rest, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fusecheck import backends
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, Strategy
 from torch import Tensor
-
-from verify import backends
-from verify.interface import FusionOp, Kernel, Limits, Rank, RankInputs, Strategy
 
 CALLS = 20
 """Calls in one graph; a replay's time is divided by it."""
@@ -141,7 +140,7 @@ class _Unfused:
 
     def all(self) -> None:
         """The whole path; the all-reduce is in place, as engines run it, so its values grow to infinity."""
-        from verify.latency import kernels
+        from fusecheck.latency import kernels
 
         inputs, (tokens, hidden) = self._inputs, self._summed.shape
         dist.all_reduce(self._summed, group=self._rank.group)
@@ -154,7 +153,7 @@ class _Unfused:
 
     def quantise(self, normed: Tensor) -> None:
         """The quantiser alone."""
-        from verify.latency import kernels
+        from fusecheck.latency import kernels
 
         count = normed.numel()
         kernels.quantise[(-(-count // 2048),)](normed, self._inputs.scale, self._codes, count, BLOCK=2048)

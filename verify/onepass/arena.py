@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from fusecheck.case.alive import CANARY, MARGIN, POISON, Arena
+from fusecheck.problem import Problem
 from torch import Tensor
-
-from verify.case.alive import CANARY, MARGIN, POISON, Arena
-from verify.problem import Problem
 
 _BUFFERS = 7
 """Partial, residual, gamma, scale; residual_out, norm_out, quant_out."""

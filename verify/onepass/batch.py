@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fusecheck.case import alive
+from fusecheck.case.calls import Step, shard
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import Kernel, Rank
+from fusecheck.onepass import judge
+from fusecheck.onepass.arena import FlatArena
+from fusecheck.onepass.operands import make
+from fusecheck.problem import Call, Problem
 from torch import Tensor
-
-from verify.case import alive
-from verify.case.calls import Step, shard
-from verify.dataflow import Dataflow
-from verify.interface import Kernel, Rank
-from verify.onepass import judge
-from verify.onepass.arena import FlatArena
-from verify.onepass.operands import make
-from verify.problem import Call, Problem
 
 SLOTS = 16
 """Counts of a case; `kernels.SLOTS`, which cannot be imported without Triton."""

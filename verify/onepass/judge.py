@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from fusecheck.case.calls import Step
+from fusecheck.dataflow import Dataflow
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.numerics import nominal
+from fusecheck.onepass.arena import FlatArena
+from fusecheck.onepass.operands import Made, power_of_two
+from fusecheck.problem import Problem
+from fusecheck.verdict import Stage, Tally, raw
 from torch import Tensor
-
-from verify.case.calls import Step
-from verify.dataflow import Dataflow
-from verify.inputs.families import FAMILIES
-from verify.numerics import nominal
-from verify.onepass.arena import FlatArena
-from verify.onepass.operands import Made, power_of_two
-from verify.problem import Problem
-from verify.verdict import Stage, Tally, raw
 
 WIDEST = 16384
 """Columns that one program's registers hold."""
@@ -41,7 +40,7 @@ def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
         share: the rows that this rank judges.
         counts: `kernels.SLOTS` int64 zeros, added to.
     """
-    from verify.onepass import kernels
+    from fusecheck.onepass import kernels
 
     outputs, problem, flow = step.outputs, step.problem, step.flow
     assert outputs is not None
@@ -94,7 +93,7 @@ def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
 
 def in_doubt(counts: Sequence[int]) -> bool:
     """Whether the eager judge must look: something changed, unwritten, trampled, or not shown to be inside."""
-    from verify.onepass import kernels
+    from fusecheck.onepass import kernels
 
     slots = ("CHANGED", "UNWRITTEN", "RESIDUAL", "NORM_OUT", "QUANT_OUT", "TRAMPLED")
     return any(counts[getattr(kernels, slot)] for slot in slots)
@@ -102,7 +101,7 @@ def in_doubt(counts: Sequence[int]) -> bool:
 
 def tallies(counts: Sequence[int], problem: Problem, share: range) -> list[Tally]:
     """The tallies of a case that is not in doubt."""
-    from verify.onepass import kernels
+    from fusecheck.onepass import kernels
 
     if not share:
         return []
@@ -117,7 +116,7 @@ def tallies(counts: Sequence[int], problem: Problem, share: range) -> list[Tally
 
 def digests(counts: Sequence[int], problem: Problem) -> dict[str, int]:
     """The digests of the outputs, as `digest.whole` forms them."""
-    from verify.onepass import kernels
+    from fusecheck.onepass import kernels
 
     names = {"residual": True, "norm": problem.op.returns_norm, "quant": problem.op.returns_quant}
     return {name: counts[kernels.DIGESTS + place] for place, (name, there) in enumerate(names.items()) if there}

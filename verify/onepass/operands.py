@@ -1,4 +1,4 @@
-"""Operands of a case on a CUDA rank: Gaussian ones by one kernel each, the others by `verify.inputs.rank_inputs`."""
+"""Operands of a case on a CUDA rank: Gaussian ones by one kernel each, the others by `fusecheck.inputs.rank_inputs`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from fusecheck.inputs.cells import hash64, normal_table
+from fusecheck.inputs.gammas import GAMMA_SEED
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankInputs
+from fusecheck.numerics.rounding import Format
+from fusecheck.problem import Problem
 from torch import Tensor
-
-from verify.inputs.cells import hash64, normal_table
-from verify.inputs.gammas import GAMMA_SEED
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import RankInputs
-from verify.numerics.rounding import Format
-from verify.problem import Problem
 
 _RESIDUAL = 100
 """The residual's stream of random bits, as in `families`."""
@@ -35,7 +34,7 @@ class Made:
 
 
 def make(problem: Problem, index: int, share: range, device: torch.device) -> Made:
-    """The operands of a case; bit for bit those of `verify.inputs.rank_inputs`."""
+    """The operands of a case; bit for bit those of `fusecheck.inputs.rank_inputs`."""
     source = Inputs(problem, device)
     if problem.family != "gaussian" or problem.hidden % 2:
         inputs = source.of_rank(index)
@@ -83,7 +82,7 @@ def _fill(out: Tensor, seed: int, stream: int, rows: range, table: Tensor) -> No
     """Draw rows of a stream of random bits through a table of values."""
     if not len(rows):
         return
-    from verify.onepass import kernels
+    from fusecheck.onepass import kernels
 
     words = out.shape[-1] // 2
     base = hash64(seed, stream)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-from verify.case.worker import CaseWorker
+from fusecheck.case.worker import CaseWorker
 
 _COPIED = 2**31
 """Bytes of the copied buffer: many times the L2."""

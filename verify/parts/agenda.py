@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 KERNEL_SECONDS = 30.0
 """What the kernel question takes about without a budget, on two idle cores."""

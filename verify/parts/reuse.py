@@ -6,20 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
-from verify.report.record import read_run
-from verify.report.result import Verdict, environment, write_aside
+from fusecheck.errors import UsageError
+from fusecheck.report.record import read_run
+from fusecheck.report.result import Verdict, environment, write_aside
 
 MARK = "asked.json"
 """In a part's folder: what was asked, of which code; written when the part ended."""
 
-_TOP = Path(__file__).resolve().parents[2]
-"""Where the packages lie side by side, in a checkout and in an installed wheel alike."""
-
-_PACKAGES = ("verify", "eval", "golden")
+_PACKAGES = ("fusecheck", "fusecheck.eval", "fusecheck.golden")
 
 
 def keep(folder: Path, arguments: Sequence[str]) -> None:
@@ -50,8 +48,9 @@ def code_digest() -> str:
     """SHA-256, in hex, over the names and bytes of all files of Fusecheck that a result can depend on."""
     whole = hashlib.sha256()
     for package in _PACKAGES:
-        for path in sorted((_TOP / package).rglob("*")):
+        top = Path(str(files(package)))
+        for path in sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                whole.update(f"{path.relative_to(_TOP).as_posix()}\0".encode())
+                whole.update(f"{package}/{path.relative_to(top).as_posix()}\0".encode())
                 whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()

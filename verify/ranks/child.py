@@ -10,8 +10,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from verify.ranks.frames import FrameReader, GarbageError, frame
-from verify.ranks.processes import private_bytes
+from fusecheck.ranks.frames import FrameReader, GarbageError, frame
+from fusecheck.ranks.processes import private_bytes
 
 _TAIL = 8192
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from verify.ranks.replies import Failure, FailureKind, Reply
+from fusecheck.ranks.replies import Failure, FailureKind, Reply
 
 GRACE_SECONDS = 2.0
 """How long the peers of a rank that raised may take to answer before they are killed."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from verify.ranks.frames import FrameReader, frame
-from verify.ranks.zygote import ZYGOTE
+from fusecheck.ranks.frames import FrameReader, frame
+from fusecheck.ranks.zygote import ZYGOTE
 
 
 class Host(Protocol):

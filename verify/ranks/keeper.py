@@ -20,12 +20,12 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from verify.ranks import member
-from verify.ranks.child import Child
-from verify.ranks.frames import FrameReader, frame
-from verify.ranks.plan import RankPlan
-from verify.ranks.processes import adopt_orphans, die_with, kill_descendants
-from verify.ranks.residue import hold, remove, shared_root
+from fusecheck.ranks import member
+from fusecheck.ranks.child import Child
+from fusecheck.ranks.frames import FrameReader, frame
+from fusecheck.ranks.plan import RankPlan
+from fusecheck.ranks.processes import adopt_orphans, die_with, kill_descendants
+from fusecheck.ranks.residue import hold, remove, shared_root
 
 _WATCH_SECONDS = 0.1
 _DUMP_SECONDS = 0.15

@@ -7,10 +7,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-
-from verify.errors import Inconclusive, UsageError
-from verify.ranks.mpi import detect, enter
-from verify.ranks.pool import Pool
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.ranks.mpi import detect, enter
+from fusecheck.ranks.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def open_pools(worker: str, world_size: int, *, groups: int = 1, **options: Any)
     No process is started before the first call.
 
     Args:
-        worker: as for `verify.ranks.pool.Pool`.
+        worker: as for `fusecheck.ranks.pool.Pool`.
         world_size: ranks per group.
         groups: how many groups on this machine; not used under mpirun.
         options: further keyword arguments of `Pool`.

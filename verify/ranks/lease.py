@@ -20,8 +20,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from filelock import BaseFileLock, FileLock, Timeout
-
-from verify.errors import Inconclusive, UsageError
+from fusecheck.errors import Inconclusive, UsageError
 
 _POLL_SECONDS = 0.2
 _NOTICE_SECONDS = 2.0

@@ -14,11 +14,10 @@ import traceback
 from typing import Any
 
 import torch
-
-from verify.ranks.frames import FrameReader, frame
-from verify.ranks.plan import START_ID, RankPlan, split_worker
-from verify.ranks.rank import LocalRank
-from verify.ranks.residue import shared_root
+from fusecheck.ranks.frames import FrameReader, frame
+from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
+from fusecheck.ranks.rank import LocalRank
+from fusecheck.ranks.residue import shared_root
 
 
 def serve(plan: RankPlan, index: int, link: socket.socket) -> None:

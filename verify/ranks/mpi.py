@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-
-from verify.errors import UsageError
-from verify.ranks import dialling
-from verify.ranks.dialling import Welcome, dial, free_port, own_addresses, read_line
-from verify.ranks.driver import detach
-from verify.ranks.hosts import Host, LocalHost
-from verify.ranks.pool import Pool
-from verify.ranks.zygote import ZYGOTE
+from fusecheck.errors import UsageError
+from fusecheck.ranks import dialling
+from fusecheck.ranks.dialling import Welcome, dial, free_port, own_addresses, read_line
+from fusecheck.ranks.driver import detach
+from fusecheck.ranks.hosts import Host, LocalHost
+from fusecheck.ranks.pool import Pool
+from fusecheck.ranks.zygote import ZYGOTE
 
 _SIZES = {
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
@@ -157,7 +156,7 @@ class MpiWorld:
 
 @dataclass(frozen=True)
 class MpiHost:
-    """The place of one MPI rank; see `verify.ranks.hosts.Host`."""
+    """The place of one MPI rank; see `fusecheck.ranks.hosts.Host`."""
 
     world: MpiWorld
     rank: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 START_ID = 0
 """The request that every rank answers unasked, once its worker is built (or could not be)."""

@@ -15,13 +15,12 @@ from types import TracebackType
 from typing import Any
 
 import psutil
-
-from verify.errors import UsageError
-from verify.ranks.flight import Flight
-from verify.ranks.hosts import Host, Link, LocalHost
-from verify.ranks.plan import START_ID, RankPlan, split_worker
-from verify.ranks.replies import Failure, FailureKind, Reply, crash
-from verify.ranks.residue import PREFIX, sweep
+from fusecheck.errors import UsageError
+from fusecheck.ranks.flight import Flight
+from fusecheck.ranks.hosts import Host, Link, LocalHost
+from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
+from fusecheck.ranks.replies import Failure, FailureKind, Reply, crash
+from fusecheck.ranks.residue import PREFIX, sweep
 
 STOP_SECONDS = 4.0
 """How long a keeper may take to kill its ranks before it is killed itself."""
@@ -35,7 +34,7 @@ class Pool:
 
     Args:
         worker: the worker class as `package.module:Class`; every rank builds `Class(rank, *arguments)`, where
-            rank is a `verify.interface.Rank`, and its methods are what `call` calls.
+            rank is a `fusecheck.interface.Rank`, and its methods are what `call` calls.
         world_size: how many ranks.
         device: `cpu` or `cuda`.
         arguments: passed to the worker class, picklable.

@@ -57,7 +57,7 @@ class LocalRank:
         return torch.distributed.group.WORLD
 
     def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        """Map every rank's buffer of this name; see `verify.interface.Rank.symmetric`.
+        """Map every rank's buffer of this name; see `fusecheck.interface.Rank.symmetric`.
 
         Returns:
             One uint8 tensor [nbytes] per rank, in rank order; zero when first mapped.

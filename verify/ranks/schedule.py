@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verify.errors import UsageError
-from verify.ranks.pool import Pool, wait
-from verify.ranks.replies import Reply
+from fusecheck.errors import UsageError
+from fusecheck.ranks.pool import Pool, wait
+from fusecheck.ranks.replies import Reply
 
 
 @dataclass(frozen=True)

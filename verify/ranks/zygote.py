@@ -17,11 +17,10 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 _MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MV2_", "MPI_")
 _KEEPER_SECONDS = 4.0
-_BOOT = "import sys; sys.path[:0] = [{root!r}]; from verify.ranks.zygote import main; main({descriptor})"
+_BOOT = "from fusecheck.ranks.zygote import main; main({descriptor})"
 
 
 class Zygote:
@@ -60,9 +59,8 @@ class Zygote:
             self._forget()
             self._control, theirs = socket.socketpair()
             with theirs:
-                root = str(Path(__file__).resolve().parents[2])
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT.format(root=root, descriptor=theirs.fileno())],
+                    [sys.executable, "-c", _BOOT.format(descriptor=theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -103,9 +101,8 @@ def main(descriptor: int) -> None:
 
     import psutil
     import torch.distributed
-
-    from verify.ranks.keeper import Keeper
-    from verify.ranks.processes import adopt_orphans, die_with, kill_descendants
+    from fusecheck.ranks.keeper import Keeper
+    from fusecheck.ranks.processes import adopt_orphans, die_with, kill_descendants
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Keepers are nobody's business here: the kernel reaps them.

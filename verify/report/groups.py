@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from verify.report.record import Part
+from fusecheck.report.record import Part
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",

@@ -6,8 +6,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from verify.report.groups import Group, groups, sentence
-from verify.report.record import Part, parts
+from fusecheck.report.groups import Group, groups, sentence
+from fusecheck.report.record import Part, parts
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""

@@ -6,9 +6,9 @@ import html
 import re
 from typing import Any
 
-from verify.report.groups import Group, finding_line, groups, sentence, verdict_sentence, with_replay
-from verify.report.record import Part, parts
-from verify.report.visible import visible
+from fusecheck.report.groups import Group, finding_line, groups, sentence, verdict_sentence, with_replay
+from fusecheck.report.record import Part, parts
+from fusecheck.report.visible import visible
 
 SHOWN = 10
 """Findings of a part, and case groups that did not pass; result.json has all."""

@@ -9,13 +9,12 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from fusecheck.report.groups import QUESTIONS, count, sentence, verdict_sentence
+from fusecheck.report.record import Part, parts
+from fusecheck.report.views import left_out, view
+from fusecheck.report.visible import visible
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-
-from verify.report.groups import QUESTIONS, count, sentence, verdict_sentence
-from verify.report.record import Part, parts
-from verify.report.views import left_out, view
-from verify.report.visible import visible
 
 
 def to_html(record: dict[str, Any]) -> str:
@@ -43,7 +42,7 @@ def to_html(record: dict[str, Any]) -> str:
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("verify.report", "templates")
+    loader = PackageLoader("fusecheck.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["count"] = count
     return made
@@ -51,7 +50,7 @@ def _environment() -> Environment:
 
 @cache
 def _file(name: str) -> str:
-    return (resources.files("verify.report") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("fusecheck.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

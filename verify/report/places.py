@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 
 def check_place(path: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verify.errors import UsageError
+from fusecheck.errors import UsageError
 
 SCHEMA = 1
 """The version of `result.schema.json` that this program writes and reads."""

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from verify.errors import UsageError
-from verify.report.junit import to_junit
-from verify.report.markdown import to_markdown
-from verify.report.page import to_html
-from verify.report.record import SCHEMA
+from fusecheck.errors import UsageError
+from fusecheck.report.junit import to_junit
+from fusecheck.report.markdown import to_markdown
+from fusecheck.report.page import to_html
+from fusecheck.report.record import SCHEMA
 
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from verify.report.findings import OPEN, SHOWN, entries
-from verify.report.groups import QUESTIONS, count, groups, sentence, with_replay
-from verify.report.pictures import latency, matrix
-from verify.report.pictures.flips import flips
-from verify.report.pictures.heat import heat_map
-from verify.report.pictures.histogram import histogram
-from verify.report.pictures.intervals import intervals
-from verify.report.record import Part
+from fusecheck.report.findings import OPEN, SHOWN, entries
+from fusecheck.report.groups import QUESTIONS, count, groups, sentence, with_replay
+from fusecheck.report.pictures import latency, matrix
+from fusecheck.report.pictures.flips import flips
+from fusecheck.report.pictures.heat import heat_map
+from fusecheck.report.pictures.histogram import histogram
+from fusecheck.report.pictures.intervals import intervals
+from fusecheck.report.record import Part
 
 _DRAWN = {
     *("subjects", "coverage", "coverage_of_stages", "off_nominal", "code_differences_from_unfused", "suggestions"),

@@ -17,6 +17,12 @@ def tracked_files() -> list[Path]:
     return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
+def module_name(path: Path) -> str:
+    """The name that a Python file of the checkout is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["fusecheck", *parts[1:]] if parts[0] == "verify" else ["fusecheck", *parts])
+
+
 def python_files() -> list[Path]:
     """The tracked Python files."""
     return [path for path in tracked_files() if path.suffix == ".py"]

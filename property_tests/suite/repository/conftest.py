@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from property_tests.suite.repository.checkout import ROOT
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 collect_ignore_glob = [] if (ROOT / "Makefile").exists() else ["test_*.py"]

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-
-from property_tests.suite.repository.checkout import ROOT, tracked_files
-from verify import cli
+from fusecheck import cli
+from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
 
 ELLIPSES = {"...", "…"}
 ACTS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}

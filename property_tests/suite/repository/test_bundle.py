@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-from property_tests.suite.repository.checkout import ROOT
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import graphlib
 import re
 from pathlib import Path
 
-from property_tests.suite.repository.checkout import ROOT, python_files, tracked_files
+from fusecheck.property_tests.suite.repository.checkout import ROOT, module_name, python_files, tracked_files
 
 TOP_LEVEL = {
     *("pyproject.toml", "verify", "golden", "property_tests", "eval", "ci"),
@@ -100,7 +100,9 @@ def _height(unit: str) -> int:
 def _units(path: Path) -> set[str]:
     """The modules and packages directly under `verify` that a file imports."""
     known = set().union(*LAYERS)
-    return {parts[1] for name in _imports(path) if (parts := name.split("."))[0] == "verify" and len(parts) > 1} & known
+    return {
+        parts[1] for name in _imports(path) if (parts := name.split("."))[0] == "fusecheck" and len(parts) > 1
+    } & known
 
 
 def test_every_module_of_verify_has_its_layer() -> None:
@@ -118,7 +120,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_no_two_modules_know_each_other_even_for_their_types() -> None:
-    names = {_relative(path).removesuffix(".py").replace("/", "."): path for path in python_files()}
+    names = {module_name(path): path for path in python_files()}
     modules = {name: path for name, path in names.items() if not name.endswith(".__init__")}  # these pass names on
     imports = {name: _imports(path) & set(modules) - {name} for name, path in modules.items()}
     # A cycle is raised as an error that names its modules.
@@ -142,7 +144,11 @@ def test_only_the_backends_import_a_kernel_under_test() -> None:
 def test_the_rational_oracle_shares_no_code_with_the_oracle_that_it_judges() -> None:
     imports = _imports(ROOT / "property_tests" / "suite" / "rational_oracle.py")
     assert imports
-    assert [name for name in imports if name.startswith("verify") and not name.startswith("verify.dataflow")] == []
+    assert [
+        name
+        for name in imports
+        if name.startswith("fusecheck") and not name.startswith(("fusecheck.dataflow", "fusecheck.property_tests"))
+    ] == []
 
 
 def test_the_entry_points_of_the_build_are_there() -> None:

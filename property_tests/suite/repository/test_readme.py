@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
-
-from property_tests.suite.repository import pages
-from property_tests.suite.repository.checkout import ROOT, tracked_files
-from property_tests.suite.test_cli import run
-from verify import cli, manual
+from fusecheck import cli, manual
+from fusecheck.property_tests.suite.repository import pages
+from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
+from fusecheck.property_tests.suite.test_cli import run
 
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
 

@@ -12,20 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-
-from property_tests.suite import deaths, judging, refutation
-from property_tests.suite.launching import marked_environment
-from property_tests.suite.repository import pages
-from property_tests.suite.repository.checkout import ROOT
-from verify import backends, verify_command
-from verify.dataflow import DATAFLOWS
-from verify.faults import sensitivity
-from verify.inputs.families import FAMILIES
-from verify.inputs.rank_inputs import Inputs
-from verify.interface import Strategy
-from verify.kernel.plan import Plan
-from verify.parts.agenda import KERNEL_SECONDS, STEPS
-from verify.problem import Problem
+from fusecheck import backends, verify_command
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.faults import sensitivity
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import Strategy
+from fusecheck.kernel.plan import Plan
+from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite import deaths, judging, refutation
+from fusecheck.property_tests.suite.launching import marked_environment
+from fusecheck.property_tests.suite.repository import pages
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 FIGURES = {command.strip("`"): result for _, command, result in pages.table(pages.read(), "what")}
 CHIP = ROOT / "golden" / "h200x2"
@@ -188,7 +187,7 @@ def cast(_result: str) -> None:
 CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck verify": main_job,
     "fusecheck verify --only": long_run,
-    "python -m property_tests.suite.refutation": refuted,
+    "python -m fusecheck.property_tests.suite.refutation": refuted,
     "fusecheck faults --sensitivity": sensitive,
     "fusecheck faults": faults,
     "make bench": benchmark,
@@ -230,7 +229,7 @@ def test_the_criteria_of_others_do_what_the_table_says() -> None:
 def test_ranks_that_die_are_reported_as_and_about_as_soon_as_the_table_says() -> None:
     told = pages.table(pages.read(), "the rank")
     manners = ("spin", "sigkill", "throw", "leak", "garbage")  # of each row but the last, its parent's death
-    command = [sys.executable, "-m", "property_tests.suite.deaths", "--measure", ",".join(manners)]
+    command = [sys.executable, "-m", "fusecheck.property_tests.suite.deaths", "--measure", ",".join(manners)]
     _, environment = marked_environment()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     measured = [deaths.Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]

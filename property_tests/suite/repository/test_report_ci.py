@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-
-from property_tests.suite.repository.checkout import ROOT
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 TEMPLATES = ("github-actions.yml", "gitlab-ci.yml", "buildkite.yml", "Jenkinsfile")
 FAKE = """#!/bin/sh

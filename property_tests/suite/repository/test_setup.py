@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from property_tests.suite.repository.checkout import ROOT
+from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from verify.report.pictures.axis import Axis
+from fusecheck.report.pictures.axis import Axis
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verify.report.pictures.axis import Axis, Mark
+from fusecheck.report.pictures.axis import Axis, Mark
 
 HEIGHT = 220.0
 """Of a plot, in pixels, without its labels."""

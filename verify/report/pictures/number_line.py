@@ -8,7 +8,7 @@ import re
 import struct
 from dataclasses import dataclass, replace
 
-from verify.float8 import LARGEST_CODE, VALUES
+from fusecheck.float8 import LARGEST_CODE, VALUES
 
 _CODE = r"(0x[0-9a-f]{2,4}|nan)(?: \((?!\d+ elements\))([^)]*)\))?"
 _GOT = re.compile(rf"\bgot {_CODE} admissible {_CODE}(?:\.\.{_CODE})?")
