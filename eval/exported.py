@@ -1,8 +1,8 @@
 """The evaluated model as an exported graph, fused by the graph question's own passes.
 
 `fusecheck accuracy --backend fusecheck.eval.exported:emulated --tasks golden_mmlu` puts this form into the fused arm:
-one rank's decoder goes through `torch.export`, both passes rewrite it, and every fused node calls the backend's kernel, which the
-arm's counters count. The unfused arm stays the model as it is, written by hand.
+one rank's decoder goes through `torch.export`, both passes rewrite it, and every fused node calls the backend's kernel,
+which the arm's counters count. The unfused arm stays the model as it is, written by hand.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where the log-probabilities of an arm come from: full-vocabulary files, or the choices in lm-eval's samples.
 
 Full-vocabulary files are named in `fusecheck.eval.arm`; runs of other engines do not have them. The likelihoods of the
-choices of a multiple-choice question are in every samples file; normalised over the choices they are the distribution that
-decides the answer.
+choices of a multiple-choice question are in every samples file; normalised over the choices they are the distribution
+that decides the answer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Record what the kernel gets inside the golden model on real questions: `activations.safetensors` beside this file.
 
 `python -m fusecheck.golden.model.capture` runs the model on eight ranks, unfused, over questions of MMLU, GSM8K and the
-generated tasks, and keeps some rows of every call: `partial` [sites, ranks, tokens, hidden], `residual` [sites, tokens, hidden]
-and `gamma` [sites, hidden] in bfloat16, `scale` [sites] in float32 (1 where the site's reader takes no codes). For a
-smaller group, add neighbouring ranks' partials in float32 and round: what a rank with their shares computes, but for
-its own rounding.
+generated tasks, and keeps some rows of every call: `partial` [sites, ranks, tokens, hidden], `residual` [sites, tokens,
+hidden] and `gamma` [sites, hidden] in bfloat16, `scale` [sites] in float32 (1 where the site's reader takes no codes).
+For a smaller group, add neighbouring ranks' partials in float32 and round: what a rank with their shares computes, but
+for its own rounding.
 """
 
 from __future__ import annotations

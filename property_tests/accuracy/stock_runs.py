@@ -1,9 +1,9 @@
 """Make real lm-eval outputs with stock lm-eval: HFLM on a tiny random Llama, tasks `mmlu` and `gsm8k` unmodified.
 
 Run as `python -m fusecheck.property_tests.accuracy.stock_runs OUT`, in a process of its own: lm-eval, datasets and
-transformers warn freely. Arms: `baseline`; `repeat` (the same model again); `close` (weights moved a little); `broken` (weights
-moved a lot); `fewshot` (the baseline with one example in the prompt). A random model knows nothing, so the right
-answers are made after a first pass over the questions: four in five are what the baseline itself answers.
+transformers warn freely. Arms: `baseline`; `repeat` (the same model again); `close` (weights moved a little); `broken`
+(weights moved a lot); `fewshot` (the baseline with one example in the prompt). A random model knows nothing, so the
+right answers are made after a first pass over the questions: four in five are what the baseline itself answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Cases a second: the persistent pool against a harness that spawns its ranks anew for every case.
 
-`python -m fusecheck.property_tests.suite.rate [SECONDS]` prints both and their ratio. Both run the same worker on the same
-small problems (tokens up to 16, hidden up to 1024, two ranks, every stage judged); they differ in who starts the ranks.
+`python -m fusecheck.property_tests.suite.rate [SECONDS]` prints both and their ratio. Both run the same worker on the
+same small problems (tokens up to 16, hidden up to 1024, two ranks, every stage judged); they differ in who starts the
+ranks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faulty kernels as backends: `fusecheck.faults.backend:KA-01`, so that rank processes load them as any other plug-in."""
+"""Faulty kernels as backends: `fusecheck.faults.backend:KA-01`, loaded by rank processes as any plug-in."""
 
 from __future__ import annotations
 

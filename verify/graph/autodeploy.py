@@ -61,7 +61,8 @@ def status() -> str:
     """What this installation allows, in one line."""
     if not installed():
         return f"TensorRT-LLM AutoDeploy: {PACKAGE} is not installed, its own transforms were not checked ({NOT_RUN})"
-    return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; --pass fusecheck.graph.autodeploy:{QUANT_PASS} checks its own"
+    checked = f"--pass fusecheck.graph.autodeploy:{QUANT_PASS} checks its own"
+    return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; {checked}"
 
 
 def find_operator(name: str) -> Operator | None:
