@@ -17,8 +17,11 @@ from fusecheck.numerics.rounding import NATIVE, Format
 from fusecheck.operations import FusionOp, Strategy
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
+_OF_A_CALL = ("tokens", "hidden", "op", "strategy", "dtype", "eps", "scale", "gamma", "weight_bias")
+"""Fields of a Problem that a call may set for itself."""
 _SEEDS = 2**63 - 2**63 % CALL_STEP
 """Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
+_NUMBERS = ("scale", "eps", "weight_bias")
 E = TypeVar("E", FusionOp, Strategy)
 
 
@@ -38,6 +41,12 @@ class Call:
         idle_ms: all ranks pause this long before the call.
         overwrite: the input buffers are overwritten as soon as the call returns.
         reopen: the workspace is closed and opened again before the call.
+        eps: None for the Problem's.
+        scale: None for the Problem's.
+        gamma: kind of norm weight, None for the Problem's.
+        weight_bias: None for the Problem's.
+        workspace: which of two open workspaces takes the call, 0 or 1.
+        times: the call is made so many times in a row, with fresh data each.
     """
 
     tokens: int
@@ -51,6 +60,12 @@ class Call:
     idle_ms: int = 0
     overwrite: bool = False
     reopen: bool = False
+    eps: float | None = None
+    scale: float | None = None
+    gamma: str | None = None
+    weight_bias: float | None = None
+    workspace: int = 0
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,15 +108,21 @@ class Problem:
     def __post_init__(self) -> None:
         for dtype in (self.dtype, *(call.dtype for call in self.schedule if call.dtype is not None)):
             _known("dtype", dtype, NATIVE)
-        _known("gamma", self.gamma, GAMMAS)
+        for gamma in (self.gamma, *(call.gamma for call in self.schedule if call.gamma is not None)):
+            _known("gamma", gamma, GAMMAS)
         _known("family", self.family, FAMILIES)
         _require(self.world_size in WORLD_SIZES, "world_size", self.world_size, f"one of {WORLD_SIZES}")
         for tokens in (self.tokens, *(call.tokens for call in self.schedule)):
             _require(_is_count(tokens), "tokens", tokens, "a whole number of at least 1")
         for hidden in (self.hidden, *(call.hidden for call in self.schedule if call.hidden is not None)):
             _require(_is_count(hidden) and hidden % 8 == 0, "hidden", hidden, "a multiple of 8")
-        _require(math.isfinite(self.eps) and self.eps >= 0, "eps", self.eps, "a finite number of at least 0")
-        _require(math.isfinite(self.weight_bias), "weight_bias", self.weight_bias, "a finite number")
+        for eps in (self.eps, *(call.eps for call in self.schedule if call.eps is not None)):
+            _require(math.isfinite(eps) and eps >= 0, "eps", eps, "a finite number of at least 0")
+        for bias in (self.weight_bias, *(call.weight_bias for call in self.schedule if call.weight_bias is not None)):
+            _require(math.isfinite(bias), "weight_bias", bias, "a finite number")
+        for call in self.schedule:
+            _require(call.workspace in (0, 1), "workspace", call.workspace, "0 or 1")
+            _require(_is_count(call.times), "times", call.times, "a whole number of at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
 
     @property
@@ -116,29 +137,21 @@ class Problem:
 
     def calls(self) -> list[tuple[Call, Problem]]:
         """Every call of the schedule as a Problem of its own, the last call last; data are fresh in each."""
-        if not self.schedule:
-            return [(Call(self.tokens), self)]
-        expanded = []
-        for index, call in enumerate(self.schedule):
-            own = replace(
-                self,
-                tokens=call.tokens,
-                hidden=call.hidden or self.hidden,
-                op=call.op or self.op,
-                strategy=call.strategy or self.strategy,
-                dtype=call.dtype or self.dtype,
-                seed=(self.seed + CALL_STEP * (index + 1)) % _SEEDS,
-                schedule=(),
-            )
-            expanded.append((call, own))
-        return [*expanded, (Call(self.tokens), replace(self, schedule=()))]
+        made = [call for call in self.schedule for _ in range(call.times)]
+        earlier = [(call, self._step(call, index)) for index, call in enumerate(made)]
+        return [*earlier, (Call(self.tokens), replace(self, schedule=()) if earlier else self)]
+
+    def _step(self, call: Call, index: int) -> Problem:
+        """An earlier call as a Problem of its own; its seed follows from the Problem's."""
+        own = {name: value for name in _OF_A_CALL if (value := getattr(call, name)) is not None}
+        seed = (self.seed + CALL_STEP * (index + 1)) % _SEEDS
+        return replace(self, **own, seed=seed, schedule=())
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back; fields at their defaults in a Call are left out."""
         record = {name: getattr(self, name) for name in _by_name(Problem)}
         record["schedule"] = [_compact(call) for call in self.schedule]
-        for name in ("scale", "eps", "weight_bias"):
-            record[name] = _number(record[name])
+        record |= {name: _number(record[name]) for name in _NUMBERS}
         if not record["schedule"]:
             del record["schedule"]
         return json.dumps(record, separators=(",", ":"))
@@ -159,8 +172,13 @@ class Problem:
         return cls(**_fields(cls, record))
 
 
+_REQUIRED = {Problem: {f.name for f in fields(Problem)} - {"schedule"}, Call: {"tokens"}}
+"""The fields that a line must hold: a Problem's all, since one that is left out would be another case."""
+
+
 def _compact(call: Call) -> dict[str, Any]:
-    return {f.name: getattr(call, f.name) for f in fields(call) if getattr(call, f.name) != f.default}
+    record = {f.name: getattr(call, f.name) for f in fields(call) if getattr(call, f.name) != f.default}
+    return record | {name: _number(record[name]) for name in _NUMBERS if name in record}
 
 
 @cache
@@ -174,14 +192,14 @@ def _fields(cls: type, record: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(record) - set(expected))
     if unknown:
         raise UsageError(f"unknown field {unknown[0]!r} in a {cls.__name__}, expected one of: {', '.join(expected)}")
-    missing = [n for n, f in expected.items() if f.default is dataclasses.MISSING and n not in record]
+    missing = [name for name in expected if name not in record and name in _REQUIRED[cls]]
     if missing:
-        raise UsageError(f"a {cls.__name__} lacks the field {missing[0]!r}")
-    return {name: _value(name, value) for name, value in record.items()}
+        raise UsageError(f"a {cls.__name__} lacks {', '.join(missing)}; expected all its fields, as a finding prints them")
+    return {name: _value(cls, name, value) for name, value in record.items()}
 
 
-def _value(name: str, value: Any) -> Any:
-    if value is None and name in ("hidden", "op", "strategy", "dtype", "delayed"):
+def _value(kind: type, name: str, value: Any) -> Any:
+    if value is None and kind is Call and _by_name(Call)[name].default is None:
         return None
     if name == "schedule":
         _require(isinstance(value, list), name, value, "a list of calls")
@@ -190,7 +208,7 @@ def _value(name: str, value: Any) -> Any:
         return _member(FusionOp, name, value)
     if name == "strategy":
         return _member(Strategy, name, value)
-    if name in ("scale", "eps", "weight_bias"):
+    if name in _NUMBERS:
         try:
             return float(value)
         except (TypeError, ValueError):

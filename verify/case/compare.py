@@ -14,8 +14,9 @@ def code_differences(
 ) -> dict[str, int]:
     """Histogram of |code distance| between the two paths.
 
-    Where a whole row of residual_out is equal on both paths, two recipes that sum squares in float32 are within one
-    code, so with `within_one` two or more is counted as outside.
+    Where a whole row of residual_out is equal and finite on both paths, two recipes that sum squares in float32 are
+    within one code, so with `within_one` two or more is counted as outside. A norm that reads the sum before it is
+    rounded may see a number where the other reads an infinity.
     """
     if fused.quant is None or unfused.quant is None or not rows:
         return {}
@@ -26,7 +27,8 @@ def code_differences(
     distance = (ordinal(ours) - ordinal(theirs)).abs()
     if not within_one:
         return _histogram(distance)
-    same_row = (raw(fused.residual[part]) == raw(unfused.residual[part])).all(-1, keepdim=True)
+    same = (raw(fused.residual[part]) == raw(unfused.residual[part])) & fused.residual[part].isfinite()
+    same_row = same.all(-1, keepdim=True)
     numbers = ~(is_nan(ours) | is_nan(theirs))
     tally.outside += int(((distance > 1) & same_row & numbers).sum())
     return _histogram(distance)

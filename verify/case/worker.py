@@ -126,8 +126,8 @@ class CaseWorker:
     def _call(self, backend: Backend, limits: Limits, step: Step) -> None:
         call = step.call
         if call.reopen:
-            self.workspaces.close(backend.name)
-        kernel = self.workspaces.kernel(backend, limits)
+            self.workspaces.close(backend.name, call.workspace)
+        kernel = self.workspaces.kernel(backend, limits, call.workspace)
         delay = call.delay_ms if call.delayed == self.rank.index else 0
         pause(call.idle_ms + (0 if call.late else delay))
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from fusecheck.problem import Problem
 
 
 class Workspaces:
-    """The open kernels of one rank, one a backend.
+    """The open kernels of one rank, one or two a backend.
 
     Args:
         rank: this process's place in the group.
@@ -22,7 +22,7 @@ class Workspaces:
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self._kernels: dict[str, tuple[Limits, Kernel]] = {}
+        self._kernels: dict[tuple[str, int], tuple[Limits, Kernel]] = {}
         self._backends: dict[str, Backend] = {}
 
     def backend(self, name: str) -> Backend:
@@ -31,21 +31,22 @@ class Workspaces:
             self._backends[name] = backends.backend(name)
         return self._backends[name]
 
-    def kernel(self, backend: Backend, limits: Limits) -> Kernel:
+    def kernel(self, backend: Backend, limits: Limits, workspace: int = 0) -> Kernel:
         """The open workspace if it is large enough, else a new one; the same decision on every rank."""
-        if backend.name in self._kernels:
-            have, kernel = self._kernels[backend.name]
+        key = backend.name, workspace
+        if key in self._kernels:
+            have, kernel = self._kernels[key]
             if have.dtype == limits.dtype and have.max_tokens >= limits.max_tokens and have.hidden >= limits.hidden:
                 return kernel
-            self.close(backend.name)
+            self.close(*key)
         kernel = backend.open(self.rank, limits)
-        self._kernels[backend.name] = (limits, kernel)
+        self._kernels[key] = (limits, kernel)
         return kernel
 
-    def close(self, name: str) -> None:
-        """Close the backend's workspace if it is open."""
-        if name in self._kernels:
-            self._kernels.pop(name)[1].close()
+    def close(self, name: str, workspace: int | None = None) -> None:
+        """Close the backend's workspaces, or one of them, if they are open."""
+        for key in [key for key in self._kernels if key[0] == name and workspace in (None, key[1])]:
+            self._kernels.pop(key)[1].close()
 
     def call(self, kernel: Kernel, inputs: RankInputs, problem: Problem, arena: alive.Arena) -> RankOutputs:
         """One call, whose outputs are poisoned before and lie between canaries."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from fusecheck.inputs import properties
+from fusecheck.inputs import one_special, properties
 from fusecheck.inputs.captured import captured, captured_residual
 from fusecheck.inputs.cells import Cells, hash64
 from fusecheck.inputs.properties import Sample
@@ -188,6 +188,14 @@ def _special(cells: Cells, rank: int, world_size: int) -> Tensor:
     return torch.where(put, values[kind].to(base.dtype), base)
 
 
+def _one_special(cells: Cells, rank: int, world_size: int) -> Tensor:
+    return one_special.rank_rows(_gaussian(cells, rank, world_size), cells, rank, world_size)
+
+
+def _one_special_residual(cells: Cells) -> Tensor:
+    return one_special.residual_rows(_gaussian_residual(cells), cells)
+
+
 def _subnormal(cells: Cells, rank: int, world_size: int) -> Tensor:
     """Rows in turn: native subnormals of both signs; the same among Gaussian values."""
     base = _gaussian(cells, rank, world_size)
@@ -283,6 +291,23 @@ _FAMILIES = (
         _special,
         _gaussian_residual,
         properties.special,
+        finite=False,
+    ),
+    Family(
+        "one-special",
+        "a NaN, an infinity, a value or a sum that overflows, in one operand of each row",
+        _one_special,
+        _one_special_residual,
+        properties.special_in_every_row,
+        finite=False,
+    ),
+    Family(
+        "special-gamma",
+        "a NaN, infinities and the largest value among the norm weights",
+        _gaussian,
+        _gaussian_residual,
+        properties.special_weights,
+        gamma="special",
         finite=False,
     ),
     Family("subnormal", "subnormal activations", _subnormal, _subnormal_residual, properties.subnormal_inputs),

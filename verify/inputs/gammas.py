@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from fusecheck.inputs.captured import captured_gamma
 from fusecheck.inputs.cells import Cells, hash64
+from fusecheck.inputs.one_special import special_gamma
 from torch import Tensor
 
 GAMMA_SEED = 0x9A
@@ -35,11 +36,17 @@ def _gamma_signed(cells: Cells) -> Tensor:
     return torch.where(zero, 0.0, _for_gamma(cells).normal(0, 1.0)).to(cells.format.dtype)
 
 
+def _gamma_special(cells: Cells) -> Tensor:
+    return special_gamma(_gamma_spread(cells), cells)
+
+
 GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "spread": _gamma_spread,
     "ones": _gamma_ones,
     "small": _gamma_small,
     "signed": _gamma_signed,
     "captured": captured_gamma,
+    "special": _gamma_special,
 }
-"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's."""
+"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's; with
+lanes that are no finite numbers."""

@@ -155,6 +155,22 @@ def special(sample: Sample) -> str | None:
     return _expect(found or len(sample.residual) < 5, "no NaN or infinity, expected one in four rows of five")
 
 
+def special_in_every_row(sample: Sample) -> str | None:
+    """Every row has a value that is not finite or far from the others, in one of its operands."""
+    every = torch.cat((sample.partials, sample.residual[None]))
+    found = (~every.isfinite() | (every.abs() >= 2.0**14)).flatten(2).any(-1).any(0)
+    return _expect(bool(found.all()), f"{_share(found):.0%} of the rows hold something special, expected all")
+
+
+def special_weights(sample: Sample) -> str | None:
+    """Among the weights are a NaN, both infinities and the largest finite value."""
+    gamma = sample.gamma
+    wanted = {"NaN": gamma.isnan(), "+Inf": gamma == torch.inf, "-Inf": gamma == -torch.inf}
+    wanted["the largest value"] = gamma == sample.format.largest
+    missing = [name for name, where in wanted.items() if not where.any()]
+    return _expect(not missing, f"no {', '.join(missing)} among the weights, expected one")
+
+
 def subnormal_inputs(sample: Sample) -> str | None:
     """There are subnormals on every rank."""
     least = 2.0**sample.format.emin

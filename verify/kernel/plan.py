@@ -1,8 +1,8 @@
-"""The kernel question's cases: an endless seeded stream that visits families, scales, shapes and schedules."""
+"""Which cases are asked for, and those that are drawn behind the core plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -10,52 +10,38 @@ from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import FusionOp, Strategy
-from fusecheck.problem import Call, Problem
+from fusecheck.kernel import schedules, table
+from fusecheck.kernel.table import Case
+from fusecheck.problem import Problem
 
 T = TypeVar("T")
 
-FEW = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33)
-"""Tokens below and around twice the world sizes, with every remainder."""
-BOUNDARY = (127, 128, 129)
-"""Around the one-shot limit of the kernels."""
-MANY = (128, 256, 300, 512)
-NARROW = (64, 128, 256, 512, 520, 768, 1024, 2048, 2880)
-"""Hidden sizes with partial warps (64, 520, 2880) among powers of two."""
-WIDE = (4096, 5120, 7168, 8192)
-
-_SCHEDULES: tuple[tuple[Call, ...], ...] = (
-    (Call(64), Call(1), Call(1), Call(64)),
-    (Call(33, strategy=Strategy.ONESHOT), Call(2, strategy=Strategy.TWOSHOT), Call(33, strategy=Strategy.ONESHOT)),
-    (Call(3), Call(48, overwrite=True), Call(48, overwrite=True), Call(5, delayed=1, delay_ms=20, overwrite=True)),
-    (Call(16, delayed=0, delay_ms=15), Call(16, delayed=1, delay_ms=15, late=True), Call(16), Call(2)),
-    (Call(9, hidden=128), Call(9, hidden=64), Call(40, hidden=64), Call(9, hidden=128)),
-    (Call(12, idle_ms=30), Call(12, reopen=True), Call(40), Call(1), Call(40), Call(12, idle_ms=30)),
-    (
-        Call(8, strategy=Strategy.TWOSHOT),
-        Call(64, strategy=Strategy.TWOSHOT, delayed=1, delay_ms=10),
-        Call(5, strategy=Strategy.TWOSHOT, overwrite=True),
-        Call(64, strategy=Strategy.TWOSHOT),
-    ),
-    (Call(7, op=FusionOp.RESIDUAL_RMS_NORM), Call(7, op=FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8), Call(20), Call(7)),
-)
-"""Call patterns on one workspace: long after short and short after long, strategies in turn, ranks out of step,
-inputs overwritten at once, idle gaps, a reopened workspace."""
+CHECKS = (("repeat",), ("strategies", "layouts"), ("unfused",))
+"""What cases are checked for beyond their own call, in turn."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A Problem and what else is checked on it."""
+class Choice:
+    """Successive choices from one 64-bit seed."""
 
-    problem: Problem
-    checks: tuple[str, ...] = ()
+    def __init__(self, seed: int) -> None:
+        self.seed, self._count = seed, 0
+
+    def below(self, count: int) -> int:
+        """A number from 0 to count - 1."""
+        self._count += 1
+        return hash64(self.seed, self._count) % count
+
+    def of(self, choices: Sequence[T]) -> T:
+        """One of the choices."""
+        return choices[self.below(len(choices))]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases to draw from; empty tuples mean the default mix.
+    """Which cases to run; empty tuples mean the whole table.
 
     Attributes:
-        seed: of the whole stream.
+        seed: of the data, and of what is drawn.
         tokens: rows to choose from.
         hidden: columns to choose from.
         ops: fused operations.
@@ -64,8 +50,9 @@ class Plan:
         families: input families by name.
         eps: values of eps.
         weight_bias: None draws it (mostly 0).
-        most_elements: tokens * hidden of the largest case of the default mix.
-        schedules: whether to draw call patterns.
+        most_elements: tokens * hidden of the largest call; what is larger is left out, and said to be.
+        schedules: whether there are call patterns.
+        mixes_dtypes: whether calls of several dtypes may share a workspace.
     """
 
     seed: int = 0
@@ -77,85 +64,65 @@ class Plan:
     families: tuple[str, ...] = tuple(FAMILIES)
     eps: tuple[float, ...] = (1e-5, 1e-6)
     weight_bias: float | None = None
-    most_elements: int = 2**19
+    most_elements: int = 2**26
     schedules: bool = True
+    mixes_dtypes: bool = False
 
-    def cases(self, world_size: int) -> Iterator[Case]:
-        """An endless stream for one world size: the families in turn, the rest drawn from the seed.
+    def draw(self, world_size: int, index: int) -> Case:
+        """Case number `index` of the endless stream: the families in turn, the rest from the seed.
 
         Raises:
-            UsageError: a shape or value is out of range; raised at the first case that has it.
+            UsageError: a shape or value is out of range.
         """
-        index = 0
-        while True:
-            yield self.case(world_size, index)
-            index += 1
+        choice = Choice(hash64(self.seed, world_size, index))
+        made = self.problem(world_size, choice, self.families[index % len(self.families)])
+        tokens, hidden = self._shape(choice, world_size, index % 8)
+        made = replace(made, tokens=tokens, hidden=hidden)
+        if self.schedules and index % 6 == 5:
+            return Case(self._scheduled(made, choice))
+        return Case(made, CHECKS[index // 2 % len(CHECKS)])
 
-    def case(self, world_size: int, index: int) -> Case:
-        """Case number `index` of the stream."""
-        draw = _Draw(hash64(self.seed, world_size, index))
-        name = self.families[index % len(self.families)]
-        seed = hash64(self.seed, world_size, index, 1) >> 2
-        family = FAMILIES[name]
-        gamma, bias = self._gamma(draw)
-        tokens, hidden = self._shape(draw, index)
-        problem = Problem(
-            op=self._op(draw),
-            strategy=draw.of(self.strategies),
-            dtype=self.dtypes[0] if draw.below(4) else draw.of(self.dtypes),
+    def problem(self, world_size: int, choice: Choice, family: str) -> Problem:
+        """A Problem of a family; its shape is the least."""
+        known, seed = FAMILIES[family], choice.seed >> 2
+        gamma, bias = self.weights(choice)
+        return Problem(
+            op=choice.of(self.ops),
+            strategy=choice.of(self.strategies),
+            dtype=choice.of(self.dtypes),
             world_size=world_size,
-            tokens=tokens,
-            hidden=hidden,
-            eps=1e-5 if name == "tiny-rows" and len(self.eps) > 1 else draw.of(self.eps),
-            scale=draw_scale(draw.of(family.scales), seed),
-            gamma=family.gamma or gamma,
-            weight_bias=0.0 if family.gamma else bias,
-            family=name,
+            eps=1e-5 if family == "tiny-rows" and len(self.eps) > 1 else choice.of(self.eps),
+            scale=draw_scale(choice.of(known.scales), seed),
+            gamma=known.gamma or gamma,
+            weight_bias=0.0 if known.gamma else bias,
+            family=family,
             seed=seed,
         )
-        if self.schedules and index % 6 == 5:
-            return Case(self._scheduled(problem, draw))
-        return Case(problem, _checks(index))
 
-    def _op(self, draw: _Draw) -> FusionOp:
-        both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
-        return both if both in self.ops and draw.below(2) else draw.of(self.ops)
+    def weights(self, choice: Choice) -> tuple[str, float]:
+        """A kind of gamma and the weight bias that goes with it."""
+        kind = choice.of(("spread", "spread", "signed", "small", "ones"))
+        return kind, self.weight_bias if self.weight_bias is not None else float(kind == "small")
 
-    def _gamma(self, draw: _Draw) -> tuple[str, float]:
-        kind = draw.of(("spread", "spread", "signed", "small", "ones"))
-        bias = self.weight_bias if self.weight_bias is not None else float(kind == "small")
-        return kind, bias
+    def fits(self, problem: Problem) -> bool:
+        """Whether no call of a Problem is larger than the plan's largest."""
+        return all(step.elements <= self.most_elements for _, step in problem.calls())
 
-    def _shape(self, draw: _Draw, index: int) -> tuple[int, int]:
-        large = index % 8 == 7
-        tokens = draw.of(self.tokens or (MANY if large else BOUNDARY if index % 8 == 3 else FEW))
-        hidden = draw.of(self.hidden or (WIDE if large else NARROW))
-        if not self.tokens:
-            tokens = max(1, min(tokens, self.most_elements // hidden))
+    def _shape(self, choice: Choice, world_size: int, turn: int) -> tuple[int, int]:
+        """Few rows of any width, or many narrow ones."""
+        many = self.tokens or table.LIMITS
+        if turn in (3, 7):
+            tokens, hidden = choice.of(many), choice.of(self.hidden or (64, 264, 520))
+        else:
+            tokens = choice.of(self.tokens or table.few_rows(world_size))
+            hidden = choice.of(self.hidden or (table.residue_size(choice.below(4096)), choice.of(table.named_sizes())))
+        fitting = [rows for rows in many if rows * hidden <= self.most_elements]
+        if tokens * hidden > self.most_elements and fitting:
+            tokens = choice.of(fitting)
         return tokens, hidden
 
-    def _scheduled(self, problem: Problem, draw: _Draw) -> Problem:
-        """The Problem at the end of a call pattern; patterns run many calls, so the default shapes are small."""
-        tokens, hidden = draw.of(self.tokens or FEW), draw.of(self.hidden or (128, 256, 512))
-        return replace(problem, schedule=draw.of(_SCHEDULES), tokens=tokens, hidden=hidden)
-
-
-def _checks(index: int) -> tuple[str, ...]:
-    """Each further check on one case in three, so that all meet every family."""
-    return (("repeat",), ("strategies", "layouts"), ("unfused",))[index // 2 % 3]
-
-
-class _Draw:
-    """Successive choices from one 64-bit seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed, self._count = seed, 0
-
-    def below(self, count: int) -> int:
-        """A number from 0 to count - 1."""
-        self._count += 1
-        return hash64(self._seed, self._count) % count
-
-    def of(self, choices: Sequence[T]) -> T:
-        """One of the choices."""
-        return choices[self.below(len(choices))]
+    def _scheduled(self, problem: Problem, choice: Choice) -> Problem:
+        """The Problem at the end of a call pattern; patterns run many calls, so their shapes are small."""
+        tokens = choice.of(self.tokens or table.few_rows(problem.world_size))
+        hidden = choice.of(self.hidden or (128, 256, 512))
+        return replace(problem, schedule=choice.of(schedules.PATTERNS), tokens=tokens, hidden=hidden)
