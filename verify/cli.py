@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import fusecheck
 import typer
+from rich.console import Console
+
+import fusecheck
 from fusecheck import backends
 from fusecheck.case.run import CHECKS
 from fusecheck.dataflow import DATAFLOWS, dataflow
@@ -37,7 +39,6 @@ from fusecheck.problem import WORLD_SIZES, Problem
 from fusecheck.ranks.mpi import enter
 from fusecheck.report import Verdict
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
-from rich.console import Console
 
 app = typer.Typer(
     name="fusecheck",

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import typer
+from rich.console import Console
+from torch import Tensor
+
 from fusecheck.errors import Inconclusive
 from fusecheck.float8 import encode
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
-from rich.console import Console
-from torch import Tensor
 
 CHUNK = 2**26
 BLOCK = 1024

@@ -11,10 +11,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from fusecheck.dataflow import CodeOfNan
-from fusecheck.numerics.rounding import E4M3, round_to
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fusecheck.dataflow import CodeOfNan
+from fusecheck.numerics.rounding import E4M3, round_to
 
 LARGEST = 448.0
 LARGEST_CODE = 0x7E

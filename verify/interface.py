@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
+
 from fusecheck.operations import FusionOp, Strategy
 
 if TYPE_CHECKING:
-    from fusecheck.dataflow import Dataflow
-    from fusecheck.problem import Problem
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+    from fusecheck.dataflow import Dataflow
+    from fusecheck.problem import Problem
 
 __all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
 

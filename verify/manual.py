@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
+
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.families import FAMILIES

@@ -13,13 +13,14 @@ from enum import Enum
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
 from fusecheck.float8 import VALUES, code_at, is_nan, ordinal
 from fusecheck.interface import RankOutputs
 from fusecheck.numerics import enclosure
 from fusecheck.numerics.rounding import Format
 from fusecheck.oracle import Oracle, Where
-from torch import Tensor
 
 SHOWN = 3
 """Elements that a stage describes; all are counted."""

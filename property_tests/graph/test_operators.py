@@ -7,6 +7,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed import ProcessGroup
+
 from fusecheck import backends
 from fusecheck.dataflow import dataflow
 from fusecheck.float8 import VALUES, decode, encode
@@ -15,9 +19,6 @@ from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.ops import SCHEMAS
 from fusecheck.interface import Strategy
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.distributed import ProcessGroup
 
 own = torch.ops.fusecheck
 

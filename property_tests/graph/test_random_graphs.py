@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, event, example, given, settings
+
 from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
 from fusecheck.graph.random_graphs import random_plan
 from fusecheck.graph.run import GraphCase, GraphChecker
 from fusecheck.interface import FusionOp
 from fusecheck.property_tests.graph_strategies import plans
-from hypothesis import HealthCheck, event, example, given, settings
 
 GRAPHS_PER_EXAMPLE = 6.25
 """Graphs are cheap beside kernel cases: profile `ci` checks 500 of them."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.interface import FusionOp, RankOutputs, Strategy
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.verdict import raw
-from torch import Tensor
 
 Equal = Iterator[tuple[str, Tensor, Tensor]]
 """Name, what the first call makes one expect, what the second call gave."""

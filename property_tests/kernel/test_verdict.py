@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fusecheck.case.run import CHECKS
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import FusionOp, Strategy
@@ -21,8 +24,6 @@ from fusecheck.property_tests.strategies import (
     problems,
     token_counts,
 )
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 
 def judge(bench: Bench, problem: Problem, checks: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ import random
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Step, rows_of, shard
 from fusecheck.dataflow import DATAFLOWS, Dataflow

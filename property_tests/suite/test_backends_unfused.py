@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.backends.unfused import UnfusedBackend
 from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
 from fusecheck.problem import Problem

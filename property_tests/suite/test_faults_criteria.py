@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
 from fusecheck.faults.criteria import CRITERIA, Criterion
 from fusecheck.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands

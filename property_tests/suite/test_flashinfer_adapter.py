@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from fusecheck.backends import backend, flashinfer, flashinfer_norm
 from fusecheck.backends.flashinfer import FlashInferBackend, refused_gpu, refused_here
 from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
 from fusecheck import float8
 
 Codes = npt.NDArray[np.uint8]

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from fusecheck import float8
 from fusecheck.case import digest
 from fusecheck.float8 import MIDPOINTS, VALUES, encode, encode_float32

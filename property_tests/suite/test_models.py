@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fusecheck import toml
 from fusecheck.errors import UsageError
 from fusecheck.inputs.models import Model, model, models

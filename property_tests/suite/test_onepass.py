@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case import alive
 from fusecheck.case.run import WORKER, collect, request
 from fusecheck.dataflow import DATAFLOWS

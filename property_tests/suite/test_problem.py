@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+
 from fusecheck import FusionOp, Problem, Strategy
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES

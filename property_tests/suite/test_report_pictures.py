@@ -6,6 +6,9 @@ import re
 from itertools import pairwise
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from fusecheck.float8 import VALUES, code_at
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.report_pages import Page
@@ -18,8 +21,6 @@ from fusecheck.report.pictures.intervals import intervals
 from fusecheck.report.pictures.latency import HEIGHT, gain_plot, gains, steps, times
 from fusecheck.report.pictures.matrix import criteria, matrices
 from fusecheck.report.pictures.number_line import NumberLine, number_line
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 ZEROS = {"0x00", "0x80"}
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from fusecheck.backends import backend, tensorrt_llm
 from fusecheck.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
 from fusecheck.backends.unfused import quantise, rms_norm
@@ -17,7 +19,6 @@ from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.lone_rank import LoneRank
 from fusecheck.verdict import judge_rows
-from torch import Tensor
 
 OLD = (
     "allreduce(Tensor input, Tensor? residual, Tensor? norm_weight, Tensor? scale, Tensor? bias, Tensor? workspace,"

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed._symmetric_memory as symm_mem
+from torch import Tensor
+
 from fusecheck.backends import backend, torch_symm
 from fusecheck.backends.torch_symm import ONESHOT_BYTES, TorchSymmBackend, TorchSymmKernel
 from fusecheck.dataflow import DATAFLOWS, Dataflow
@@ -18,7 +20,6 @@ from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.lone_rank import LoneRank
 from fusecheck.verdict import judge_rows
-from torch import Tensor
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
@@ -14,7 +16,6 @@ from fusecheck.numerics.nominal import reciprocal
 from fusecheck.numerics.rounding import BF16, NATIVE, round_to, ulp
 from fusecheck.oracle import Oracle
 from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_budget
-from torch import Tensor
 
 CPU = torch.device("cpu")
 TOKENS = 6

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from fusecheck.float8 import is_nan, ordinal
 from fusecheck.interface import RankOutputs
 from fusecheck.verdict import Element, Tally, differing, raw
-from torch import Tensor
 
 
 def code_differences(

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from fusecheck.float8 import VALUES
 from numpy.typing import NDArray
+
+from fusecheck.float8 import VALUES
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]

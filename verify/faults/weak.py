@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck import verdict
 from fusecheck.case import alive, checks, judging
 from fusecheck.case.worker import CaseWorker
@@ -19,7 +21,6 @@ from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally
-from torch import Tensor
 
 
 def _right(owner: Any, name: str) -> Any:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
+
 from fusecheck.float8 import LARGEST
 from fusecheck.inputs.captured import recording, to_width
 from fusecheck.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
-from torch import Tensor
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""

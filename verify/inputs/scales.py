@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from fusecheck.float8 import LARGEST, MIDPOINTS
 from fusecheck.inputs.captured import captured_scale
 from fusecheck.inputs.cells import hash64

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
 from fusecheck import backends
 from fusecheck.case.calls import shard
 from fusecheck.case.run import Finding, collect, request
@@ -21,7 +23,6 @@ from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
-from rich.console import Console
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""

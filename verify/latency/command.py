@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.models import model as model_named
 from fusecheck.interface import FusionOp
@@ -19,8 +22,6 @@ from fusecheck.ranks import Pool, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 from fusecheck.report.result import write_aside
-from rich.console import Console
-from rich.table import Table
 
 WORKER = "fusecheck.latency.worker:LatencyWorker"
 QUANTISING = tuple(op for op in FusionOp if op.returns_quant)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
 from fusecheck import backends
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, Strategy
-from torch import Tensor
 
 CALLS = 20
 """Calls in one graph; a replay's time is divided by it."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
 from fusecheck.float8 import encode_float32, ordinal
 from fusecheck.numerics.rounding import FP32, Format, round_to, trailing_unit, ulp
-from torch import Tensor
 
 U = 2.0**-24
 """Unit roundoff of float32."""

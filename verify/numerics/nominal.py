@@ -11,10 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
 from fusecheck.float8 import encode_float32
 from fusecheck.numerics.rounding import Format
-from torch import Tensor
 
 LEAST_NORMAL = 2.0**-126
 _SAFE_EXPONENT = 17 << 7
