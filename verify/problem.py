@@ -10,10 +10,10 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fusecheck.errors import UsageError
+from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.numerics.rounding import NATIVE, Format
 from fusecheck.operations import FusionOp, Strategy
 
 WORLD_SIZES = (1, 2, 4, 8, 16)
