@@ -193,7 +193,7 @@ def _codes_by_upper_bits(
     code_of_nan: CodeOfNan,
     ties: Ties,
 ) -> NDArray[np.uint8]:
-    """The code of every float32: by sign, exponent, one bit more than the mantissa, and whether any lower one is set."""
+    """The code of every float32: by sign, exponent, one bit more than the mantissa, and whether a lower one is set."""
     below = element._below
     upper = np.arange(1 << (32 - below), dtype=np.uint32) << np.uint32(below)
     values = torch.from_numpy(np.stack((upper, upper | np.uint32(1)), axis=-1).view(np.float32))
