@@ -21,8 +21,10 @@ KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
     {"errors"},
-    {"toml", "journal", "dataflow", "operations"},
-    {"numerics", "float8"},
+    {"toml", "journal", "quantflow", "dataflow", "operations"},
+    {"formats"},
+    {"numerics"},
+    {"quantisers"},
     {"oracle"},
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
