@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,15 +44,9 @@ class Call:
 
     def detached(self) -> Call:
         """The same call, its tensors out of autograd's sight."""
-        return replace(
-            self,
-            partials=tuple(partial.detach() for partial in self.partials),
-            **{
-                field.name: value.detach()
-                for field in fields(self)
-                if isinstance(value := getattr(self, field.name), Tensor)
-            },
-        )
+        plain = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
+        tensors = {name: value.detach() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Call(**plain | tensors | {"partials": tuple(partial.detach() for partial in self.partials)})
 
 
 def check(call: Call) -> None:
