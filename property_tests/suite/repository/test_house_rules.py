@@ -30,7 +30,7 @@ LAYERS = (
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass"},
-    {"graph", "kernel"},
+    {"graph", "kernel", "testing"},
     {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts", "manual"},
     {"verify_command", "pytest_plugin"},
