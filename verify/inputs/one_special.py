@@ -6,8 +6,9 @@ Of six rows one has it in the residual, the others on the ranks in turn.
 from __future__ import annotations
 
 import torch
-from fusecheck.inputs.cells import Cells
 from torch import Tensor
+
+from fusecheck.inputs.cells import Cells
 
 VALUES = ("NaN", "+Inf", "-Inf", "large", "overflow")
 """What a row holds in one lane: 2^100 (6e4 in fp16), whose square overflows; or two addends whose sum overflows."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import STATIC_OPS, Operation, Strategy
 from fusecheck.kernel import schedules, table
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Problem
@@ -58,7 +58,7 @@ class Plan:
     seed: int = 0
     tokens: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
-    ops: tuple[FusionOp, ...] = tuple(FusionOp)
+    ops: tuple[Operation, ...] = STATIC_OPS
     strategies: tuple[Strategy, ...] = tuple(Strategy)
     dtypes: tuple[str, ...] = ("bf16", "fp16")
     families: tuple[str, ...] = tuple(FAMILIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusecheck.inputs.cells import hash64
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import FusionOp, Operation, Strategy
 from fusecheck.kernel.table import CALLS, PAUSES, PERIODS
 from fusecheck.problem import Call
 
@@ -44,7 +44,7 @@ def two_in_turn(tokens: tuple[int, ...], seed: int) -> tuple[Call, ...]:
 def long_calls(
     tokens: tuple[int, ...],
     hidden: tuple[int, ...],
-    ops: tuple[FusionOp, ...],
+    ops: tuple[Operation, ...],
     dtypes: tuple[str, ...],
     world_size: int,
     seed: int,

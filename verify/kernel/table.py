@@ -1,7 +1,7 @@
 """The coverage table: what a run of the kernel question must have reached, dimension by dimension.
 
-A cell is a pair of a dimension and a value. Kernels are compiled apart by dtype, op, exchange and accumulation, so those
-four are one dimension, crossed in full; the others are crossed with the one of them that decides how they are served.
+A cell is a pair of a dimension and a value. Kernels are compiled apart by dtype, op, exchange and accumulation, so
+those four are one dimension, crossed in full; others are crossed with the one of them that decides how they are served.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDE = (8248, 9216, 10240, 12288, 14336)
 """Hidden sizes beyond 8,192, where one block no longer takes a row: 8 * 1031, and even multiples."""
 
 LIMITS = (127, 128, 129, 131, 132, 133, 255, 256, 257, 300, 512, 1025, 2048, 4097, 8192)
-"""Rows around the one-shot limit, a grid as large as a chip (132 multiprocessors), and the limits of serving engines."""
+"""Rows around the one-shot limit, a grid as large as a chip (132 multiprocessors), and the limits of engines."""
 
 MESSAGES = (1, 2, 8, 64)
 """MiB of one rank's addend that a case goes beyond."""
@@ -99,7 +99,7 @@ def cells_of(case: Case, accumulate: str) -> set[Cell]:
         found.update(_of_call(step, accumulate))
     found |= {("check", check) for check in case.checks}
     own = values_of(problem.family, problem.seed, problem.tokens, problem.world_size)
-    found |= {("special value", value) for value in own}
+    found |= {("special value", f"{value} {problem.dtype} {problem.strategy.value}") for value in own}
     return found | set(_of_schedule(problem, steps)) if problem.schedule else found
 
 
