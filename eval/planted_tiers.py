@@ -19,7 +19,8 @@ from fusecheck.eval.outcome import Comparison
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Subject
-from fusecheck.kernel.run import Budget, Run
+from fusecheck.kernel.run import Run
+from fusecheck.kernel.turn import Budget
 
 MOST_ELEMENTS = 2**17
 CASES = 2 * len(FAMILIES)

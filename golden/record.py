@@ -74,7 +74,7 @@ def problems(backend: str, world_size: int, count: int, *, virtual: bool) -> Ite
     large = Plan(seed=42, tokens=(16, 33, 64), hidden=(1024, 2880, 4096), families=_LARGE_FAMILIES, schedules=False)
     found = 0
     for index in range(20 * count):
-        problem = (large if index % 6 == 5 else small).case(world_size, index).problem
+        problem = (large if index % 6 == 5 else small).draw(world_size, index).problem
         if kernel.supports(problem).ok and (not virtual or residency(problem).ok):
             yield problem
             found += 1

@@ -14,17 +14,18 @@ from rich.console import Console
 
 import fusecheck
 from fusecheck import backends
-from fusecheck.case.run import CHECKS
 from fusecheck.dataflow import DATAFLOWS, dataflow
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.models import model as model_named
 from fusecheck.interface import STATIC_OPS, Operation, Strategy
 from fusecheck.journal import FILE_NAME, finished
-from fusecheck.kernel.plan import Case, Plan
+from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import KernelReport, Subject
-from fusecheck.kernel.run import Budget, Run
+from fusecheck.kernel.run import Run
 from fusecheck.kernel.session import run_kernel
+from fusecheck.kernel.table import Case
+from fusecheck.kernel.turn import Budget
 from fusecheck.manual import (
     add_examples,
     page_width,
@@ -35,7 +36,7 @@ from fusecheck.manual import (
     some_ops,
     some_strategies,
 )
-from fusecheck.problem import WORLD_SIZES, Problem
+from fusecheck.problem import WORLD_SIZES
 from fusecheck.ranks.mpi import enter
 from fusecheck.report import Verdict
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir

@@ -131,8 +131,8 @@ def unfinished(path: Path) -> list[str]:
 
 
 def finished(path: Path) -> set[str]:
-    """The cases of the journal at `path` that ended, which a resumed run leaves out; errors as for `read`."""
-    return set(read(path).ended)
+    """The cases of the journal at `path` that passed, which a resumed run leaves out; errors as for `read`."""
+    return {case for case, end in read(path).ended.items() if end.get("verdict") == "pass"}
 
 
 def _ends_with_newline(path: Path) -> bool:

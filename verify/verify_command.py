@@ -14,8 +14,9 @@ from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Subject
-from fusecheck.kernel.run import Budget, Run
+from fusecheck.kernel.run import Run
 from fusecheck.kernel.session import console, execute, say_where
+from fusecheck.kernel.turn import Budget
 from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
 from fusecheck.parts.runner import Steps, missing

@@ -14,6 +14,7 @@ from fusecheck.inputs.captured import site_of
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.inputs.scales import draw_scale
+from fusecheck.kernel.core import stream
 from fusecheck.kernel.plan import Plan
 from fusecheck.problem import Call, Problem
 from fusecheck.property_tests.suite.test_problem import sample_of
@@ -70,7 +71,7 @@ def test_a_case_survives_its_replay_line_and_a_schedule_stays_at_its_site() -> N
 
 
 def test_the_plan_draws_whole_sites() -> None:
-    problems = [c.problem for c in islice(Plan(families=("captured",)).cases(4), 60)]
+    problems = [c.problem for c in islice(stream(Plan(families=("captured",)), 4), 60)]
     assert {site_of(p.seed) for p in problems} == set(range(SITES))
     for problem in problems:
         assert (problem.gamma, problem.weight_bias) == ("captured", 0.0)

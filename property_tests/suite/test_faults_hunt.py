@@ -21,7 +21,7 @@ from fusecheck.faults import accuracy, command, listed
 from fusecheck.faults.catalogue import Fault, catalogue, resolve
 from fusecheck.faults.hunt import Budget
 from fusecheck.faults.run import FaultRun, Settings
-from fusecheck.kernel.plan import Case
+from fusecheck.kernel.table import Case
 from fusecheck.problem import Problem
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "faults.json"

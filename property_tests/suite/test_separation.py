@@ -9,6 +9,7 @@ import pytest
 
 from fusecheck import DATAFLOWS
 from fusecheck.case.run import request, run_case
+from fusecheck.kernel.core import stream
 from fusecheck.kernel.plan import Plan
 from fusecheck.ranks import Pool, values
 
@@ -38,7 +39,7 @@ def pool() -> Iterator[Pool]:
 def test_only_dataflows_that_contain_the_kernels_own_explain_every_element(ran: str, pool: Pool) -> None:
     explained = set(DATAFLOWS)
     wanted = COVERED.get(ran, set()) | {ran}
-    for case in islice(Plan(seed=3, most_elements=2**14, schedules=False).cases(WORLD_SIZE), 60):
+    for case in islice(stream(Plan(seed=3, most_elements=2**14, schedules=False), WORLD_SIZE), 60):
         assert run_case(pool, request(case.problem, f"emulated:{ran}")).passed
         explained &= set.intersection(*map(set, values(pool.call("explain", timeout=60))))
         assert wanted <= explained

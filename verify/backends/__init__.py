@@ -66,6 +66,12 @@ def backend(name: str) -> Backend:
     raise UsageError(f"unknown backend {name!r}, {hint} (or package.module:attribute)")
 
 
+def target(name: str) -> str:
+    """Where a backend is found, as `module:attribute`; a name that is none of `backends()` is that already."""
+    head = name.partition(":")[0]
+    return BUILT_IN[head] if head in BUILT_IN else backends().get(head, name)
+
+
 @functools.cache
 def _plug_ins() -> dict[str, str]:
     """Entry points of installed packages, by name."""

@@ -40,6 +40,7 @@ class Finding:
         message: one line: element, rank, inputs, got, admissible.
         dataflow: the name of the dataflow that was declared.
         count: elements outside, on all ranks that noticed.
+        question: the replay line: Problem, backend, dataflow, device, and what came before if that matters.
     """
 
     stage: Stage
@@ -47,10 +48,11 @@ class Finding:
     message: str
     dataflow: str
     count: int = 1
+    question: str = ""
 
     def line(self) -> str:
         """The report line, with what replays it."""
-        return f"{self.stage.value}: {self.message}  dataflow={self.dataflow}  replay='{self.problem}'"
+        return f"{self.stage.value}: {self.message}  dataflow={self.dataflow}  replay='{self.question or self.problem}'"
 
     def to_record(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -60,6 +62,7 @@ class Finding:
             "message": self.message,
             "dataflow": self.dataflow,
             "count": self.count,
+            "question": self.question,
         }
 
 
@@ -101,6 +104,7 @@ def request(
     checks: Sequence[str] = (),
     limits: tuple[int, int] | None = None,
     fresh: bool = False,
+    before: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """What a pool's ranks are asked to run.
 
@@ -111,6 +115,7 @@ def request(
         checks: of `CHECKS`.
         limits: (max_tokens, hidden) of the workspace to keep open.
         fresh: on a workspace of its own, as a Problem with a schedule always is.
+        before: earlier requests, whose cases run first on the same workspace; only the last one is judged.
     """
     case: dict[str, Any] = {"problem": problem.to_json(), "backend": backend, "checks": list(checks)}
     if flow is not None:
@@ -119,6 +124,8 @@ def request(
         case["limits"] = list(limits)
     if fresh:
         case["fresh"] = True
+    if before:
+        case["before"] = [{"problem": earlier["problem"], "checks": earlier["checks"]} for earlier in before]
     return case
 
 

@@ -50,9 +50,11 @@ class CaseWorker:
 
         Args:
             case: `problem` (JSON), `backend`, and optionally `dataflow` (a name), `checks` (of `repeat`, `strategies`,
-                `unfused`, `layouts`), `limits` ([max_tokens, hidden] of the workspace to keep) and `fresh` (a workspace
-                of its own, as a schedule always has).
+                `unfused`, `layouts`), `limits` ([max_tokens, hidden] of the workspace to keep), `fresh` (a workspace
+                of its own, as a schedule always has) and `before` (earlier cases, each with its `checks`).
         """
+        for earlier in case.get("before", ()):
+            self.run({key: value for key, value in case.items() if key != "before"} | earlier)
         problem = _parse(case["problem"])
         backend = self.workspaces.backend(case["backend"])
         fresh = bool(problem.schedule) or case.get("fresh", False)

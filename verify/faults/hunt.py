@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from fusecheck import backends
 from fusecheck.case.run import Finding, Outcome, request, run_case
 from fusecheck.faults.shrink import Shrinker
-from fusecheck.kernel.plan import Case, Plan
+from fusecheck.kernel.core import stream
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.table import Case
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool
 from fusecheck.verdict import Stage
@@ -90,11 +92,15 @@ class Hunter:
         plan = Plan(seed=seed, most_elements=most_elements)
         known = backends.backend(backend)
         sizes = [size for size in WORLD_SIZES if size in self.pools]
-        streams = {size: plan.cases(size) for size in sizes}
+
+        def takes(problem: Problem) -> bool:
+            return known.supports(problem).ok
+
+        streams = {size: stream(plan.mixing(known), size, takes) for size in sizes}
         while True:
             for size in sizes:
                 case = next(streams[size])
-                if all(known.supports(step).ok for _, step in case.problem.calls()):
+                if all(takes(step) for _, step in case.problem.calls()):
                     yield case
 
     def hunt(self, backend: str, seed: int, *, right: str = "", shrink: bool = True) -> Catch:

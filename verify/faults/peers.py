@@ -15,7 +15,7 @@ from fusecheck.faults.catalogue import Fault
 from fusecheck.faults.criteria import CRITERIA
 from fusecheck.faults.hunt import Catch, Hunter
 from fusecheck.faults.peer_tests import PROFILES
-from fusecheck.kernel.plan import Case
+from fusecheck.kernel.table import Case
 from fusecheck.ranks import Pool
 
 CASES = 8

@@ -22,7 +22,7 @@ from fusecheck.faults.results import Alarm, Report, Result
 from fusecheck.graph.config import NORM_PASS
 from fusecheck.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
 from fusecheck.inputs.cells import hash64
-from fusecheck.kernel.plan import Case
+from fusecheck.kernel.table import Case
 from fusecheck.ranks import Pool, values
 from fusecheck.report import Interruption
 from fusecheck.verdict import Stage

@@ -11,7 +11,7 @@ from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.one_special import rows_of_all
 from fusecheck.interface import Strategy
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.plan import CHECKS, Choice, Plan
+from fusecheck.kernel.plan import ROUNDS, Choice, Plan
 from fusecheck.kernel.table import Case, Cell
 from fusecheck.problem import Call, Problem
 
@@ -81,13 +81,14 @@ class _Core:
         index, plan = self._made, self.plan
         self._made += 1
         choice = Choice(hash64(plan.seed, self.size, index, 1))
+        family = family if family in plan.families else plan.families[index % len(plan.families)]
         dtype, op, strategy = self._kernels[index % len(self._kernels)]
-        made = plan.problem(self.size, choice, family or plan.families[index % len(plan.families)])
+        made = plan.problem(self.size, choice, family)
         shape = {"tokens": choice.of(self._few), "hidden": choice.of(self._narrow)}
         problem = replace(made, **{"dtype": dtype, "op": op, "strategy": strategy, **shape, **fixed})
         if not plan.fits(problem):
             return []
-        case = Case(problem, CHECKS[index % len(CHECKS)] if checks is None else tuple(checks))
+        case = Case(problem, ROUNDS[index % len(ROUNDS)] if checks is None else tuple(checks))
         self._reached |= table.cells_of(case, "")
         return [case]
 
@@ -111,7 +112,7 @@ class _Core:
         return [
             case
             for family, dtype, strategy in every
-            for case in self._make(CHECKS[1], family, dtype=dtype, strategy=strategy, tokens=tokens[-1])
+            for case in self._make(ROUNDS[1], family, dtype=dtype, strategy=strategy, tokens=tokens[-1])
         ]
 
     def _pairs(self) -> list[Case]:
@@ -158,7 +159,7 @@ class _Core:
 
     def _scheduled(self, calls: tuple[Call, ...], family: str = "", **fixed: Any) -> list[Case]:
         """A case with earlier calls: those that the kernel takes, again from the first until there are as many."""
-        plain = self._make((), family if family in self.plan.families else "", **fixed)
+        plain = self._make((), family, **fixed)
         if not plain:
             return []
         problem = plain[0].problem

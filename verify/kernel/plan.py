@@ -9,14 +9,14 @@ from typing import TypeVar
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import STATIC_OPS, Operation, Strategy
+from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
 from fusecheck.kernel import schedules, table
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Problem
 
 T = TypeVar("T")
 
-CHECKS = (("repeat",), ("strategies", "layouts"), ("unfused",))
+ROUNDS = (("repeat",), ("strategies", "layouts"), ("unfused",))
 """What cases are checked for beyond their own call, in turn."""
 
 
@@ -68,6 +68,10 @@ class Plan:
     schedules: bool = True
     mixes_dtypes: bool = False
 
+    def mixing(self, backend: Backend) -> Plan:
+        """The plan for a kernel, which says whether calls of several dtypes may share a workspace."""
+        return replace(self, mixes_dtypes=bool(getattr(backend, "mixes_dtypes", False)))
+
     def draw(self, world_size: int, index: int) -> Case:
         """Case number `index` of the endless stream: the families in turn, the rest from the seed.
 
@@ -80,7 +84,7 @@ class Plan:
         made = replace(made, tokens=tokens, hidden=hidden)
         if self.schedules and index % 6 == 5:
             return Case(self._scheduled(made, choice))
-        return Case(made, CHECKS[index // 2 % len(CHECKS)])
+        return Case(made, ROUNDS[index // 2 % len(ROUNDS)])
 
     def problem(self, world_size: int, choice: Choice, family: str) -> Problem:
         """A Problem of a family; its shape is the least."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fusecheck.case.run import Finding, Outcome
+from fusecheck.kernel.coverage import Coverage, core_record, counts
+from fusecheck.kernel.table import kernel_of
 from fusecheck.report import Verdict
 
 
@@ -27,7 +30,12 @@ class Subject:
 
 @dataclass
 class Group:
-    """What the cases of one subject showed."""
+    """What the cases of one subject showed.
+
+    Attributes:
+        starting: seconds until the first case had run: ranks, workspace, compilation.
+        seconds: from then on.
+    """
 
     subject: Subject
     cases: int = 0
@@ -35,11 +43,17 @@ class Group:
     elements: int = 0
     failed: int = 0
     seconds: float = 0.0
+    starting: float = 0.0
 
 
 @dataclass
 class KernelReport:
-    """What a run showed; `summary` is its JSON form."""
+    """What a run showed; `summary` is its JSON form.
+
+    Attributes:
+        coverages: what was reached of the table, one a subject, or one for all subjects of a world size that share it.
+        accept_refusals: a core plan of which most is refused may pass.
+    """
 
     groups: dict[Subject, Group] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -52,7 +66,8 @@ class KernelReport:
     kernel_seconds: float = 0.0
     judge_seconds: float = 0.0
     seconds: float = 0.0
-    coverage: Counter[str] = field(default_factory=Counter)
+    coverages: list[Coverage] = field(default_factory=list)
+    accept_refusals: bool = False
     stages: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
     refusals: Counter[str] = field(default_factory=Counter)
@@ -69,18 +84,34 @@ class KernelReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Fail with any finding; inconclusive when interrupted or when some subject ran nothing."""
-        all_ran = bool(self.groups) and all(group.cases for group in self.groups.values())
-        return Verdict.of(failed=bool(self.findings), complete=all_ran and not self.interrupted)
+        """Fail with any finding; inconclusive when there is a reason in `open`."""
+        return Verdict.of(failed=bool(self.findings), complete=not self.open)
 
-    def add(self, subject: Subject, outcome: Outcome) -> None:
-        """Count one case."""
+    @property
+    def open(self) -> str:
+        """Why what was run is no answer, in one clause; empty where it is one."""
+        unfinished = [coverage for coverage in self.coverages if not coverage.finished]
+        idle = [group.subject for group in self.groups.values() if not group.cases]
+        if self.interrupted:
+            return "interrupted"
+        if idle or not self.groups:
+            return ", ".join(self.refusals) or "no case was run"
+        if unfinished:
+            done, cases = (sum(getattr(c, name) for c in self.coverages) for name in ("done", "cases"))
+            return f"the core plan has {cases} cases, {done} were run; leave --cases out, or give more"
+        if any(coverage.mostly_refused for coverage in self.coverages) and not self.accept_refusals:
+            reason = self.refusals.most_common(1)[0][0]
+            return f"most of the core plan is refused, such as: {reason}; --accept-refusals takes that for an answer"
+        return ""
+
+    def add(self, subject: Subject, outcome: Outcome, findings: Sequence[Finding]) -> None:
+        """Count one case, and keep its findings as they are shown: with the line that shows them again."""
         group = self.groups[subject]
         group.cases += 1
         group.elements += outcome.elements
         group.failed += not outcome.passed
-        self.findings.extend(outcome.findings)
-        self.origins.extend([subject] * len(outcome.findings))
+        self.findings.extend(findings)
+        self.origins.extend([subject] * len(findings))
         self.off_nominal.update(outcome.off_nominal)
         self.judged.update(outcome.judged)
         self.histogram.update(outcome.histogram)
@@ -88,8 +119,7 @@ class KernelReport:
         self.kernel_seconds += outcome.kernel_seconds
         self.judge_seconds += outcome.judge_seconds
         problem = outcome.problem
-        place = f"{problem.family}/{problem.hidden}"
-        self.coverage[place] += 1
+        place = f"{problem.family}/{kernel_of(problem)}"
         self.stages.update({f"{place}/{stage}": elements for stage, elements in outcome.judged.items()})
 
     def finding_records(self) -> list[dict[str, Any]]:
@@ -122,10 +152,12 @@ class KernelReport:
                     "elements": g.elements,
                     "failed": g.failed,
                     "seconds": round(g.seconds, 3),
+                    "starting_seconds": round(g.starting, 3),
                 }
                 for g in self.groups.values()
             ],
-            "coverage": dict(self.coverage),
+            "coverage": counts(self.coverages),
+            "core": core_record(self.coverages),
             "coverage_of_stages": dict(self.stages),
             "refusals": dict(self.refusals),
             "suggestions": self.suggestions,

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fusecheck import backends
-from fusecheck.case.run import WORKER, Caller, explain, request, run_case
+from fusecheck.case.run import WORKER
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend, Support
 from fusecheck.journal import Journal
-from fusecheck.kernel.plan import Case, Plan
+from fusecheck.kernel.isolation import Isolation
+from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Group, KernelReport, Subject
+from fusecheck.kernel.shares import Share, given_shares, joint_shares, own_shares
+from fusecheck.kernel.table import Case
+from fusecheck.kernel.turn import Budget, Conditions, Turn
 from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
 from fusecheck.problem import Problem
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
 from fusecheck.report import Interruption
-from fusecheck.verdict import Stage
-
-MOST_FINDINGS = 50
-"""After so many failing cases the run stops: more say nothing new."""
-
-
-INTERRUPT_SECONDS = 5.0
-"""How long the cases in flight may take after Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a subject has had enough: cases, seconds, or both (whichever comes first)."""
-
-    cases: int | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,10 @@ class Run:
         virtual: all ranks of a case in one process on one GPU.
         timeout: seconds for one case.
         journal: where each case is noted before it starts.
-        skip: cases that an earlier run has done.
+        skip: cases that passed in an earlier run.
+        joint: the subjects of a world size are variants of one kernel, and run one core plan together.
+        given: the cases of each subject, instead of a plan; each runs in processes of its own.
+        accept_refusals: a core plan of which most is refused may pass.
         progress: called after each case with the report so far.
     """
 
@@ -62,6 +52,9 @@ class Run:
     timeout: float = 60.0
     journal: Journal | None = None
     skip: frozenset[str] = frozenset()
+    joint: bool = False
+    given: Mapping[Subject, Sequence[Case]] | None = None
+    accept_refusals: bool = False
     progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
 
     def validate(self) -> None:
@@ -74,8 +67,8 @@ class Run:
             backend = backends.backend(subject.backend)
             check_device(backend, self.device, 1 if self.virtual else subject.world_size)
             reasons: Counter[str] = Counter()
-            for index in range(4 * len(self.plan.families)):
-                support = self._supports(backend, self.plan.case(subject.world_size, index).problem)
+            for case in self._samples(subject):
+                support = self.supports(backend, case.problem)
                 if support.ok:
                     break
                 reasons[support.reason] += 1
@@ -83,20 +76,49 @@ class Run:
                 reason = reasons.most_common(1)[0][0]
                 raise UsageError(f"backend {subject.backend} refuses every case at tp {subject.world_size}: {reason}")
 
+    def _samples(self, subject: Subject) -> Iterator[Case]:
+        """Cases of which the kernel must take one."""
+        if self.given is not None:
+            yield from self.given[subject]
+        else:
+            yield from (self.plan.draw(subject.world_size, index) for index in range(4 * len(self.plan.families)))
+
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""
-        report = KernelReport()
+        report = KernelReport(accept_refusals=self.accept_refusals)
         report.groups = {subject: Group(subject) for subject in self.subjects}
         began = time.monotonic()
+        shares, isolation, how = self._shares(), Isolation(self.timeout), self._conditions()
+        report.coverages = list({id(share.coverage): share.coverage for share in shares.values()}.values())
         with Interruption() as stop:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
                 with self._open(world_size) as pools:
                     for subject in mine:
-                        self._run_subject(subject, pools.pools, report, stop)
+                        Turn(how, shares[subject], report, isolation, stop).run(pools.pools)
         report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
+
+    def _conditions(self) -> Conditions:
+        return Conditions(
+            self.plan,
+            self.budget,
+            self.supports,
+            self.device,
+            self.virtual,
+            self.timeout,
+            self.journal,
+            self.skip,
+            self.given is not None,
+            self.progress,
+        )
+
+    def _shares(self) -> dict[Subject, Share]:
+        if self.given is not None:
+            return given_shares(self.given)
+        deal = joint_shares if self.joint else own_shares
+        return deal(self.plan, self.subjects, lambda backend, problem: self.supports(backend, problem).ok)
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
         options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
@@ -104,73 +126,12 @@ class Run:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)
 
-    def _supports(self, backend: Backend, problem: Problem) -> Support:
+    def supports(self, backend: Backend, problem: Problem) -> Support:
         """Whether the backend takes every call of the Problem, and the device holds its virtual ranks."""
         if self.virtual and not (held := residency(problem)).ok:
             return held
         refused = (s for _, p in problem.calls() if not (s := backend.supports(p)).ok)
         return next(refused, backend.supports(problem))
-
-    def _run_subject(self, subject: Subject, pools: Sequence[Caller], report: KernelReport, stop: Interruption) -> None:
-        """Spread one subject's cases over the pools, a thread each; the threads only wait for ranks."""
-        began = time.monotonic()
-        source = _Shared(self._cases(subject, report, began, stop))
-        errors: list[BaseException] = []
-
-        def serve(pool: Caller) -> None:
-            try:
-                for case in source:
-                    self._run_one(pool, subject, case, report, source)
-            except BaseException as error:
-                errors.append(error)
-                source.stop()
-
-        if len(pools) == 1:
-            serve(pools[0])
-        else:
-            _serve_all(pools, serve, source)
-        report.groups[subject].seconds = time.monotonic() - began
-        if errors:
-            raise errors[0]
-
-    def _run_one(self, pool: Caller, subject: Subject, case: Case, report: KernelReport, source: _Shared) -> None:
-        line = case.problem.to_json()
-        if self.journal is not None:
-            with source.lock:
-                self.journal.start(line, backend=subject.backend)
-        checks = [check for check in case.checks if not (self.virtual and check == "unfused")]  # it needs a group
-        if self.device == "cuda" and not self.virtual and "repeat" in checks:
-            checks += ["graphs", "streams"]
-            checks += ["neighbours"] * getattr(backends.backend(subject.backend), "pdl", False)
-        asked = request(case.problem, subject.backend, flow=subject.flow, checks=checks)
-        outcome = run_case(pool, asked, timeout=self.timeout)
-        if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
-            return  # ranks that end with an interrupted run prove nothing
-        names = explain(pool, outcome) if outcome.findings else []
-        with source.lock:
-            report.add(subject, outcome)
-            if names:
-                report.suggestions[line] = names
-            if self.journal is not None:
-                stages = [finding.stage.value for finding in outcome.findings]
-                self.journal.end(line, backend=subject.backend, verdict="fail" if stages else "pass", stages=stages)
-            self.progress(report, subject)
-
-    def _cases(self, subject: Subject, report: KernelReport, began: float, stop: Interruption) -> Iterator[Case]:
-        backend = backends.backend(subject.backend)
-        group = report.groups[subject]
-        for given, case in enumerate(self.plan.cases(subject.world_size)):
-            stop.check()
-            enough = self.budget.cases is not None and given >= self.budget.cases
-            late = self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds
-            if enough or late or sum(g.failed for g in report.groups.values()) >= MOST_FINDINGS:
-                return
-            support = self._supports(backend, case.problem)
-            if not support.ok:
-                group.refused += 1
-                report.refusals[support.reason] += 1
-            elif case.problem.to_json() not in self.skip:
-                yield case
 
 
 def check_device(backend: Backend, device: str, gpus: int) -> None:
@@ -185,39 +146,3 @@ def check_device(backend: Backend, device: str, gpus: int) -> None:
         raise UsageError(f"backend {backend.name} runs on {needed}, got --device {device}; give --device {needed}")
     if device == "cuda":
         require_gpus(gpus)
-
-
-def _serve_all(pools: Sequence[Caller], serve: Callable[[Caller], None], source: _Shared) -> None:
-    """A thread per pool; on Ctrl-C the cases in flight end, no further one starts."""
-    threads = [threading.Thread(target=serve, args=(pool,), daemon=True) for pool in pools]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        source.stop()
-        for thread in threads:
-            thread.join(INTERRUPT_SECONDS)
-        raise
-
-
-class _Shared:
-    """An iterator that several threads draw from."""
-
-    def __init__(self, source: Iterator[Case]) -> None:
-        self._source, self.stopped = source, False
-        self.lock = threading.Lock()
-
-    def __iter__(self) -> _Shared:
-        return self
-
-    def __next__(self) -> Case:
-        with self.lock:
-            if self.stopped:
-                raise StopIteration
-            return next(self._source)
-
-    def stop(self) -> None:
-        """Give out no more."""
-        self.stopped = True

@@ -39,9 +39,8 @@ class KernelProgress:
     """
 
     def __init__(self, run: Run, console: Console) -> None:
-        per_subject = run.budget.cases if run.budget.cases is not None else run.budget.seconds
-        self._by_time = run.budget.cases is None
-        self._total = float(per_subject or 0) * len(run.subjects)
+        self._by_time = run.budget.cases is None and run.budget.seconds is not None
+        self._total = float((run.budget.seconds if self._by_time else run.budget.cases) or 0) * len(run.subjects)
         wide = console.width >= WIDE
         self._bar = Progress(
             SpinnerColumn(),
@@ -73,8 +72,10 @@ class KernelProgress:
         if report.findings:
             note += f"  [red]{len(report.findings)} findings[/red]"
         done = elapsed if self._by_time else float(report.cases + sum(g.refused for g in report.groups.values()))
+        self._total = max(self._total, float(sum(coverage.cases for coverage in report.coverages)))
         self._bar.update(
             self._task,
+            total=self._total or None,
             completed=min(done, self._total),
             description=f"{escape(subject.backend)} tp {subject.world_size}",
             note=note,
@@ -120,16 +121,26 @@ def _sentence(report: KernelReport) -> str:
     summary = report.summary()
     codes = summary["codes_per_element"]
     rate = summary["elements_per_second"] / 1e6
+    starting = sum(group.starting for group in report.groups.values())
     facts = f"{report.cases} cases, {report.elements:,} output elements in {report.seconds:.1f} s ({rate:.1f} M/s)"
+    facts += f", of them {starting:.1f} s of starting" if starting else ""
     facts += f", {codes:.5f} admissible codes per element" if codes else ""
     off = ", ".join(f"{k} {a / b:.1e}" for k, (a, b) in summary["off_nominal"].items() if a and k in _SHARES)
     facts += f"; off nominal: {off}" if off else ""
     colour = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[report.verdict.value]
-    why = ""
-    if report.verdict is Verdict.INCONCLUSIVE:
-        refused = ", ".join(report.refusals) or "no case was run"
-        why = " (interrupted)" if report.interrupted else f" ({refused})"
-    return f"[bold {colour}]{report.verdict.value}[/]{escape(why)}: {facts}"
+    open_ = report.open if report.verdict is Verdict.INCONCLUSIVE else ""
+    why = f" ({open_})" if open_ else ""
+    return f"[bold {colour}]{report.verdict.value}[/]{escape(why + ': ' + _reached(report))}{facts}"
+
+
+def _reached(report: KernelReport) -> str:
+    """How much of the core plan was reached and refused; empty where cases were given instead."""
+    core = report.summary()["core"]
+    if not core["cells"]:
+        return ""
+    refused = f", {core['refused']} refused" if core["refused"] else ""
+    why = f" ({report.refusals.most_common(1)[0][0]})" if core["refused"] and report.refusals else ""
+    return f"{core['reached']} of {core['cells']} cells of the core plan reached{refused}{why}; "
 
 
 _SHARES = ("residual", "norm", "quant")

@@ -56,10 +56,11 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """A Problem and what else is checked on it."""
+    """A Problem, what else is checked on it, and the cases that run before it on the same workspace."""
 
     problem: Problem
     checks: tuple[str, ...] = ()
+    before: tuple[Case, ...] = ()
 
 
 def few_rows(world_size: int) -> tuple[int, ...]:

@@ -1,0 +1,226 @@
+"""One subject's turn: its cases spread over the pools, each noted before it starts, each failure isolated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fusecheck import backends
+from fusecheck.case.question import Question
+from fusecheck.case.run import Outcome, explain, request, run_case
+from fusecheck.interface import Backend, Support
+from fusecheck.journal import Journal
+from fusecheck.kernel.isolation import Isolation, Restartable
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.report import KernelReport, Subject
+from fusecheck.kernel.shares import Share
+from fusecheck.kernel.table import Case, Cell
+from fusecheck.problem import Problem
+from fusecheck.report import Interruption
+from fusecheck.verdict import Stage
+
+MOST_FINDINGS = 50
+"""After so many failing cases the run stops: more say nothing new."""
+
+INTERRUPT_SECONDS = 5.0
+"""How long the cases in flight may take after Ctrl-C."""
+
+ONCE = " (did not fail again in new processes, neither alone nor behind the cases before it)"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a subject has had enough: cases, seconds, or both (whichever comes first); neither: at its core's end.
+
+    Attributes:
+        cases: in all, of the core plan and drawn.
+        drawn: behind the core plan.
+        seconds: from the end of its first case; the core plan is run whatever they are.
+    """
+
+    cases: int | None = None
+    drawn: int | None = None
+    seconds: float | None = None
+
+    def spent(self, given: int, core: int, seconds: float) -> bool:
+        """Whether no further case is run after `given` ones, of which the first `core` are the core plan."""
+        if self.cases is not None and given >= self.cases:
+            return True
+        if given < core:
+            return False
+        if self.drawn is not None and given - core >= self.drawn:
+            return True
+        if self.seconds is not None:
+            return seconds >= self.seconds
+        return self.cases is None and self.drawn is None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the cases of a run are run; see `fusecheck.kernel.run.Run`."""
+
+    plan: Plan
+    budget: Budget
+    supports: Callable[[Backend, Problem], Support]
+    device: str
+    virtual: bool
+    timeout: float
+    journal: Journal | None
+    skip: frozenset[str]
+    apart: bool
+    progress: Callable[[KernelReport, Subject], None]
+
+
+class Turn:
+    """Runs the cases of one subject.
+
+    Args:
+        how: the conditions.
+        share: whose cases, and which.
+        report: where they are counted.
+        isolation: what makes failing cases smaller; shared by all subjects of a run.
+        stop: Ctrl-C.
+    """
+
+    def __init__(
+        self, how: Conditions, share: Share, report: KernelReport, isolation: Isolation, stop: Interruption
+    ) -> None:
+        self._how, self._share, self._report = how, share, report
+        self._isolation, self._stop = isolation, stop
+        self._subject, self._group = share.subject, report.groups[share.subject]
+        self._backend = backends.backend(share.subject.backend)
+        self._began, self._first_end = time.monotonic(), 0.0
+        self._source = Shared(self._cases())
+        self._histories: dict[int, list[dict[str, Any]]] = {}
+
+    def run(self, pools: Sequence[Restartable]) -> None:
+        """Spread the cases over the pools, a thread each; the threads only wait for ranks."""
+        errors: list[BaseException] = []
+
+        def serve(pool: Restartable) -> None:
+            try:
+                for case, cells in self._source:
+                    self._run_one(pool, case, cells)
+            except BaseException as error:
+                errors.append(error)
+                self._source.stop()
+
+        try:
+            if len(pools) == 1:
+                serve(pools[0])
+            else:
+                _serve_all(pools, serve, self._source)
+        finally:
+            ready = self._first_end or time.monotonic()
+            self._group.starting = ready - self._began
+            self._group.seconds = time.monotonic() - ready
+        if errors:
+            raise errors[0]
+
+    def _cases(self) -> Iterator[tuple[Case, set[Cell]]]:
+        """What is left to run: not refused, not done before, as long as the budget lasts."""
+        how, report, coverage = self._how, self._report, self._share.coverage
+        for given, (case, cells) in enumerate(self._share.stream(how.plan)):
+            self._stop.check()
+            since = time.monotonic() - self._first_end if self._first_end else 0.0
+            if how.budget.spent(given, len(self._share.core), since):
+                return
+            if sum(group.failed for group in report.groups.values()) >= MOST_FINDINGS:
+                return
+            coverage.done += given < len(self._share.core)
+            support = how.supports(self._backend, case.problem)
+            if not support.ok:
+                self._group.refused += 1
+                report.refusals[support.reason] += 1
+                coverage.refused |= cells
+            elif case.problem.to_json() in how.skip:
+                coverage.reached.update(cells)
+            else:
+                yield case, cells
+
+    def _run_one(self, pool: Restartable, case: Case, cells: set[Cell]) -> None:
+        how, source = self._how, self._source
+        line = case.problem.to_json()
+        if how.journal is not None:
+            with source.lock:
+                how.journal.start(line, backend=self._subject.backend)
+        if how.apart:
+            pool.close()
+        asked = self._request(case)
+        outcome = run_case(pool, asked, timeout=how.timeout)
+        if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
+            return  # ranks that end with an interrupted run prove nothing
+        names = explain(pool, outcome) if outcome.findings else []
+        shown = self._shown(pool, asked, outcome) if outcome.findings else outcome
+        if not outcome.findings:
+            self._histories.setdefault(id(pool), []).append(asked)
+        with source.lock:
+            self._first_end = self._first_end or time.monotonic()
+            self._report.add(self._subject, outcome, shown.findings)
+            self._share.coverage.reached.update(cells)
+            if names:
+                self._report.suggestions[line] = names
+            if how.journal is not None:
+                stages = [finding.stage.value for finding in outcome.findings]
+                verdict = "fail" if stages else "pass"
+                how.journal.end(line, backend=self._subject.backend, verdict=verdict, stages=stages)
+            how.progress(self._report, self._subject)
+
+    def _request(self, case: Case) -> dict[str, Any]:
+        how = self._how
+        checks = [check for check in case.checks if not (how.virtual and check == "unfused")]  # it needs a group
+        if how.device == "cuda" and not how.virtual and "repeat" in checks and not how.apart:
+            checks += ["graphs", "streams"]
+            checks += ["neighbours"] * getattr(self._backend, "pdl", False)
+        before = [{"problem": x.problem.to_json(), "checks": list(x.checks)} for x in case.before]
+        return request(case.problem, self._subject.backend, flow=self._subject.flow, checks=checks, before=before)
+
+    def _shown(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome) -> Outcome:
+        """The findings with the line that shows them again, of a smaller case where there is one."""
+        history = self._histories.setdefault(id(pool), [])
+        again = True
+        if not self._how.apart:
+            asked, outcome, again = self._isolation.isolate(pool, asked, history, outcome)
+            history.clear()
+        line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()
+        found = [replace(f, question=line, message=f.message + ONCE * (not again)) for f in outcome.findings]
+        return replace(outcome, findings=found)
+
+
+def _serve_all(pools: Sequence[Restartable], serve: Callable[[Restartable], None], source: Shared) -> None:
+    """A thread per pool; on Ctrl-C the cases in flight end, no further one starts."""
+    threads = [threading.Thread(target=serve, args=(pool,), daemon=True) for pool in pools]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        source.stop()
+        for thread in threads:
+            thread.join(INTERRUPT_SECONDS)
+        raise
+
+
+class Shared:
+    """An iterator that several threads draw from."""
+
+    def __init__(self, source: Iterator[tuple[Case, set[Cell]]]) -> None:
+        self._source, self.stopped = source, False
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> Shared:
+        return self
+
+    def __next__(self) -> tuple[Case, set[Cell]]:
+        with self.lock:
+            if self.stopped:
+                raise StopIteration
+            return next(self._source)
+
+    def stop(self) -> None:
+        """Give out no more."""
+        self.stopped = True
