@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import GateSettings

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.eval.linear import Linear
 from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from torch import Tensor
+
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
@@ -30,8 +33,6 @@ from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.interface import FusionOp, RankInputs, RankOutputs
 from fusecheck.report.result import write_aside
-from rich.console import Console
-from torch import Tensor
 
 TASK = "golden_mmlu"
 FP32 = "flashinfer-fp32"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from fusecheck.backends import backend as load_backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
@@ -161,6 +162,7 @@ def _counting(tell: Tell, begun: str) -> Callable[[int], None]:
 def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Path) -> ArmRecord:
     """Run one arm and write all its files but the record."""
     import lm_eval
+
     from fusecheck.eval.lm import NEW_TOKENS, EngineLM
 
     plan = batch_plans(job.device, job.batch)[arm == NOISE]

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import fusecheck
 import typer
+from rich.console import Console
+
+import fusecheck
 from fusecheck import backends
 from fusecheck.case.run import CHECKS
 from fusecheck.dataflow import DATAFLOWS, dataflow
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.models import model as model_named
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import STATIC_OPS, Operation, Strategy
 from fusecheck.journal import FILE_NAME, finished
 from fusecheck.kernel.plan import Case, Plan
 from fusecheck.kernel.report import KernelReport, Subject
@@ -37,7 +39,6 @@ from fusecheck.problem import WORLD_SIZES, Problem
 from fusecheck.ranks.mpi import enter
 from fusecheck.report import Verdict
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
-from rich.console import Console
 
 app = typer.Typer(
     name="fusecheck",
@@ -127,8 +128,8 @@ def kernel(
         seed=seed,
         tokens=_numbers("--tokens", tokens),
         hidden=(shape.hidden,) if shape and not hidden else _numbers("--hidden", hidden),
-        ops=_members("--op", FusionOp, op),
-        strategies=_members("--strategy", Strategy, strategy),
+        ops=tuple(Operation.named(name) for name in _split(op)) or STATIC_OPS,
+        strategies=tuple(map(Strategy, _choices("--strategy", strategy, tuple(each.value for each in Strategy)))),
         dtypes=_choices("--dtype", dtype, ("bf16", "fp16")),
         families=_choices("--family", family, tuple(FAMILIES)),
         eps=_floats("--eps", eps) or ((shape.eps,) if shape else (1e-5, 1e-6)),
@@ -261,11 +262,6 @@ def _choices(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str
         if part not in known:
             raise UsageError(f"{option} {part!r}, expected one of: {', '.join(known)}")
     return tuple(parts) or known
-
-
-def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | None) -> tuple:  # type: ignore[type-arg]
-    names = _choices(option, text, tuple(member.value for member in kind))
-    return tuple(kind(name) for name in names)
 
 
 @functools.cache

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Literal
 
 from fusecheck.errors import UsageError
+from fusecheck.quantflow import CodeOfNan
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]
 Scaling = Literal["multiply", "divide", "either"]
 MeanRule = Literal["exact", "approx"]
 ZeroSign = Literal["kept", "any"]
-CodeOfNan = Literal["nan", "+max", "-max"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import typer
-from fusecheck.errors import Inconclusive
-from fusecheck.float8 import encode
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
-from fusecheck.report.places import JsonFile, RunDir
 from rich.console import Console
 from torch import Tensor
+
+from fusecheck.errors import Inconclusive
+from fusecheck.formats.element import E4M3
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
 
 CHUNK = 2**26
 BLOCK = 1024
@@ -48,7 +49,7 @@ def cast_against_table(cast: Compute, bits: Iterator[Tensor]) -> dict[str, Any]:
     inputs, wrong, first = 0, 0, None
     for piece in bits:
         got = cast(piece)
-        expected = encode(piece.view(torch.float32).to(torch.float64))
+        expected = E4M3.encode(piece.view(torch.float32).to(torch.float64))
         differ = (got != expected) & ~(((got & 0x7F) == 0x7F) & ((expected & 0x7F) == 0x7F))
         inputs += len(piece)
         wrong += int(differ.sum())

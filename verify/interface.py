@@ -6,15 +6,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from fusecheck.operations import FusionOp, Strategy
+
+from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
-    from fusecheck.dataflow import Dataflow
-    from fusecheck.problem import Problem
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-__all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
+    from fusecheck.dataflow import Dataflow
+    from fusecheck.problem import Problem
+
+__all__ = [
+    "STATIC_OPS",
+    "Backend",
+    "FusionOp",
+    "Kernel",
+    "Limits",
+    "Operation",
+    "Rank",
+    "RankInputs",
+    "RankOutputs",
+    "Strategy",
+    "Support",
+]
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class RankOutputs:
 class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
         ...
 

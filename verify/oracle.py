@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
+from fusecheck.formats.binary import FP32, NATIVE, Format, round_to
 from fusecheck.numerics import enclosure, nominal
 from fusecheck.numerics.enclosure import Interval
-from fusecheck.numerics.rounding import FP32, NATIVE, Format, round_to
-from torch import Tensor
 
 TABLE_PAYS = 2**16
 """Elements from which looking codes up in a table of all native values is cheaper than forming each."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from fusecheck import backends
 from fusecheck.corpus import Corpus, Kept, read
 from fusecheck.dataflow import dataflow

@@ -13,13 +13,14 @@ from enum import Enum
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import VALUES, code_at, is_nan, ordinal
+from fusecheck.formats.binary import Format
+from fusecheck.formats.element import E4M3
 from fusecheck.interface import RankOutputs
 from fusecheck.numerics import enclosure
-from fusecheck.numerics.rounding import Format
 from fusecheck.oracle import Oracle, Where
-from torch import Tensor
 
 SHOWN = 3
 """Elements that a stage describes; all are counted."""
@@ -103,10 +104,10 @@ def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow)
 
 def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """Which observed codes are inside; NaN of either sign only where a NaN code is admissible."""
-    place = ordinal(got)
-    inside = (lo <= place) & (place <= hi) & ~is_nan(got)
-    may_be_nan = is_nan(nominal) | (hi == 127) | (lo == -127)
-    return inside | (is_nan(got) & may_be_nan)
+    place = E4M3.ordinal(got)
+    inside = (lo <= place) & (place <= hi) & ~E4M3.is_nan(got)
+    may_be_nan = E4M3.is_nan(nominal) | (hi == 127) | (lo == -127)
+    return inside | (E4M3.is_nan(got) & may_be_nan)
 
 
 def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
@@ -174,7 +175,7 @@ def _judge_codes(outputs: RankOutputs, oracle: Oracle, first_row: int) -> Tally:
     for index in bad[:SHOWN].tolist():
         row, column = int(where[0][index]), int(where[1][index])
         wanted = f"{describe_ordinal(int(lo[index]))}..{describe_ordinal(int(hi[index]))}"
-        if is_nan(nominal[row, column]):
+        if E4M3.is_nan(nominal[row, column]):
             wanted = "0x7f (nan)"
         span = f"y/scale in [{float(quotients[0][index]):.6g}, {float(quotients[1][index]):.6g}]"
         context = f"{span}  {operands_at(oracle, row, column)}"
@@ -190,12 +191,12 @@ def describe(value: float, fmt: Format) -> str:
 
 def describe_code(code: int) -> str:
     """A code with its value."""
-    return f"{code:#04x} ({VALUES[code]:g})"
+    return f"{code:#04x} ({E4M3.values[code]:g})"
 
 
 def describe_ordinal(index: int) -> str:
-    """The code at an ordinal; NaN beyond +-126."""
-    return "nan" if abs(index) > 126 else f"{code_at(index):#04x}"
+    """The code at an E4M3.ordinal; NaN beyond +-126."""
+    return "nan" if abs(index) > 126 else f"{E4M3.code_at(index):#04x}"
 
 
 def operands_at(oracle: Oracle, row: int, column: int) -> str:

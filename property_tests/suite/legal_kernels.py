@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from fusecheck.dataflow import Dataflow
 
 Floats = npt.NDArray[np.float32]

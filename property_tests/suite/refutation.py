@@ -22,6 +22,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.oracle import Operands, Oracle
@@ -29,7 +31,6 @@ from fusecheck.property_tests.suite import legal_kernels
 from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
-from torch import Tensor
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)
 STAGES = ("residual", "norm", "quotient", "code")

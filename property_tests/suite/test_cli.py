@@ -11,12 +11,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from fusecheck import DATAFLOWS, Problem
 from fusecheck.cli import main
 from fusecheck.journal import FILE_NAME, read
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.screen import show_kernel
-from rich.console import Console
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -9,17 +9,19 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
+
 from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.case.run import collect, request
+from fusecheck.formats.binary import BF16
+from fusecheck.formats.element import E4M3
 from fusecheck.interface import RankInputs
 from fusecheck.numerics import enclosure
-from fusecheck.numerics.rounding import BF16
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.property_tests.suite import legal_kernels
 from fusecheck.ranks import Reply
 from fusecheck.verdict import FALSE_ALARM, Stage, Tally, judge_rows, off_nominal_budget, off_nominal_share
-from scipy.stats import binom
 
 FP8 = torch.float8_e4m3fn
 
@@ -111,7 +113,7 @@ def test_an_inexact_reciprocal_has_its_slack_at_powers_of_two_unless_declared_ex
 
     def admits(flow: Dataflow) -> bool:
         least, most = Oracle(flow, operands).code_ends(norm, norm, where)
-        got = enclosure.ordinal(torch.from_numpy(codes)[0])
+        got = E4M3.ordinal(torch.from_numpy(codes)[0])
         return bool(((least <= got) & (got <= most)).all())
 
     assert admits(inexact)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fusecheck import toml
 from fusecheck.errors import UsageError
+from fusecheck.formats.binary import NATIVE
 from fusecheck.inputs.models import Model, model, models
-from fusecheck.numerics.rounding import NATIVE
 from fusecheck.problem import WORLD_SIZES
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case import alive
 from fusecheck.case.run import WORKER, collect, request
 from fusecheck.dataflow import DATAFLOWS
@@ -20,7 +21,7 @@ from fusecheck.exhaust import (
     ulps_apart,
     worst_of,
 )
-from fusecheck.float8 import encode
+from fusecheck.formats.element import E4M3
 from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.batch import available, takes
@@ -85,10 +86,10 @@ def test_a_cast_that_truncates_is_told_from_the_table() -> None:
     bits = torch.arange(0x3F800000, 0x3F800000 + 2**20, 97, dtype=torch.int32)
 
     def right(piece: torch.Tensor) -> torch.Tensor:
-        return encode(piece.view(torch.float32).to(torch.float64))
+        return E4M3.encode(piece.view(torch.float32).to(torch.float64))
 
     def truncating(piece: torch.Tensor) -> torch.Tensor:
-        return encode((piece & ~0xFFFFF).view(torch.float32).to(torch.float64))
+        return E4M3.encode((piece & ~0xFFFFF).view(torch.float32).to(torch.float64))
 
     assert cast_against_table(right, iter([bits]))["wrong"] == 0
     found = cast_against_table(truncating, iter([bits]))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+
 from fusecheck import cli, exhaust
 from fusecheck.golden import check
 from fusecheck.latency import command as latency

@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.oracle import Operands, Oracle

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
+from fusecheck.formats.binary import BF16, NATIVE, round_to, ulp
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.numerics.enclosure import kappa, preimage, sum_ends
 from fusecheck.numerics.nominal import reciprocal
-from fusecheck.numerics.rounding import BF16, NATIVE, round_to, ulp
 from fusecheck.oracle import Oracle
-from fusecheck.verdict import (
-    Stage,
-    Tally,
-    admissible_codes,
-    judge_rows,
-)
-from torch import Tensor
+from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn

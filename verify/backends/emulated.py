@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.interface import RankInputs, RankOutputs
 from torch import Tensor
 from torch.nn.functional import hardshrink
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import RankInputs, RankOutputs
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value, code 0x7E."""

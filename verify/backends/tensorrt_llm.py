@@ -17,11 +17,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.operands import check_layout
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
 from fusecheck.dataflow import Dataflow

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.dataflow import Dataflow
 from fusecheck.faults.defects import DEFECTS, Defect, scaled_by
@@ -15,7 +17,6 @@ from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Problem
 from fusecheck.verdict import admits_codes, differing, judge_rows
-from torch import Tensor
 
 RUNS, TOKENS, HIDDEN, RANKS = 8, 64, 4096, 4
 DEPTH = 16

@@ -9,17 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck import verdict
 from fusecheck.case import alive, checks, judging
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import is_nan
+from fusecheck.formats.element import E4M3
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally
-from torch import Tensor
 
 
 def _right(owner: Any, name: str) -> Any:
@@ -102,7 +103,7 @@ def accepts_nan() -> None:
         return values(got, nominal, lo, hi, flow) | got.isnan()
 
     def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return codes(got, nominal, lo, hi) | is_nan(got)
+        return codes(got, nominal, lo, hi) | E4M3.is_nan(got)
 
     _patch(verdict, "admits", admits)
     _patch(verdict, "admits_codes", admits_codes)

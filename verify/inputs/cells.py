@@ -11,10 +11,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from fusecheck.numerics.rounding import Format
 from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
+
+from fusecheck.formats.binary import Format
 
 CALL_STEP = 7919
 """The seeds of the calls of a schedule differ by multiples of it; what is drawn from the remainder is equal in all."""

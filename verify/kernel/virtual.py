@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
 from fusecheck.case.worker import CaseWorker
 from fusecheck.interface import Rank, Support
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
 MOST_ELEMENTS = {2: 64 * 4096, 4: 64 * 4096, 8: 64 * 1024, 16: 3 * 2880}
 """tokens * hidden whose blocks are all resident at once on one H200, by world size, as measured."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import encode_float32, ordinal
-from fusecheck.numerics.rounding import FP32, Format, round_to, trailing_unit, ulp
 from torch import Tensor
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.formats.binary import FP32, Format, round_to, trailing_unit, ulp
+from fusecheck.formats.element import E4M3
 
 U = 2.0**-24
 """Unit roundoff of float32."""
@@ -201,5 +202,5 @@ def code_ends(lo: Tensor, hi: Tensor, flow: Dataflow) -> tuple[Tensor, Tensor]:
     `lo` and `hi` are float32 values in float64, as `quotient_ends` gives them.
     """
     ends = torch.stack((lo, hi)).to(torch.float32)
-    low, high = ordinal(encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
+    low, high = E4M3.ordinal(E4M3.encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
     return low, high

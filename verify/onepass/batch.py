@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.case import alive
 from fusecheck.case.calls import Step, shard
 from fusecheck.dataflow import Dataflow
@@ -18,7 +20,6 @@ from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import make
 from fusecheck.problem import Call, Problem
 from fusecheck.verdict import off_nominal_share
-from torch import Tensor
 
 SLOTS = 16
 """Counts of a case; `kernels.SLOTS`, which cannot be imported without Triton."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck.case.calls import Step
 from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.families import FAMILIES
@@ -16,7 +18,6 @@ from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, power_of_two
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally, raw
-from torch import Tensor
 
 WIDEST = 16384
 """Columns that one program's registers hold."""

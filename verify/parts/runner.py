@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+
 from fusecheck.errors import UsageError
 from fusecheck.parts.agenda import Form, Step
 from fusecheck.parts.reuse import keep, recall
 from fusecheck.ranks.mpi import detect
 from fusecheck.report import Verdict
 from fusecheck.report.record import read_run
-from rich.console import Console
 
 HANG_SECONDS = 1800.0
 """Without a budget a part runs to its end; this only keeps one that hangs from holding the job for ever."""

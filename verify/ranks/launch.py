@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.ranks.mpi import detect, enter
 from fusecheck.ranks.pool import Pool

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from fusecheck.errors import UsageError
 from fusecheck.report.junit import to_junit
 from fusecheck.report.markdown import to_markdown

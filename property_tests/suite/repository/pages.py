@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from fusecheck import cli
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
 

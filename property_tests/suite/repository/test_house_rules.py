@@ -21,13 +21,15 @@ KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
     {"errors"},
-    {"toml", "journal", "dataflow", "operations"},
-    {"numerics", "float8"},
+    {"toml", "journal", "quantflow", "dataflow", "operations"},
+    {"formats"},
+    {"numerics"},
+    {"quantisers"},
     {"oracle"},
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass"},
-    {"graph", "kernel"},
+    {"graph", "kernel", "testing"},
     {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts", "manual"},
     {"verify_command", "pytest_plugin"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from fusecheck import cli, manual
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
