@@ -46,7 +46,7 @@ def draw_native(rng: np.random.Generator, flow: Dataflow) -> torch.dtype:
 
 def describe(flow: Dataflow) -> str:
     """The flags that are set, for a table or a failure message."""
-    flags = ("round_sum", "norm_reads_rounded", "round_squares", "scaled_squares", "round_normed", "round_norm")
-    flags += ("exact_reciprocal", "exact_pow2")
+    flags: tuple[str, ...] = ("round_sum", "norm_reads_rounded", "round_squares", "scaled_squares", "round_normed")
+    flags += ("round_norm", "exact_reciprocal", "exact_pow2")
     words = [flow.accumulate, flow.order, flow.scaling, f"mean={flow.mean_rule}", f"depth={flow.depth}"]
     return " ".join([*words, *(f for f in flags if getattr(flow, f))])

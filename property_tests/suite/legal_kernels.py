@@ -176,13 +176,14 @@ def _nudge(x: Floats, ulps: int, rng: Generator) -> Floats:
 
 def mean_square(sums: Floats, hidden: int, eps: float, flow: Dataflow, rng: Generator) -> Floats:
     """Sum / hidden + eps as the declared rule forms it, [tokens]."""
-    divided = sums / np.float32(hidden)
+    mean: Floats = sums / np.float32(hidden)
     if flow.mean_rule == "approx":
         exact = flow.exact_pow2 and hidden & (hidden - 1) == 0
-        mean = divided if exact else _nudge(divided, 2, rng)
-    else:
-        mean = divided if rng.random() < 0.5 else sums * (np.float32(1) / np.float32(hidden))
-    return mean + np.float32(eps)
+        mean = mean if exact else _nudge(mean, 2, rng)
+    elif rng.random() < 0.5:
+        mean = sums * (np.float32(1) / np.float32(hidden))
+    shifted: Floats = mean + np.float32(eps)
+    return shifted
 
 
 def inverse_root(mean: Floats, rng: Generator) -> Floats:
