@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+WORLD_SIZES = (1, 2, 4, 8, 16)
+"""Ranks of a tensor-parallel group."""
+
 
 class FusionOp(str, Enum):
     """What the fused call returns, by TensorRT-LLM's `AllReduceFusionOp` names."""

@@ -20,18 +20,20 @@ INDEX_HOST = re.compile(r"\bpypi\.(?:org|python)|\bpythonhosted\.|\bdownload\.py
 KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
-    {"errors"},
+    {"errors", "interrupts"},
     {"toml", "journal", "dataflow", "operations"},
     {"numerics", "float8"},
     {"oracle"},
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
-    {"case", "onepass"},
+    {"case", "onepass", "manual"},
     {"graph", "kernel"},
     {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
-    {"parts", "manual"},
+    {"parts"},
     {"verify_command", "pytest_plugin"},
+    {"commands"},
     {"cli"},
+    {"__main__"},
 )
 """The modules and packages of `verify`, lowest first: each imports from its own layer and from those below it."""
 
