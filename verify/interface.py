@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from fusecheck.dataflow import Dataflow
     from fusecheck.problem import Problem
 
-__all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
+__all__ = [
+    "STATIC_OPS",
+    "Backend",
+    "FusionOp",
+    "Kernel",
+    "Limits",
+    "Operation",
+    "Rank",
+    "RankInputs",
+    "RankOutputs",
+    "Strategy",
+    "Support",
+]
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class RankOutputs:
 class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
         ...
 

@@ -12,7 +12,7 @@ import typer
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.models import models
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.operations import STATIC_OPS, Strategy
 
 NARROWEST, WIDEST = 30, 110
 """Columns of a help page, however wide the terminal is."""
@@ -103,7 +103,7 @@ def some_families(incomplete: str) -> Iterator[str]:
 
 def some_ops(incomplete: str) -> Iterator[str]:
     """Fused operations, comma-separated."""
-    return _listed(incomplete, [op.value for op in FusionOp])
+    return _listed(incomplete, [op.value for op in STATIC_OPS])
 
 
 def some_strategies(incomplete: str) -> Iterator[str]:

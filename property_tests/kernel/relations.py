@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fusecheck.interface import FusionOp, RankOutputs, Strategy
+from fusecheck.interface import Operation, RankOutputs, Strategy
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.verdict import raw
 
@@ -174,7 +174,7 @@ def two_strategies(given: Given) -> Related:
 
 def two_ops(given: Given, first: str, second: str) -> Related:
     """Two ops give the same bits in whatever both return."""
-    return Related(given.changed(op=FusionOp(first)), given.changed(op=FusionOp(second)), _everything)
+    return Related(given.changed(op=Operation.named(first)), given.changed(op=Operation.named(second)), _everything)
 
 
 RELATIONS: dict[str, Callable[..., Related]] = {

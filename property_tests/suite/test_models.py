@@ -8,8 +8,8 @@ import pytest
 
 from fusecheck import toml
 from fusecheck.errors import UsageError
+from fusecheck.formats.binary import NATIVE
 from fusecheck.inputs.models import Model, model, models
-from fusecheck.numerics.rounding import NATIVE
 from fusecheck.operations import WORLD_SIZES
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecheck.float8 import VALUES
+from fusecheck.formats.element import E4M3
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-_VALUES: Floats = np.asarray(VALUES, dtype=np.float64)
+_VALUES: Floats = np.asarray(E4M3.values, dtype=np.float64)
 
 
 @dataclass(frozen=True)

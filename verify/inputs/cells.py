@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from fusecheck.numerics.rounding import Format
+from fusecheck.formats.binary import Format
 
 CALL_STEP = 7919
 """The seeds of the calls of a schedule differ by multiples of it; what is drawn from the remainder is equal in all."""

@@ -17,7 +17,7 @@ from fusecheck.errors import UsageError
 from fusecheck.inputs.models import model as model_named
 from fusecheck.journal import FILE_NAME, finished
 from fusecheck.manual import some_backend, some_dataflow, some_families, some_model, some_ops, some_strategies
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.operations import STATIC_OPS, Operation, Strategy
 from fusecheck.report import Verdict
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
 
@@ -93,8 +93,8 @@ def kernel(
         seed=seed,
         tokens=_numbers("--tokens", tokens),
         hidden=(shape.hidden,) if shape and not hidden else _numbers("--hidden", hidden),
-        ops=_members("--op", FusionOp, op),
-        strategies=_members("--strategy", Strategy, strategy),
+        ops=tuple(Operation.named(name) for name in _split(op)) or STATIC_OPS,
+        strategies=tuple(map(Strategy, _choices("--strategy", strategy, tuple(each.value for each in Strategy)))),
         dtypes=_choices("--dtype", dtype, ("bf16", "fp16")),
         families=_choices("--family", family, tuple(FAMILIES)),
         eps=_floats("--eps", eps) or ((shape.eps,) if shape else (1e-5, 1e-6)),
@@ -190,8 +190,3 @@ def _choices(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str
         if part not in known:
             raise UsageError(f"{option} {part!r}, expected one of: {', '.join(known)}")
     return tuple(parts) or known
-
-
-def _members(option: str, kind: type[FusionOp] | type[Strategy], text: str | None) -> tuple:  # type: ignore[type-arg]
-    names = _choices(option, text, tuple(member.value for member in kind))
-    return tuple(kind(name) for name in names)

@@ -18,7 +18,7 @@ from fusecheck.case.run import Finding, collect, request
 from fusecheck.errors import UsageError
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Strategy
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
@@ -50,7 +50,7 @@ class Pace:
 
 def problems(tokens: Sequence[int], hidden: Sequence[int], world_size: int, seed: int) -> Iterator[Problem]:
     """An endless mix of every shape, op and strategy, with fresh data each."""
-    ops, strategies = tuple(FusionOp), (Strategy.ONESHOT, Strategy.TWOSHOT, Strategy.AUTO)
+    ops, strategies = STATIC_OPS, (Strategy.ONESHOT, Strategy.TWOSHOT, Strategy.AUTO)
     for index, (op, strategy, rows, columns) in enumerate(
         itertools.cycle(itertools.product(ops, strategies, tokens, hidden))
     ):

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.models import model as model_named
-from fusecheck.interface import FusionOp
+from fusecheck.interface import STATIC_OPS, FusionOp
 from fusecheck.latency import analysis
 from fusecheck.latency.analysis import Site, Timing
 from fusecheck.latency.plot import draw
@@ -24,7 +24,7 @@ from fusecheck.report.places import JsonFile, RunDir
 from fusecheck.report.result import write_aside
 
 WORKER = "fusecheck.latency.worker:LatencyWorker"
-QUANTISING = tuple(op for op in FusionOp if op.returns_quant)
+QUANTISING = tuple(op for op in STATIC_OPS if op.returns_quant)
 """Ops whose quantiser can be left to a kernel of its own."""
 
 

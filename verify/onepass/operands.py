@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusecheck.formats.binary import Format
 from fusecheck.inputs.cells import hash64, normal_table
 from fusecheck.inputs.gammas import GAMMA_SEED
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs
-from fusecheck.numerics.rounding import Format
 from fusecheck.problem import Problem
 
 _RESIDUAL = 100
