@@ -14,9 +14,8 @@ from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.operations import Operation, Strategy
+from fusecheck.operations import WORLD_SIZES, Operation, Strategy
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 _OF_A_CALL = ("tokens", "hidden", "op", "strategy", "dtype", "eps", "scale", "gamma", "weight_bias")
 """Fields of a Problem that a call may set for itself."""
 _SEEDS = 2**63 - 2**63 % CALL_STEP
