@@ -193,9 +193,7 @@ def _fields(cls: type, record: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"unknown field {unknown[0]!r} in a {cls.__name__}, expected one of: {', '.join(expected)}")
     missing = [name for name in expected if name not in record and name in _REQUIRED[cls]]
     if missing:
-        raise UsageError(
-            f"a {cls.__name__} lacks {', '.join(missing)}; expected all its fields, as a finding prints them"
-        )
+        raise UsageError(f"a {cls.__name__} lacks {', '.join(missing)}; expected all its fields, as in a finding")
     return {name: _value(cls, name, value) for name, value in record.items()}
 
 

@@ -11,7 +11,6 @@ import typer
 
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
-from fusecheck.inputs.families import FAMILIES
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Subject
 from fusecheck.kernel.run import Run
@@ -27,8 +26,11 @@ from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
 from fusecheck.report.record import parts
 
 WORLD_SIZES = (2, 4, 8)
-MOST_ELEMENTS = 2**18
-"""tokens * hidden of the largest case: with one case of each family, half a minute for all kernels on two cores."""
+DRAWN = 7
+"""Cases of each kernel behind the core plan: over the world sizes, each kernel meets every input family."""
+
+MOST_ELEMENTS = 2**26
+"""tokens * hidden of the largest case."""
 
 START_SECONDS, OVERSHOOT = 3.0, 0.1
 """What starting the ranks of a world size takes, and by what share the cases in flight overrun their time."""
@@ -43,7 +45,8 @@ def verify_all(
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
     budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s, 5m or 1h.")] = None,
     cases: Annotated[
-        int | None, typer.Option(min=1, help=f"Of each kernel and world size; {len(FAMILIES)} without a budget.")
+        int | None,
+        typer.Option(min=1, help=f"Of each kernel and tp, behind the core plan; {DRAWN} without a budget."),
     ] = None,
     most_elements: Annotated[int, typer.Option(min=2**13, help="tokens * hidden of the largest case.")] = MOST_ELEMENTS,
     only: Annotated[str, typer.Option(help="Parts behind the kernel question, comma-separated, or none.")] = ",".join(
@@ -74,7 +77,7 @@ def verify_all(
     began = time.monotonic()
     possible = [step for step in STEPS if step.name in chosen and not missing(step.name) and detect() is None]
     division = divide(possible, seconds)
-    asked = _Asked(seed, cases, most_elements, division.kernel)
+    asked = Asked(seed, cases, most_elements, division.kernel)
     run = asked.run()
     run.validate()
     directory = make_run_dir("verify", _place(resume, run_dir))
@@ -100,7 +103,7 @@ def verify_all(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What is asked of the kernel question.
 
     Attributes:
@@ -116,12 +119,12 @@ class _Asked:
     seconds: float | None
 
     def run(self) -> Run:
-        """Every dataflow at every world size."""
+        """Every dataflow at every world size; those of one size share the core plan."""
         subjects = [Subject(f"emulated:{name}", size) for size in WORLD_SIZES for name in DATAFLOWS]
-        count = len(FAMILIES) if self.cases is None and self.seconds is None else self.cases
+        drawn = DRAWN if self.cases is None and self.seconds is None else self.cases
         share = None if self.seconds is None else _share(self.seconds, len(subjects))
         plan = Plan(seed=self.seed, most_elements=self.most_elements)
-        return Run(subjects, plan, Budget(count, share))
+        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), joint=True)
 
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""
@@ -134,7 +137,7 @@ def _share(seconds: float, subjects: int) -> float:
     return max(seconds - START_SECONDS * len(WORLD_SIZES), seconds / 2) * (1 - OVERSHOOT) / subjects
 
 
-def _ask_kernel(asked: _Asked, run: Run, directory: Path) -> dict[str, Any]:
+def _ask_kernel(asked: Asked, run: Run, directory: Path) -> dict[str, Any]:
     """Run the kernel question; its record is also kept in a folder of its own, for a run that resumes."""
     report = execute(run, directory)
     folder = directory / "kernel"

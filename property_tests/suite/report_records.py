@@ -39,6 +39,10 @@ def finding(message: str = CODE_MESSAGE) -> dict[str, Any]:
     }
 
 
+KERNEL = "bf16 RESIDUAL_RMS_NORM_QUANT_FP8 ONESHOT"
+OTHER = "fp16 RESIDUAL_RMS_NORM TWOSHOT"
+
+
 def kernel_summary(*, failed: int = 0) -> dict[str, Any]:
     """Of two subjects; the first may have failed cases."""
     subjects = [
@@ -62,8 +66,24 @@ def kernel_summary(*, failed: int = 0) -> dict[str, Any]:
         "off_nominal": {"residual": [0, 1000], "quant": [7, 1000]},
         "code_differences_from_unfused": {"0": 900, "1": 90, "5": 9, "-2": 1},
         "subjects": subjects,
-        "coverage": {"gaussian/128": 12, "gaussian/4096": 1, "special/128": 7},
-        "coverage_of_stages": {"gaussian/128/residual": 90, "gaussian/128/quant": 9, "special/128/residual": 30},
+        "coverage": {
+            "family x kernel": {f"gaussian/{KERNEL}": 12, f"gaussian/{OTHER}": 1, f"special/{KERNEL}": 7},
+            "rows": {"1 ONESHOT": 19, "8192 TWOSHOT": 0},
+        },
+        "core": {
+            "cases": 20,
+            "done": 20,
+            "cells": 3,
+            "reached": 2,
+            "refused": 1,
+            "refused_cells": ["rows: 8192 TWOSHOT"],
+            "missing_cells": [],
+        },
+        "coverage_of_stages": {
+            f"gaussian/{KERNEL}/residual": 90,
+            f"gaussian/{KERNEL}/quant": 9,
+            f"special/{KERNEL}/residual": 30,
+        },
         "refusals": {"two-shot needs more rows than ranks": 2},
         "suggestions": {},
         "interrupted": False,

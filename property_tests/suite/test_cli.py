@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from html import unescape
 from io import StringIO
 from pathlib import Path
 
@@ -28,24 +30,55 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+ONE_KERNEL = ("--op", "RESIDUAL_RMS_NORM_QUANT_FP8", "--dtype", "bf16", "--strategy", "ONESHOT", "--tp", 2)
+"""What leaves few cells to a core plan, beside --tokens, --hidden and --family."""
+
+
 def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
-    arguments = ("--backend", "emulated:flashinfer-fp32", "--cases", 17, "--seed", 3, "--most-elements", 2**15)
-    assert run(monkeypatch, "kernel", *arguments, "--json", copy, "--run-dir", tmp_path / "run") == 0
+    arguments = ("--backend", "emulated:flashinfer-fp32", *ONE_KERNEL, "--hidden", 64, "--family", "exact,gaussian")
+    assert run(monkeypatch, "kernel", *arguments, "--tokens", "1,5", "--json", copy, "--run-dir", tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result == json.loads(copy.read_text())
     assert (result["schema"], result["command"], result["verdict"]) == (1, "kernel", "pass")
     assert result["findings"] == []
     summary = result["summary"]
-    assert summary["cases"] == 17
-    assert summary["elements"] > 17 * 64
+    core = summary["core"]
+    assert summary["cases"] == core["cases"] == core["done"] > 10
+    assert core["reached"] == core["cells"] == sum(map(len, summary["coverage"].values()))
+    assert summary["coverage"]["workspace"]["period 256 ONESHOT"] >= 1
+    assert summary["subjects"][0]["starting_seconds"] > 0
     assert 1 <= summary["codes_per_element"] < 1.2
     journal = read(tmp_path / "run" / FILE_NAME)
-    assert len(journal.ended) == 17
+    assert len(journal.ended) == core["cases"]
     assert journal.unfinished == []
 
 
-def test_a_kernel_judged_by_another_dataflow_fails_and_is_explained(
+def test_a_core_plan_that_was_not_finished_is_no_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("kernel", *ONE_KERNEL, "--tokens", "2", "--hidden", "64", "--seed", 9, "--family", "exact")
+    assert run(monkeypatch, *small, "--cases", 4, "--run-dir", tmp_path) == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"inconclusive \(the core plan has \d+ cases, 4 were run", told)
+    assert run(monkeypatch, *small, "--resume", tmp_path) == 0
+    record = json.loads((tmp_path / "result.json").read_text())["summary"]
+    assert record["cases"] == record["core"]["cases"] - 4
+    assert record["core"]["reached"] == record["core"]["cells"]
+
+
+def test_a_core_plan_of_which_most_is_refused_is_no_pass_unless_that_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = ("kernel", *ONE_KERNEL, "--tokens", "2", "--hidden", "64,8200,8216,8232,8248", "--family", "exact")
+    assert run(monkeypatch, *wide, "--run-dir", tmp_path) == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert "most of the core plan is refused, such as: hidden/8=" in told
+    assert re.search(r"\d+ of \d+ cells of the core plan reached, \d+ refused \(hidden/8", told)
+    assert run(monkeypatch, *wide, "--run-dir", tmp_path / "accepted", "--accept-refusals") == 0
+
+
+def test_a_kernel_judged_by_another_dataflow_fails_and_its_line_alone_fails_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
@@ -55,27 +88,32 @@ def test_a_kernel_judged_by_another_dataflow_fails_and_is_explained(
     assert "residual: rank" in printed
     assert "got 0x" in printed
     assert "explained by: trtllm" in printed
-    finding = json.loads((tmp_path / "result.json").read_text())["findings"][0]
-    replayed = Problem.from_json(finding["problem"])
-    assert (replayed.tokens, replayed.hidden, replayed.world_size) == (16, 512, 4)
-    again = ("replay", finding["problem"], "--dataflow", "trtllm-fp32", "--run-dir", tmp_path / "again")
-    assert run(monkeypatch, *again) == 1
-    assert run(monkeypatch, "replay", finding["problem"], "--run-dir", tmp_path / "own") == 0
+    line = json.loads((tmp_path / "result.json").read_text())["findings"][0]["question"]
+    asked = json.loads(line)
+    assert (asked["backend"], asked["dataflow"], asked["device"]) == ("emulated:trtllm", "trtllm-fp32", "cpu")
+    assert (asked["problem"]["tokens"], asked["problem"]["hidden"], asked["problem"]["world_size"]) == (16, 512, 4)
+    # The same text on the console, in JUnit and on the page.
+    assert f"replay='{line}'" in printed
+    command = shlex.join(["fusecheck", "replay", line])
+    assert all(command in unescape((tmp_path / name).read_text()) for name in ("junit.xml", "report.html"))
+    assert run(monkeypatch, "replay", line, "--run-dir", tmp_path / "again") == 1
+    assert run(monkeypatch, "replay", line, "--backend", "emulated:trtllm-fp32", "--run-dir", tmp_path / "own") == 0
 
 
-def test_a_run_goes_on_after_the_cases_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    small = ("kernel", "--tokens", "2", "--hidden", "64", "--seed", 9, "--family", "exact,gaussian")
-    assert run(monkeypatch, *small, "--cases", 4, "--run-dir", tmp_path) == 0
-    assert run(monkeypatch, *small, "--cases", 10, "--resume", tmp_path) == 0
-    assert json.loads((tmp_path / "result.json").read_text())["summary"]["cases"] == 6
-    assert len(read(tmp_path / FILE_NAME).ended) == 10
+def test_an_older_line_is_read_with_a_backend_and_refused_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = Problem(world_size=2, tokens=5, hidden=72).to_json()
+    assert run(monkeypatch, "replay", line, "--backend", "emulated", "--run-dir", tmp_path) == 0
+    assert run(monkeypatch, "replay", line) == 2
+    assert "the replay line lacks backend; give --backend" in capsys.readouterr().err
 
 
 def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ("--model", "gpt-oss-20b", "--tokens", "3", "--cases", "3", "--run-dir", tmp_path)
-    assert run(monkeypatch, "kernel", *arguments) == 0
+    assert run(monkeypatch, "kernel", *arguments) == 3
     coverage = json.loads((tmp_path / "result.json").read_text())["summary"]["coverage"]
-    assert {key.split("/")[1] for key in coverage} == {"2880"}
+    assert {size: number > 0 for size, number in coverage["hidden"].items()} == {"2880": True}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +143,11 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (("kernel", "--run-dir", "/proc/nothing"), "run directory /proc/nothing: cannot be written"),
         (("kernel", "--resume", "/nowhere"), "journal /nowhere/cases.jsonl: cannot be read"),
         (("replay", '{"op'), "replay line is not JSON"),
-        (("replay", '{"scale": [1, 2]}'), "scale=[1, 2], expected a number"),
+        (("replay", "{}"), "a Problem lacks op, strategy"),
+        (("replay", '{"scale": [1, 2]}'), "a Problem lacks op, strategy"),
+        (("replay", '{"backend": "emulated", "problem": {}}'), "the replay line lacks dataflow, device, checks"),
+        (("kernel", "--most-elements", "-1"), "--most-elements -1, expected more than 0"),
+        (("pace", "--batch", "0"), "--batch"),
         (("replay", "/nowhere"), "neither a JSON object nor a readable file"),
         (("nonsense",), "No such command 'nonsense'"),
         (("kernel", "--frobnicate"), "No such option: --frobnicate"),

@@ -15,7 +15,7 @@ from fusecheck.property_tests.suite.report_pages import Page
 from fusecheck.report.page import to_html
 from fusecheck.report.pictures.axis import Axis
 from fusecheck.report.pictures.flips import flips
-from fusecheck.report.pictures.heat import heat_map
+from fusecheck.report.pictures.heat import heat_map, strips
 from fusecheck.report.pictures.histogram import histogram
 from fusecheck.report.pictures.intervals import intervals
 from fusecheck.report.pictures.latency import HEIGHT, gain_plot, gains, steps, times
@@ -117,11 +117,15 @@ def test_the_histogram_counts_every_element_once() -> None:
 
 def test_the_heat_map_has_every_case_its_stages_and_what_failed() -> None:
     heat = heat_map(
-        {"gaussian/128": 12, "gaussian/4096": 1, "special/128": 7},
-        {"gaussian/128/residual": 1000, "gaussian/128/quant": 10, "special/128/residual": 100},
+        {"family x kernel": {f"gaussian/{made.KERNEL}": 12, f"gaussian/{made.OTHER}": 1, f"special/{made.KERNEL}": 7}},
+        {
+            f"gaussian/{made.KERNEL}/residual": 1000,
+            f"gaussian/{made.KERNEL}/quant": 10,
+            f"special/{made.KERNEL}/residual": 100,
+        },
         [made.finding()],
     )
-    assert (heat.columns, heat.stages) == ([128, 4096], ["residual", "quant"])
+    assert (heat.columns, heat.stages) == ([made.KERNEL, made.OTHER], ["residual", "quant"])
     rows = {family: [(c.cases, c.shade, c.failed) for c in cells] for family, cells in heat.rows}
     assert rows == {"gaussian": [(12, 9, ["quant"]), (1, 1, [])], "special": [(7, 6, []), (0, 0, [])]}
     bits = {family: [(b.stage, b.shade, b.failed) for b in cells[0].bits] for family, cells in heat.rows}
@@ -132,8 +136,17 @@ def test_the_heat_map_has_every_case_its_stages_and_what_failed() -> None:
 
 
 def test_a_heat_map_without_stages_still_counts_cases() -> None:
-    heat = heat_map({"a/b/64": 3}, {}, [{"stage": "quant"}, {"problem": "[]"}])
-    assert (heat.rows[0][0], heat.rows[0][1][0].cases, heat.stages) == ("a/b", 3, [])
+    heat = heat_map({"family x kernel": {"a/b": 3}}, {}, [{"stage": "quant"}, {"problem": "[]"}])
+    assert (heat.rows[0][0], heat.rows[0][1][0].cases, heat.stages) == ("a", 3, [])
+
+
+def test_every_other_dimension_shows_the_cells_that_were_not_reached() -> None:
+    (rows,) = strips(made.kernel_summary()["coverage"])
+    assert (rows.dimension, rows.reached) == ("rows", 1)
+    assert [(name, cell.cases, cell.shade) for name, cell in rows.cells] == [
+        ("1 ONESHOT", 19, 9),
+        ("8192 TWOSHOT", 0, 0),
+    ]
 
 
 def test_an_interval_is_drawn_against_zero_and_its_margin() -> None:

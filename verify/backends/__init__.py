@@ -67,9 +67,9 @@ def backend(name: str) -> Backend:
 
 
 def target(name: str) -> str:
-    """Where a backend is found, as `module:attribute`; a name that is none of `backends()` is that already."""
+    """Where a plug-in's name is found, as `module:attribute`; empty for what is built in, or is no name."""
     head = name.partition(":")[0]
-    return BUILT_IN[head] if head in BUILT_IN else backends().get(head, name)
+    return "" if head in BUILT_IN else _plug_ins().get(head, "")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ class Question:
     Attributes:
         problem: the case.
         backend: name of the kernel, or `package.module:attribute`.
-        module: where that name is found, as `module:attribute`; another package may take the name later.
+        module: where a plug-in's name is found, as `module:attribute`; another package may take the name later.
         dataflow: what it is judged by, instead of what it declares.
         device: `cpu` or `cuda`.
         virtual: all ranks are in one process on one GPU.
@@ -59,13 +59,13 @@ class Question:
     @property
     def kernel(self) -> str:
         """What to load: the backend by its name while that means the same, else where it was found."""
-        return self.module if self.module not in ("", backends.target(self.backend)) else self.backend
+        return self.module if self.module and self.module != backends.target(self.backend) else self.backend
 
     def to_json(self) -> str:
         """One line that `from_json` reads."""
-        record: dict[str, Any] = {"backend": self.backend, "module": self.module, "dataflow": self.dataflow}
-        record |= {"device": self.device, "checks": list(self.checks)}
-        record |= {"virtual": True} if self.virtual else {}
+        record: dict[str, Any] = {"backend": self.backend} | ({"module": self.module} if self.module else {})
+        record |= {"dataflow": self.dataflow, "device": self.device} | ({"virtual": True} if self.virtual else {})
+        record["checks"] = list(self.checks)
         if self.before:
             record["before"] = [{"problem": json.loads(p.to_json()), "checks": list(c)} for p, c in self.before]
         # Last, so that of a line that is cut short nothing is left that could be read.

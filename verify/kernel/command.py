@@ -71,8 +71,8 @@ def kernel(
         int | None, typer.Option(help="Stop each tp after so many cases; fewer than the core plan's are no answer.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
-    most_elements: Annotated[int, typer.Option(min=1, help="tokens * hidden of the largest case.")] = 2**26,
-    accept_refusals: Annotated[
+    most_elements: Annotated[int, typer.Option(help="tokens * hidden of the largest case.")] = 2**26,
+    accept_refusals: Annotated[  # noqa: FBT002
         bool, typer.Option("--accept-refusals", help="A pass may be one on less than half of the core plan.")
     ] = False,
     device: Device = None,
@@ -99,6 +99,7 @@ def kernel(
     from fusecheck.kernel.turn import Budget
 
     _positive("--case-timeout", case_timeout)
+    _positive("--most-elements", most_elements)
     shape = model_named(model) if model else None
     plan = Plan(
         seed=seed,

@@ -119,9 +119,8 @@ class _Core:
         """What the others have not crossed: kernels, and families with each of the three that decide the kernel."""
         found = []
         for dtype, op, strategy in self._kernels:
-            fixed = {"dtype": dtype, "op": op, "strategy": strategy}
             if not self._has("kernel", f"{dtype} {op.value} {strategy.value} "):
-                found += self._make(**fixed)
+                found += self._make(dtype=dtype, op=op, strategy=strategy)
         axes = {"dtype": self.plan.dtypes, "op": self.plan.ops, "strategy": self.plan.strategies}
         for family in self.plan.families:
             for name, value in ((name, value) for name, values in axes.items() for value in values):
@@ -133,12 +132,10 @@ class _Core:
         return (dimension, value) in self._reached
 
     def _patterns(self) -> list[Case]:
-        """Short call patterns, and two workspaces in turn under every exchange."""
-        found = [case for pattern in schedules.PATTERNS for case in self._scheduled(pattern)]
-        for strategy in self.plan.strategies:
-            calls = schedules.two_in_turn(self._few, hash64(self.plan.seed, self.size, 2))
-            found += self._scheduled(calls, strategy=strategy)
-        return found
+        """Short call patterns, and two workspaces in turn, under every exchange."""
+        patterns = (*schedules.PATTERNS, schedules.two_in_turn(self._few, hash64(self.plan.seed, self.size, 2)))
+        every = product(patterns, self.plan.strategies)
+        return [case for pattern, strategy in every for case in self._scheduled(pattern, strategy=strategy)]
 
     def _long(self) -> list[Case]:
         """Hundreds of calls under each exchange that has a protocol of its own."""
@@ -185,5 +182,5 @@ class _Core:
 
 def _interleaved(lists: Sequence[Sequence[Case]]) -> list[Case]:
     """Several lists as one, each spread evenly over the whole."""
-    placed = [((j + 0.5) / len(cases), i, case) for i, cases in enumerate(lists) for j, case in enumerate(cases)]
+    placed = [(j / len(cases), i, case) for i, cases in enumerate(lists) for j, case in enumerate(cases)]
     return [case for _, _, case in sorted(placed, key=lambda each: each[:2])]

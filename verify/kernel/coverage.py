@@ -23,6 +23,7 @@ class Coverage:
         refused: the cells of cases that the kernel refused.
         cases: of the core plan.
         done: of those, how many were run or refused.
+        turned_away: of those, how many were refused.
     """
 
     wanted: set[Cell] = field(default_factory=set)
@@ -30,6 +31,7 @@ class Coverage:
     refused: set[Cell] = field(default_factory=set)
     cases: int = 0
     done: int = 0
+    turned_away: int = 0
 
     @property
     def lost(self) -> set[Cell]:
@@ -48,8 +50,8 @@ class Coverage:
 
     @property
     def mostly_refused(self) -> bool:
-        """Whether more of the cells were refused than reached."""
-        return 2 * len(self.lost) > len(self.wanted)
+        """Whether more of the cases, or of the cells, were refused than run."""
+        return 2 * self.turned_away > self.cases or 2 * len(self.lost) > len(self.wanted)
 
 
 def counts(coverages: Iterable[Coverage]) -> dict[str, dict[str, int]]:

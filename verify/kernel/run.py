@@ -24,6 +24,9 @@ from fusecheck.problem import Problem
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
 from fusecheck.report import Interruption
 
+SAMPLES = 64
+"""Cases that a kernel may refuse until it is said to refuse all."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -81,14 +84,14 @@ class Run:
         if self.given is not None:
             yield from self.given[subject]
         else:
-            yield from (self.plan.draw(subject.world_size, index) for index in range(4 * len(self.plan.families)))
+            yield from (self.plan.draw(subject.world_size, index) for index in range(SAMPLES))
 
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""
         report = KernelReport(accept_refusals=self.accept_refusals)
         report.groups = {subject: Group(subject) for subject in self.subjects}
         began = time.monotonic()
-        shares, isolation, how = self._shares(), Isolation(self.timeout), self._conditions()
+        shares, isolation, how = self.shares(), Isolation(self.timeout), self._conditions()
         report.coverages = list({id(share.coverage): share.coverage for share in shares.values()}.values())
         with Interruption() as stop:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
@@ -114,7 +117,8 @@ class Run:
             self.progress,
         )
 
-    def _shares(self) -> dict[Subject, Share]:
+    def shares(self) -> dict[Subject, Share]:
+        """Which cases each subject runs."""
         if self.given is not None:
             return given_shares(self.given)
         deal = joint_shares if self.joint else own_shares

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from fusecheck.inputs.cells import hash64
 from fusecheck.interface import FusionOp, Operation, Strategy
 from fusecheck.kernel.table import CALLS, PAUSES, PERIODS
 from fusecheck.problem import Call
+
+T = TypeVar("T")
 
 PATTERNS: tuple[tuple[Call, ...], ...] = (
     (Call(64), Call(1), Call(1), Call(64)),
@@ -86,5 +91,5 @@ def long_calls(
     return tuple(made)
 
 
-def _pick(choices, number):  # type: ignore[no-untyped-def]
+def _pick(choices: Sequence[T], number: int) -> T:
     return choices[number % len(choices)]

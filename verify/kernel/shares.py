@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from fusecheck import backends
@@ -59,7 +60,7 @@ def own_shares(plan: Plan, subjects: Sequence[Subject], takes: Takes) -> dict[Su
     found = {}
     for subject in subjects:
         backend = backends.backend(subject.backend)
-        core = core_plan(plan.mixing(backend), subject.world_size, lambda problem, by=backend: takes(by, problem))
+        core = core_plan(plan.mixing(backend), subject.world_size, partial(takes, backend))
         found[subject] = _wanting(Share(subject, core, Coverage()))
     return found
 

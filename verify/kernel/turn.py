@@ -136,6 +136,7 @@ class Turn:
                 self._group.refused += 1
                 report.refusals[support.reason] += 1
                 coverage.refused |= cells
+                coverage.turned_away += given < len(self._share.core)
             elif case.problem.to_json() in how.skip:
                 coverage.reached.update(cells)
             else:

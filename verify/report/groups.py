@@ -63,6 +63,8 @@ def finding_line(finding: dict[str, Any]) -> str:
 
 def replay(finding: dict[str, Any]) -> str:
     """The command that shows a finding again; empty where there is none."""
+    if finding.get("question"):
+        return shlex.join(["fusecheck", "replay", str(finding["question"])])
     if "problem" in finding:
         words = ["fusecheck", "replay", str(finding["problem"])]
         words += ["--backend", str(finding["backend"])] if finding.get("backend") else []
@@ -201,6 +203,7 @@ def _kernel_sentence(part: Part) -> str:
     sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in subjects})))
     who = f"{names[0]} at tp {sizes}" if len(names) == 1 else f"{len(names)} backends at tp {sizes}"
     facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} output elements of {who}"
+    facts += _reached(s.get("core") or {})
     if part.findings:
         failed = sum(subject["failed"] for subject in subjects)
         return (
@@ -211,6 +214,14 @@ def _kernel_sentence(part: Part) -> str:
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)
     return f"{facts}, all inside their enclosures" + (f"; {idle} backends ran nothing" if idle else "")
+
+
+def _reached(core: dict[str, Any]) -> str:
+    """How much of the core plan was reached, and how much of it the kernels refuse."""
+    if not core.get("cells"):
+        return ""
+    refused = f" ({count(core['refused'])} refused)" if core["refused"] else ""
+    return f", {count(core['reached'])} of {count(core['cells'])} cells of the core plan{refused}"
 
 
 def _graph_sentence(part: Part) -> str:

@@ -8,13 +8,21 @@ from fusecheck.report.findings import OPEN, SHOWN, entries
 from fusecheck.report.groups import QUESTIONS, count, groups, sentence, with_replay
 from fusecheck.report.pictures import latency, matrix
 from fusecheck.report.pictures.flips import flips
-from fusecheck.report.pictures.heat import heat_map
+from fusecheck.report.pictures.heat import heat_map, strips
 from fusecheck.report.pictures.histogram import histogram
 from fusecheck.report.pictures.intervals import intervals
 from fusecheck.report.record import Part
 
 _DRAWN = {
-    *("subjects", "coverage", "coverage_of_stages", "off_nominal", "code_differences_from_unfused", "suggestions"),
+    *(
+        "subjects",
+        "coverage",
+        "core",
+        "coverage_of_stages",
+        "off_nominal",
+        "code_differences_from_unfused",
+        "suggestions",
+    ),
     *("parts", "not_run", "rows", "tasks", "left_out", "criteria", "runs", "groups", "refusals", "flipped", "headline"),
     "tables",
     *("timings", "prediction", "reading", "policy", "stages", "further_seeds", "warnings", "kernel_verdict"),
@@ -68,6 +76,7 @@ def _of_kernel(part: Part) -> dict[str, Any]:
             of_stages if isinstance(of_stages, dict) else {},
             part.findings,
         ),
+        "strips": strips(coverage if isinstance(coverage, dict) else {}),
         "off_nominal": _shares(off) if isinstance(off, dict) else [],
         "suggestions": suggestions[:1],
     }

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from fusecheck.faults import sensitivity
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Strategy
-from fusecheck.kernel.plan import Plan
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import deaths, judging, refutation
@@ -48,20 +48,18 @@ def number(pattern: str, text: str) -> float:
 
 def judged(cases: int, most_elements: int) -> Iterator[tuple[int, Problem]]:
     """The elements and the Problem of each case that `fusecheck verify` runs."""
-    plan = Plan(seed=0, most_elements=most_elements)
-    for size in verify_command.WORLD_SIZES:
-        for name in DATAFLOWS:
-            backend = backends.backend(f"emulated:{name}")
-            for index in range(cases):
-                problem = plan.case(size, index).problem
-                calls = [each for _, each in problem.calls()]
-                if all(backend.supports(each).ok for each in (problem, *calls)):
-                    outputs = ((1 + c.op.returns_norm + c.op.returns_quant) * c.tokens * c.hidden for c in calls)
-                    yield size * sum(outputs), problem
+    run = verify_command.Asked(seed=0, cases=cases, most_elements=most_elements, seconds=None).run()
+    for subject, share in run.shares().items():
+        backend = backends.backend(subject.backend)
+        for case, _ in islice(share.stream(run.plan), len(share.core) + cases):
+            calls = [each for _, each in case.problem.calls()]
+            if all(backend.supports(each).ok for each in calls):
+                outputs = ((1 + c.op.returns_norm + c.op.returns_quant) * c.tokens * c.hidden for c in calls)
+                yield subject.world_size * sum(outputs), case.problem
 
 
 def main_job(result: str) -> None:
-    cases = list(judged(len(FAMILIES), verify_command.MOST_ELEMENTS))
+    cases = list(judged(verify_command.DRAWN, verify_command.MOST_ELEMENTS))
     elements = sum(count for count, _ in cases)
     assert elements >= 3.5e8
     assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
@@ -75,9 +73,9 @@ def main_job(result: str) -> None:
 
 
 def long_run(result: str) -> None:
-    words = next(words for words in pages.commands(pages.read()) if "--most-elements" in words)
-    cases, most = (int(words[words.index(name) + 1]) for name in ("--cases", "--most-elements"))
-    elements = sum(count for count, _ in judged(cases, most))
+    words = next(words for words in pages.commands(pages.read()) if words[:3] == ["verify", "--only", "none"])
+    cases = int(words[words.index("--cases") + 1])
+    elements = sum(count for count, _ in judged(cases, verify_command.MOST_ELEMENTS))
     assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
     assert 1 < number(r"([\d.]+) admissible codes", result) < 1.01
 
