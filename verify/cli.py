@@ -55,6 +55,7 @@ _PLUGGED: tuple[str, ...] = (
     "fusecheck.report.command",
     "fusecheck.kernel.pace",
     "fusecheck.exhaust",
+    "fusecheck.judge.command",
     "fusecheck.latency.command",
     "fusecheck.golden.command",
     "fusecheck.graph.command",

@@ -30,7 +30,7 @@ LAYERS = (
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass"},
     {"graph", "kernel", "testing"},
-    {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
+    {"judge", "latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts", "manual"},
     {"verify_command", "pytest_plugin"},
     {"cli"},
