@@ -78,7 +78,7 @@ class _Judged:
     def __init__(self, flow: Dataflow, inputs: Inputs, observed: Floats, token: int) -> None:
         oracle = Oracle(flow, _operands(inputs))
         residual_out = torch.from_numpy(observed).to(inputs.native)
-        columns = torch.arange(oracle.hidden)
+        columns = torch.arange(oracle.operands.hidden)
         where = (torch.full_like(columns, token), columns)
         self.residual = self._exact(oracle.residual_ends(where))
         self.norm = self._exact(oracle.unrounded_norm_ends(residual_out, where))

@@ -25,6 +25,7 @@ LAYERS = (
     {"formats"},
     {"numerics"},
     {"quantisers"},
+    {"stages"},
     {"oracle"},
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
