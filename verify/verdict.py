@@ -43,13 +43,30 @@ def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
     return int((hi - lo + 1).clamp(min=1).sum()), rows * hidden
 
 
-def off_nominal_budget(flow: Dataflow, fmt: Format, hidden: int, elements: int) -> float:
-    """How many norms of spread significands may differ from the nominal.
+FALSE_ALARM = 1e-9
+"""The chance that a right kernel's call exceeds its budget of off-nominal norms."""
 
-    A relative shift d moves 2^(p-1) / ln 2 * d of log-uniform significands over a rounding boundary. The largest
-    legal d is that of L4 to L6; the nominal's own is at most 2.5 u. A quarter is added since Gaussian data are
-    only nearly log-uniform, and six standard deviations. The quotient of a twice-rounded norm may flip twice.
+
+def off_nominal_share(flow: Dataflow, fmt: Format, hidden: int) -> float | None:
+    """The chance that a right kernel's norm differs from the nominal, at most, for spread significands.
+
+    Of values whose place between two rounding boundaries is spread evenly, a relative shift d takes the share
+    2^(p-1) E[m] d over a boundary, where m is the significand, below 2. The largest legal d is what L4 to L6 allow
+    the kernel (L5 enters halved) and what the nominal itself may be off: 2.5 u in its root, 2 u in its products. A
+    norm that is rounded twice may change twice. None where the norm reads what is no single value. The derivation is
+    on the page of the criterion, `verify/README.md`.
     """
-    shift = enclosure.kappa(flow, hidden) / 2 + (1.5 + 5 + 2.01 + 2.5) * enclosure.U
-    share = 1.25 * shift * 2.0 ** (fmt.precision - 1) / math.log(2) * (2 if flow.round_normed else 1)
-    return share * elements + 6 * math.sqrt(share * elements) + 6
+    if not (flow.norm_reads_rounded or flow.order == "rank"):
+        return None
+    root = (enclosure.kappa(flow, hidden) + enclosure.mean_error(flow, hidden)) / 2 + 0.5 * enclosure.U
+    shift = root + enclosure.RSQRT + 2.01 * enclosure.U + 4.5 * enclosure.U
+    return min(1.0, shift * 2.0**fmt.precision * (2 if flow.round_normed else 1))
+
+
+def off_nominal_budget(share: float, elements: int) -> float:
+    """How many of so many norms may differ from the nominal: more do in one call of `1 / FALSE_ALARM`.
+
+    Bernstein's inequality for independent events of mean m in all: P(count >= m + t) <= exp(-t^2 / 2(m + t/3)).
+    """
+    mean, nats = share * elements, -math.log(FALSE_ALARM)
+    return mean + nats / 3 + math.sqrt(nats**2 / 9 + 2 * nats * mean)
