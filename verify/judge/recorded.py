@@ -96,6 +96,6 @@ def as_call(parts: list[RankCall], rank: int, eps: float | None) -> Call:
         partials=tuple(part.tensors["partial"] for part in parts),
         eps=own.eps if eps is None else eps,
         weight_bias=own.weight_bias,
-        **tensors,  # type: ignore[arg-type]
+        **tensors,
     )
     return replace(call, scale=None) if call.quant is None else call
