@@ -1,7 +1,8 @@
 """`fusecheck exhaust`: the oracle's assumptions on the chip, over every input there is.
 
 The cast of float32 to E4M3 against the table (all 2^32 inputs); the reciprocal root (assumption A3) and the reciprocal
-(A4) over all normal floats; division (A4) over every divisor significand with many dividends.
+(A4) over all normal floats; division (A4) over every divisor significand with many dividends. What declarations may
+say beyond that, exact at powers of two (`exact_pow2`), is looked at over all of them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ DIVIDENDS = 64
 
 ROOT_ULPS, RECIPROCAL_ULPS, DIVISION_ULPS = 2, 1, 2
 """What A3 and A4 allow, in ulps from the correctly rounded value."""
+
+POWERS = range(-125, 127)
+"""Exponents of the powers of two whose reciprocal is normal, and by which approximate division is documented."""
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -127,6 +131,29 @@ def worst_division(divide: Callable[[Tensor, Tensor], Tensor], device: torch.dev
     return worst.record()
 
 
+def exact_at_powers_of_two(divide: Callable[[Tensor, Tensor], Tensor], dividends: Tensor) -> dict[str, Any]:
+    """Divide the dividends, float32 in [1, 2), by every power of two: exact, both signs of the exponent.
+
+    A dividend meets every exponent that leaves the quotient normal.
+    """
+    inputs, wrong, first = 0, 0, None
+    for exponent in POWERS:
+        divisor = torch.full_like(dividends, 2.0**exponent)
+        got, exact = divide(dividends, divisor), torch.ldexp(dividends.double(), torch.tensor(-exponent)).float()
+        differ = got != exact
+        inputs += len(dividends)
+        wrong += int(differ.sum())
+        if first is None and bool(differ.any()):
+            at = int(torch.nonzero(differ)[0])
+            first = f"{float(dividends[at])} / 2^{exponent} -> {float(got[at])}, expected {float(exact[at])}"
+    return {"inputs": inputs, "wrong": wrong, "first": first, "holds": bool(inputs) and wrong == 0}
+
+
+def significands(device: torch.device) -> Tensor:
+    """All float32 values in [1, 2)."""
+    return torch.arange(0x3F800000, 0x40000000, dtype=torch.int32, device=device).view(torch.float32)
+
+
 class _Chip:
     """Single instructions of a GPU as functions of tensors."""
 
@@ -189,6 +216,11 @@ def on_chip(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
         yield asm, worst_of(chip.one(asm), torch.reciprocal, positive_normals(device), allowed)
     for asm, allowed in (("div.approx.ftz.f32", DIVISION_ULPS), ("div.full.f32", DIVISION_ULPS), ("div.rn.f32", 0)):
         yield asm, worst_division(chip.two(asm), device, allowed)
+    reciprocal = chip.one("rcp.approx.ftz.f32")
+    one = torch.ones(1, device=device)
+    yield "rcp.approx.ftz.f32 of 2^n", exact_at_powers_of_two(lambda _, divisor: reciprocal(divisor), one)
+    for asm in ("div.approx.ftz.f32", "div.full.f32"):
+        yield f"{asm} by 2^n", exact_at_powers_of_two(chip.two(asm), significands(device))
 
 
 def register(app: typer.Typer) -> None:
@@ -222,7 +254,7 @@ def command(
 
 def _worst(entry: dict[str, Any]) -> str:
     if "wrong" in entry:
-        return f"{entry['wrong']} differ from the table"
+        return f"{entry['wrong']} wrong" + (f", the first: {entry['first']}" if entry["first"] else "")
     return (
         f"within {entry['worst_ulps_from_rounded']} ulp of the rounded value ({entry['allowed']} allowed), "
         f"{entry['worst_ulps_from_exact']} ulp of the exact one"

@@ -17,7 +17,7 @@ ScaleRule = Literal["given", "divide", "approx", "multiply", "rcp", "log2"]
 PowerOfTwo = Literal["no", "rceil", "ceil", "floor", "even"]
 LeastAt = Literal["amax", "scale", "after"]
 CodesFrom = Literal["scale", "amax"]
-CodeRule = Literal["divide", "approx", "reciprocal", "rcp", "either", "exact_pow2"]
+CodeRule = Literal["divide", "approx", "reciprocal", "rcp", "either"]
 AmaxNan = Literal["drop", "propagate", "bits", "order"]
 ZeroGroup = Literal["least", "one", "byte0"]
 Given = Literal["scale", "multiplies", "divides", "none"]
@@ -44,8 +44,10 @@ class QuantFlow:
         scale_top: the largest exponent byte that is stored, 253 to 255: that of an infinite a.
         codes_from: the scale as stored, or a: y * fl(L / a).
         code_rule: `divide` fl(y / s); `approx` y / s within 5u; `reciprocal` fl(y * fl(1 / s)); `rcp` the same with a
-            reciprocal within one unit in the last place; `either` any of these; `exact_pow2` y * 2^-e. For NVFP4 by a
-            factor that multiplies: g / s in place of 1 / s, and `rcp` is rcp(s * rcp(g)).
+            reciprocal within one unit in the last place; `either` any of these. For NVFP4 by a factor that multiplies:
+            g / s in place of 1 / s, and `rcp` is rcp(s * rcp(g)).
+        exact_pow2: what is not correctly rounded is exact nevertheless where the divisor is a power of two
+            (`fusecheck exhaust` checks it on a chip).
         ties: of the cast.
         amax_nan: a NaN is dropped from a; it is propagated; its bits win, so that the least scale remains; or what
             happens depends on the order of comparisons.
@@ -69,6 +71,7 @@ class QuantFlow:
     scale_top: int = 255
     codes_from: CodesFrom = "scale"
     code_rule: CodeRule = "divide"
+    exact_pow2: bool = False
     ties: Ties = "even"
     amax_nan: AmaxNan = "drop"
     code_of_nan: CodeOfNan = "nan"
@@ -90,9 +93,9 @@ LEAST_AMAX = float.fromhex("0x1.a36e2ep-14")
 def _static() -> tuple[QuantFlow, ...]:
     given = partial(QuantFlow, given="scale", scale_rule="given")
     return (
-        given("flashinfer", "FlashInfer patterns 2, 4", code_rule="rcp", flush=True),
+        given("flashinfer", "FlashInfer patterns 2, 4", code_rule="rcp", exact_pow2=True, flush=True),
         given("trtllm", "TensorRT-LLM allReduceFusionKernels", code_rule="reciprocal"),
-        given("trtllm-nccl", "TensorRT-LLM NCCL, then one of several kernels", code_rule="either"),
+        given("trtllm-nccl", "TensorRT-LLM NCCL, then one of several kernels", code_rule="either", exact_pow2=True),
         given("vllm", "vLLM static_scaled_fp8_quant", code_rule="reciprocal", code_of_nan="+max"),
         given("torch", "torch ops", code_rule="divide"),
     )
@@ -181,19 +184,19 @@ def _mxfp8() -> tuple[QuantFlow, ...]:
             scale_rule="multiply",
             pow2="rceil",
             scale_top=254,
-            code_rule="exact_pow2",
+            code_rule="reciprocal",
             code_of_nan="+max",
             zero_group="byte0",
             flush=True,
             column_padding="zero",
         ),
-        QuantFlow("torchao", "torchao to_mx, FLOOR", pow2="floor", code_rule="exact_pow2", amax_nan="propagate"),
+        QuantFlow("torchao", "torchao to_mx, FLOOR", pow2="floor", code_rule="reciprocal", amax_nan="propagate"),
         QuantFlow(
             "torchao-rceil",
             "its RCEIL",
             scale_rule="multiply",
             pow2="rceil",
-            code_rule="exact_pow2",
+            code_rule="reciprocal",
             amax_nan="propagate",
         ),
     )
@@ -209,7 +212,7 @@ def _nvfp4() -> tuple[QuantFlow, ...]:
 
 
 def _mxfp4() -> tuple[QuantFlow, ...]:
-    exact = partial(QuantFlow, code_rule="exact_pow2", code_of_nan="+max")
+    exact = partial(QuantFlow, code_rule="reciprocal", code_of_nan="+max")
     return (
         exact(
             "flashinfer",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from fusecheck.property_tests.suite.rational_numbers import FP32, Grid, half_ulp, last_place, nearest
+from fusecheck.property_tests.suite.rational_numbers import FP32, half_ulp, nearest
 from fusecheck.quantflow import QuantFlow
 
 U = Fraction(1, 1 << 24)
@@ -65,10 +65,14 @@ def _flushed(x: Fraction, flow: QuantFlow) -> Fraction:
     return Fraction(0) if flow.flush and abs(x) < LEAST_NORMAL else x
 
 
-def _near(x: Fraction) -> list[Fraction]:
-    """Float32 values within one unit in the last place of fl(x); fl(x) alone where x is a power of two."""
+def _is_power(x: Fraction) -> bool:
+    return abs(x.numerator * x.denominator).bit_count() == 1 and 1 in (abs(x.numerator), x.denominator)
+
+
+def _near(x: Fraction, flow: QuantFlow) -> list[Fraction]:
+    """Float32 values within one unit in the last place of fl(x); fl(x) alone where it is declared exact."""
     middle = nearest(x, FP32)
-    if last_place(x) == abs(x):
+    if flow.exact_pow2 and _is_power(x):
         return [middle]
     unit = 2 * half_ulp(middle, FP32)
     return [nearest(middle - unit, FP32), middle, nearest(middle + unit, FP32)]
@@ -82,7 +86,7 @@ def quotients(a: Fraction, spec: Spec, flow: QuantFlow) -> Pair:
     """The ends of a over L by the declared rule, float32 values."""
     rule = flow.scale_rule
     if rule in ("multiply", "rcp"):
-        factors = _near(1 / spec.top) if rule == "rcp" else [_round(1 / spec.top)]
+        factors = _near(1 / spec.top, flow) if rule == "rcp" else [_round(1 / spec.top)]
         return _round(a * min(factors)), _round(a * max(factors))
     slack = {"divide": Fraction(0), "approx": 5 * U, "log2": Fraction(1, 1 << 16)}[rule]
     return _round(a / spec.top * (1 - slack)), _round(a / spec.top * (1 + slack))
@@ -148,6 +152,12 @@ def _scale_value(stored: Fraction, spec: Spec) -> Fraction:
     return Fraction(2) ** int(stored - 127) if spec.stored == "ue8m0" else ELEMENTS["e4m3"][int(stored)]
 
 
+def _slack(divisor: Fraction, flow: QuantFlow) -> Fraction:
+    """The relative error of a division beyond its rounding."""
+    approximate = flow.code_rule in ("approx", "either") and not (flow.exact_pow2 and _is_power(divisor))
+    return 5 * U if approximate else Fraction(0)
+
+
 def _by_division(y: Fraction, s: Fraction, slack: Fraction) -> list[Fraction]:
     return [_round(y / s * (1 - slack)), _round(y / s * (1 + slack))]
 
@@ -156,8 +166,8 @@ def _by_factor(y: Fraction, factors: list[Fraction]) -> list[Fraction]:
     return [_round(y * factor) for factor in factors]
 
 
-def _nested(s: Fraction, given: Fraction) -> list[Fraction]:
-    return [o for inverse in _near(1 / given) for o in _near(1 / _round(s * inverse))]
+def _nested(s: Fraction, given: Fraction, flow: QuantFlow) -> list[Fraction]:
+    return [o for inverse in _near(1 / given, flow) for o in _near(1 / _round(s * inverse), flow)]
 
 
 def quotient_ends(
@@ -165,30 +175,24 @@ def quotient_ends(
 ) -> Pair:
     """What the cast may read for one element, given the scale as stored (or the amax, where codes come from that)."""
     y, s = _flushed(y, flow), _scale_value(stored, spec)
-    slack = 5 * U if flow.code_rule == "approx" else Fraction(0)
     if a is not None and flow.codes_from == "amax":
-        reach = _by_factor(y, [_round(spec.top / a * (1 - slack)), _round(spec.top / a * (1 + slack))])
+        reach = _by_factor(y, _by_division(spec.top, a, _slack(a, flow)))
     elif flow.zero_group == "byte0" and stored in (0, flow.scale_top):
         reach = [Fraction(0)]
     elif spec.stored == "e4m3" and flow.given == "multiplies":
         if s == 0:
             reach = [Fraction(0)]
         elif flow.code_rule == "rcp":
-            reach = _by_factor(y, _nested(s, given))
+            reach = _by_factor(y, _nested(s, given, flow))
         else:
-            reach = _by_factor(y, [_round(given / s * (1 - slack)), _round(given / s * (1 + slack))])
+            reach = _by_factor(y, _by_division(given, s, _slack(s, flow)))
     else:
         reach = _plain(y, _flushed(_round(s * given) if flow.given == "divides" else s, flow), flow)
     return min(reach), max(reach)
 
 
 def _plain(y: Fraction, s: Fraction, flow: QuantFlow) -> list[Fraction]:
-    if flow.code_rule == "either":
-        return _by_division(y, s, Fraction(0) if last_place(s) == abs(s) else 5 * U)
-    if flow.code_rule in ("divide", "approx"):
-        return _by_division(y, s, 5 * U if flow.code_rule == "approx" else Fraction(0))
-    factors = _near(1 / s) if flow.code_rule == "rcp" else [_round(1 / s)]
+    if flow.code_rule in ("divide", "approx", "either"):
+        return _by_division(y, s, _slack(s, flow))
+    factors = _near(1 / s, flow) if flow.code_rule == "rcp" else [_round(1 / s)]
     return _by_factor(y, factors)
-
-
-NATIVE = {"bf16": Grid(8, -126), "fp16": Grid(11, -14)}

@@ -12,7 +12,15 @@ import torch
 from fusecheck.case import alive
 from fusecheck.case.run import WORKER, collect, request
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.exhaust import cast_against_table, positive_normals, ulps_apart, worst_of
+from fusecheck.exhaust import (
+    POWERS,
+    cast_against_table,
+    exact_at_powers_of_two,
+    positive_normals,
+    significands,
+    ulps_apart,
+    worst_of,
+)
 from fusecheck.formats.element import E4M3
 from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
@@ -102,3 +110,21 @@ def test_an_error_of_one_ulp_is_counted_as_one() -> None:
     assert not worst["holds"]
     assert worst_of(lambda _: nearest, lambda _: exact, iter([x]), 0)["holds"]
     assert float(next(positive_normals(CPU))[0]) == 2.0**-126
+
+
+def test_a_division_that_is_not_exact_at_powers_of_two_is_counted_with_its_first_case() -> None:
+    values = significands(CPU)[:: 2**12]
+    assert exact_at_powers_of_two(torch.div, values) == {
+        "inputs": len(values) * len(POWERS),
+        "wrong": 0,
+        "first": None,
+        "holds": True,
+    }
+
+    def low(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        exact = torch.div(a, b)
+        return torch.where(b == 0.25, torch.nextafter(exact, torch.zeros_like(exact)), exact)
+
+    found = exact_at_powers_of_two(low, values)
+    assert (found["wrong"], found["holds"]) == (len(values), False)
+    assert found["first"].startswith("1.0 / 2^-2 -> 3.99999")

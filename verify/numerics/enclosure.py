@@ -25,9 +25,14 @@ SLACK = 2.0**-48
 RSQRT = 5 * U
 """Reciprocal root within 2 ulp of the correctly rounded one (A3)."""
 QUOTIENT = 5 * U
-"""Undeclared scaling: division within 2 ulp, or a reciprocal within 1 ulp and a product (A4)."""
+"""A division within 2 ulp of the correctly rounded one; also a reciprocal within 1 ulp and a product (A4)."""
 
 Interval = tuple[Tensor, Tensor]
+
+
+def is_power_of_two(x: float) -> bool:
+    """Whether |x| is one, negative exponents included."""
+    return math.isfinite(x) and math.frexp(x)[0] in (0.5, -0.5)
 
 
 def gamma_factor(count: int) -> float:
@@ -110,20 +115,36 @@ def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
     most = torch.maximum(lo * lo, hi * hi)
     if flow.round_squares:
         least, most = round_to(least, fmt), round_to(most, fmt)
-    elif bool((most > FP32.largest).any()):
+    elif not flow.scaled_squares and bool((most > FP32.largest).any()):
         least, most = round_to(least, FP32), round_to(most, FP32)  # an overflowing square is infinite
     return least.sum(-1, keepdim=True), most.sum(-1, keepdim=True)
 
 
-def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
-    """rsqrt(v / H + eps), L4 and L5."""
-    relative = kappa(flow, hidden)
+def mean_error(flow: Dataflow, hidden: int) -> float:
+    """Relative error of v / H (L5): two roundings where 1 / H is rounded, or a division within 2 ulp."""
+    exact = flow.mean_rule == "exact" or (flow.exact_pow2 and is_power_of_two(hidden))
+    return gamma_factor(2) if exact else QUOTIENT
+
+
+def mean_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
+    """V / H + eps as float32 holds it, from the exact sum of squares v (L4, and the first half of L5).
+
+    What underflows in a row that was scaled is below hidden * 2^-125 of the sum, and so within SLACK.
+    """
+    relative, divided = kappa(flow, hidden), mean_error(flow, hidden)
     least = (squares[0] * (1 - relative) * (1 - SLACK) - hidden * TINY).clamp(min=0.0)
     most = squares[1] * (1 + relative) * (1 + SLACK) + hidden * TINY
-    most = torch.where(most > FP32.largest * (1 + U), torch.inf, most)
-    least = torch.where(least > FP32.largest * (1 + U), torch.inf, least)
-    low = (least / hidden * (1 - gamma_factor(2)) + eps * (1 - U)) * (1 - U)
-    high = (most / hidden * (1 + gamma_factor(2)) + eps * (1 + U)) * (1 + U)
+    if not flow.scaled_squares:
+        most = torch.where(most > FP32.largest * (1 + U), torch.inf, most)
+        least = torch.where(least > FP32.largest * (1 + U), torch.inf, least)
+    low = (least / hidden * (1 - divided) + eps * (1 - U)) * (1 - U)
+    high = (most / hidden * (1 + divided) + eps * (1 + U)) * (1 + U)
+    return low, high
+
+
+def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
+    """rsqrt(v / H + eps), L4 and L5."""
+    low, high = mean_ends(squares, hidden, eps, flow)
     return (1 - RSQRT) * high.rsqrt(), (1 + RSQRT) * low.rsqrt()
 
 
@@ -154,19 +175,20 @@ def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, 
 def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
     """Y / scale as the dataflow forms it, over y in [lo, hi] (L6). `inverse` is the nominal reciprocal.
 
-    An exact float32 product or quotient is one more monotone rounding (L0).
+    An exact float32 product or quotient is one more monotone rounding (L0). What is not correctly rounded keeps its
+    slack at every scale, unless the dataflow declares it exact at powers of two.
     """
-    power = math.isfinite(scale) and math.frexp(scale)[0] in (0.5, -0.5)
+    exact = flow.exact_pow2 and is_power_of_two(scale)
     if flow.scaling == "divide":
         ends = _sorted(lo / scale, hi / scale)
     elif flow.scaling == "multiply":
-        slack = 0.0 if flow.exact_reciprocal or power or not math.isfinite(inverse) else 2 * U
+        slack = 0.0 if flow.exact_reciprocal or exact or not math.isfinite(inverse) else 2 * U
         low, high = inverse * (1 - slack), inverse * (1 + slack)
         factors = torch.tensor([low, high], dtype=torch.float64, device=lo.device)
         ends = corners(lo, hi, factors[0], factors[1])
     else:
         ends = _sorted(lo / scale, hi / scale)
-        ends = ends if power else widen(*ends, QUOTIENT)
+        ends = ends if exact else widen(*ends, QUOTIENT)
     return round_to(ends[0], FP32), round_to(ends[1], FP32)
 
 

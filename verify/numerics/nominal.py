@@ -64,6 +64,9 @@ def add_residual(total: Tensor, residual: Tensor, flow: Dataflow, *, flushing: b
 
 def inverse_root(stream: Tensor, eps: float, flow: Dataflow, native: torch.dtype) -> Tensor:
     """rsqrt(mean(stream^2) + eps) per row, [rows, 1], float32."""
+    if flow.scaled_squares:  # in float64 no square of a float32 overflows or underflows
+        mean = stream.to(torch.float64).square().mean(-1, keepdim=True) + float(np.float32(eps))
+        return mean.rsqrt().to(torch.float32)
     if flow.round_squares:
         squares = stream.to(native) * stream.to(native)
     else:

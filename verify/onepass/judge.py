@@ -28,7 +28,8 @@ _NAN_CODE = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
 def takes(flow: Dataflow, problem: Problem) -> bool:
     """Whether the kernel forms this dataflow's nominal values."""
     rounded = (flow.round_sum or flow.accumulate == "native") and flow.sum_flushes
-    staged = flow.norm_reads_rounded and flow.round_norm and not (flow.round_squares or flow.round_normed)
+    squared = not (flow.round_squares or flow.scaled_squares)
+    staged = flow.norm_reads_rounded and flow.round_norm and squared and not flow.round_normed
     return rounded and staged and flow.saturate and problem.hidden <= WIDEST
 
 

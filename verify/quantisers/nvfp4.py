@@ -14,7 +14,7 @@ from fusecheck.formats.element import E2M1, E4M3
 from fusecheck.numerics.enclosure import QUOTIENT, TINY, Interval
 from fusecheck.numerics.nominal import flush
 from fusecheck.quantflow import QuantFlow
-from fusecheck.quantisers.scaled import Factor, Scaled, as_float32, factor_of_scale, reciprocal_ends
+from fusecheck.quantisers.scaled import Factor, Scaled, as_float32, factor_of_scale, quotient_slack, reciprocal_ends
 
 
 class Nvfp4(Scaled):
@@ -51,26 +51,24 @@ class Nvfp4(Scaled):
             return factor_of_scale(as_float32(scale * given), flow)
         safe = torch.where(scale == 0, 1.0, scale)
         if flow.code_rule == "rcp":
-            nominal, ends = _nested(safe, given)
+            nominal, ends = _nested(safe, given, flow)
         else:
             nominal = as_float32(given / safe)
-            slack = QUOTIENT if flow.code_rule == "approx" else 0.0
+            slack = quotient_slack(safe, flow)
             ends = as_float32(given / safe * (1 - slack)), as_float32(given / safe * (1 + slack))
-        dead = scale == 0
-        return Factor(
-            torch.where(dead, 0.0, nominal), (torch.where(dead, 0.0, ends[0]), torch.where(dead, 0.0, ends[1]))
-        )
+        nominal, low, high = (torch.where(scale == 0, 0.0, each) for each in (nominal, *ends))
+        return Factor(nominal, (low, high))
 
 
-def _nested(scale: Tensor, given: float) -> tuple[Tensor, Interval]:
+def _nested(scale: Tensor, given: float, flow: QuantFlow) -> tuple[Tensor, Interval]:
     """rcp(scale * rcp(given)), nominal and ends."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = scale.new_tensor(float(np.float32(1) / np.float32(given)))
-    ends = reciprocal_ends(inverse, scale.new_tensor(given))
+    ends = reciprocal_ends(inverse, scale.new_tensor(given), flow)
     high, nominal, low = (as_float32(1 / as_float32(scale * end)) for end in (ends[0], inverse, ends[1]))
     return nominal, (
-        reciprocal_ends(low, as_float32(scale * ends[1]))[0],
-        reciprocal_ends(high, as_float32(scale * ends[0]))[1],
+        reciprocal_ends(low, as_float32(scale * ends[1]), flow)[0],
+        reciprocal_ends(high, as_float32(scale * ends[0]), flow)[1],
     )
 
 

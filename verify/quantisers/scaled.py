@@ -149,7 +149,7 @@ class Scaled:
             lo, hi = torch.minimum(lo, hi), torch.maximum(lo, hi)
         else:
             lo, hi = corners(lo, hi, low, high)
-        if factor.slack is not None:
+        if factor.slack is not None and bool(factor.slack.any()):
             lo, hi = _widened(lo, hi, factor.slack[..., None])
         return round_to(lo.flatten(-2), FP32), round_to(hi.flatten(-2), FP32)
 
@@ -186,34 +186,47 @@ def as_float32(x: Tensor) -> Tensor:
     return x.to(torch.float32).to(torch.float64)
 
 
-def reciprocal_ends(inverse: Tensor, scale: Tensor) -> Interval:
-    """An approximate reciprocal, from the correctly rounded one; of a power of two it is exact (A4)."""
-    exact = scales.is_power(scale.abs()) | ~inverse.isfinite()
-    slack = torch.where(exact, 0.0, scales.RECIPROCAL)
+def reciprocal_ends(inverse: Tensor, scale: Tensor, flow: QuantFlow) -> Interval:
+    """An approximate reciprocal, from the correctly rounded one (A4)."""
+    slack = torch.where(inverse.isfinite(), _unless_exact(scales.RECIPROCAL, scale, flow), 0.0)
     return inverse * (1 - slack), inverse * (1 + slack)
+
+
+def _unless_exact(slack: float, divisor: Tensor, flow: QuantFlow) -> Tensor:
+    """The slack for each divisor, float64: 0 where an approximate quotient or reciprocal is declared exact."""
+    every = torch.full_like(divisor, slack)
+    return every.masked_fill(scales.is_power(divisor.abs()), 0.0) if flow.exact_pow2 else every
+
+
+def quotient_slack(divisor: Tensor, flow: QuantFlow) -> Tensor:
+    """The relative error of a division beyond its rounding: none where the rule is exact."""
+    if flow.code_rule not in ("approx", "either"):
+        return torch.zeros_like(divisor)
+    return _unless_exact(QUOTIENT, divisor, flow)
 
 
 def factor_of_scale(scale: Tensor, flow: QuantFlow) -> Factor:
     """The factor that the declared rule makes of a scale, a float32 value in float64 (G2, G4)."""
     rule = flow.code_rule
+    slack = quotient_slack(scale, flow)
     if rule in ("divide", "approx"):
-        slack = torch.full_like(scale, QUOTIENT) if rule == "approx" else None
         return Factor(scale, (scale, scale), divides=True, slack=slack)
     inverse = as_float32(1 / scale)
-    inverse = flush(inverse) if flow.flush and rule != "exact_pow2" else inverse
+    inverse = flush(inverse) if flow.flush else inverse
     if rule == "rcp":
-        return Factor(inverse, reciprocal_ends(inverse, scale))
+        return Factor(inverse, reciprocal_ends(inverse, scale, flow))
     if rule == "either":
-        exact = scales.is_power(scale.abs())
-        return Factor(inverse, (1 / scale, 1 / scale), slack=torch.where(exact, 0.0, QUOTIENT))
+        return Factor(inverse, (1 / scale, 1 / scale), slack=slack)
     return Factor(inverse, (inverse, inverse))
 
 
 def _factor_of_amax(amax: Interval, top: float, flow: QuantFlow) -> Factor:
     """The element's largest value over the amax, which an approximate division may miss (G5)."""
     low, high = (scales.read_amax(end.to(torch.float32), flow).double() for end in amax)
-    slack = QUOTIENT if flow.code_rule == "approx" else 0.0
-    ends = as_float32(top / high * (1 - slack)), as_float32(top / low * (1 + slack))
+    ends = (
+        as_float32(top / high * (1 - quotient_slack(high, flow))),
+        as_float32(top / low * (1 + quotient_slack(low, flow))),
+    )
     return Factor(as_float32(top / low), ends)
 
 
