@@ -84,6 +84,7 @@ class Problem:
         family: kind of activations, a key of `families.FAMILIES`.
         seed: of the data; every rank makes the same from it.
         schedule: earlier calls on the same workspace, in order.
+        layout: how the scales of the codes lie, where the quantiser has several layouts; empty: its first.
 
     Raises:
         UsageError: a field is out of its range; the message names field, value and remedy.
@@ -102,6 +103,7 @@ class Problem:
     family: str = "gaussian"
     seed: int = 0
     schedule: tuple[Call, ...] = field(default=())
+    layout: str = ""
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, *(call.dtype for call in self.schedule if call.dtype is not None)):
@@ -150,8 +152,9 @@ class Problem:
         record = {name: getattr(self, name) for name in _by_name(Problem)} | {"op": self.op.name}
         record["schedule"] = [_compact(call) for call in self.schedule]
         record |= {name: _number(record[name]) for name in _NUMBERS}
-        if not record["schedule"]:
-            del record["schedule"]
+        for name in _OPTIONAL:
+            if not record[name]:
+                del record[name]
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -170,8 +173,10 @@ class Problem:
         return cls(**_fields(cls, record))
 
 
-_REQUIRED = {Problem: {f.name for f in fields(Problem)} - {"schedule"}, Call: {"tokens"}}
-"""The fields that a line must hold: a Problem's all, since one that is left out would be another case."""
+_OPTIONAL = ("schedule", "layout")
+"""Fields of a Problem that its line leaves out where they are empty."""
+_REQUIRED = {Problem: {f.name for f in fields(Problem)}.difference(_OPTIONAL), Call: {"tokens"}}
+"""The fields that a line must hold: all others of a Problem, since one that is left out would be another case."""
 
 
 def _compact(call: Call) -> dict[str, Any]:
@@ -213,7 +218,7 @@ def _value(kind: type, name: str, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise UsageError(f"{name}={value!r}, expected a number") from None
-    if name in ("dtype", "gamma", "family"):
+    if name in ("dtype", "gamma", "family", "layout"):
         _require(isinstance(value, str), name, value, "a name")
     elif name in ("late", "overwrite", "reopen"):
         _require(isinstance(value, bool), name, value, "true or false")
