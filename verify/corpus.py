@@ -1,7 +1,7 @@
 """The corpus: Problems that once failed, one JSON object a line, to be tried first and to be committed.
 
-A line is a record (`backend`, `test`, `problem`, and for a metamorphic relation its name and parameters), or simply
-a replay line, as a finding shows it.
+A line is a record (`backend`, `test`, `problem`, and for a metamorphic relation its name and parameters), a replay line
+as a finding shows it, or a Problem alone. Of a replay line the Problem is read: the tests say what is checked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from fusecheck.errors import UsageError
 from fusecheck.problem import Problem
 
 FIELDS = ("problem", "backend", "test", "relation", "parameters")
+OF_A_REPLAY_LINE = ("module", "dataflow", "device", "virtual", "checks", "before")
+"""Further fields of a replay line."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _parse(line: str, origin: str) -> Kept:
         raise UsageError(f"a JSON {type(record).__name__}, expected an object")
     if "problem" not in record:
         return Kept(Problem.from_json(line), origin=origin)
-    unknown = sorted(set(record) - set(FIELDS))
+    unknown = sorted(set(record) - {*FIELDS, *OF_A_REPLAY_LINE})
     if unknown:
         raise UsageError(f"unknown field {unknown[0]!r}, expected some of: {', '.join(FIELDS)}")
     problem = record["problem"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -179,12 +180,12 @@ def pytest_runtest_makereport(
         return (yield)
     settings = item.config.stash[SETTINGS]
     kept = Kept(failure.problem, settings.backend, item.name, failure.relation, failure.parameters)
-    replay = failure.problem.to_json()
+    replay = failure.question or failure.problem.to_json()
     item.user_properties += [("replay", replay), ("backend", settings.backend), ("finding", failure.lines[0])]
     report = yield
     told = list(failure.lines)
     if not failure.relation and failure.replays:
-        told.append(f"fusecheck replay --backend {settings.backend} '{replay}'")
+        told.append(shlex.join(["fusecheck", "replay", replay]))
     if failure.replays and "kept" not in funcargs and keep(settings.corpus, kept):
         told.append(f"kept in {settings.corpus}: the next run tries it first")
     report.sections.append(("fusecheck: what failed, and what replays it", "\n".join(told)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from fusecheck import backends
-from fusecheck.case.run import Outcome, collect, request, run_case
+from fusecheck.case.question import Question
+from fusecheck.case.run import Finding, Outcome, collect, request, run_case
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Backend
 from fusecheck.problem import Problem
@@ -26,6 +27,7 @@ class Failure:
         relation: the metamorphic relation that did not hold, if it was one.
         parameters: of the relation.
         replays: the Problem (with its relation) alone shows it again; else only the test does.
+        question: the replay line of the first failing case.
     """
 
     problem: Problem
@@ -33,6 +35,7 @@ class Failure:
     relation: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     replays: bool = True
+    question: str = ""
 
 
 @dataclass(repr=False)
@@ -96,7 +99,7 @@ class Bench:
         pool = self._next_pool()
         outcome = run_case(pool, case, timeout=self.timeout)
         if not outcome.passed:
-            self._fail(Failure(problem, tuple(finding.line() for finding in outcome.findings)))
+            self._fail(Failure(problem, self._lines(case, outcome.findings), question=self._question(case)))
         return outcome
 
     def check_all(self, problems: Iterable[Problem], checks: Sequence[str] = ()) -> None:
@@ -111,12 +114,13 @@ class Bench:
         self.cases += len(cases)
         requests = (Request("run", (case,), tag=case) for case in cases)
         failed = [
-            outcome
+            (asked.tag, outcome)
             for asked, replies in map_cases(self.pools, requests, timeout=self.timeout)
             if not (outcome := collect(asked.tag, replies)).passed
         ]
         if failed:
-            self._fail(Failure(failed[0].problem, tuple(f.line() for outcome in failed for f in outcome.findings)))
+            lines = tuple(line for case, outcome in failed for line in self._lines(case, outcome.findings))
+            self._fail(Failure(failed[0][1].problem, lines, question=self._question(failed[0][0])))
 
     def relate(self, relation: str, problem: Problem, **parameters: Any) -> None:
         """Run a Problem and its relative, and compare what must be equal.
@@ -135,7 +139,7 @@ class Bench:
         findings = collect(case, replies).findings
         if findings:
             how = f"relation={relation} {parameters}"
-            lines = tuple(f"{finding.line()}  {how}" for finding in findings)
+            lines = tuple(f"{line}  {how}" for line in self._lines(case, findings))
             self._fail(Failure(problem, lines, relation, parameters))
 
     def ask(self, method: str, problem: Problem, *arguments: Any) -> list[Any]:
@@ -149,7 +153,7 @@ class Bench:
         replies = self._next_pool().call(method, case, *arguments, timeout=self.timeout)
         findings = collect(case, replies).findings if any(not reply.ok for reply in replies) else []
         if findings:
-            self._fail(Failure(problem, tuple(finding.line() for finding in findings), replays=False))
+            self._fail(Failure(problem, self._lines(case, findings), replays=False))
         return [reply.value for reply in replies]
 
     def fail(self, problem: Problem, line: str) -> NoReturn:
@@ -162,6 +166,13 @@ class Bench:
             self.relate(relation, problem, **parameters)
         else:
             self.check(problem, ("repeat",) if not problem.schedule else ())
+
+    def _lines(self, case: dict[str, Any], findings: Sequence[Finding]) -> tuple[str, ...]:
+        """The report lines, each with the whole question."""
+        return tuple(replace(finding, question=self._question(case)).line() for finding in findings)
+
+    def _question(self, case: dict[str, Any]) -> str:
+        return Question.of(case, str(getattr(self._backend, "device", "cpu"))).to_json()
 
     def _next_pool(self) -> Pool:
         """The groups of ranks in turn."""

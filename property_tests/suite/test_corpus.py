@@ -41,8 +41,8 @@ def test_a_line_cut_off_at_the_end_does_not_swallow_the_next(tmp_path: Path) -> 
     [
         ("not json", "not JSON"),
         ("[1]", "a JSON list, expected an object"),
-        ('{"tokens": 0}', "tokens=0, expected a whole number of at least 1"),
-        ('{"problem": {"hidden": 12}}', "hidden=12, expected a multiple of 8"),
+        ('{"tokens": 2}', "a Problem lacks op, strategy"),
+        ('{"problem": {"hidden": 16}}', "a Problem lacks op, strategy"),
         ('{"problem": {}, "colour": 1}', "unknown field 'colour'"),
         ('{"problem": {}, "parameters": 3}', "parameters=3, expected an object"),
         ('{"problem": 7}', "a JSON int, expected an object"),

@@ -16,11 +16,12 @@ from fusecheck import cli, exhaust
 from fusecheck.golden import check
 from fusecheck.latency import command as latency
 from fusecheck.latency.analysis import Timing
+from fusecheck.problem import Problem
 from fusecheck.ranks import Pool
 
 FILES = ("--json", "--markdown", "--html", "--record")
 ARGUMENTS = {
-    "replay": ('{"tokens":1}',),
+    "replay": (Problem().to_json(), "--backend", "emulated"),
     "report": ("somewhere",),
     "golden record": ("absent/record.json",),
 }

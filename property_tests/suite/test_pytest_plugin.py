@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fusecheck.case.question import Question
 from fusecheck.errors import UsageError
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.launching import marked_environment, mpirun
@@ -107,11 +108,11 @@ def test_a_failure_is_shown_with_its_replay_line_kept_and_tried_first(tmp_path: 
     done = run(TAKEN, *options, "--junitxml", str(report))
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
     kept = json.loads(corpus.read_text())
-    line = Problem.from_json(json.dumps(kept["problem"])).to_json()
     assert kept["backend"] == PLANTED
-    assert f"fusecheck replay --backend {PLANTED} '{line}'" in done.stdout
     properties = {p.get("name"): p.get("value") for p in ElementTree.parse(report).iter("property")}
-    assert properties["replay"] == line
+    line = Question.from_json(str(properties["replay"]))
+    assert (line.backend, line.problem) == (PLANTED, Problem.from_json(json.dumps(kept["problem"])))
+    assert f"fusecheck replay '{properties['replay']}'" in done.stdout
     assert "admissible" in str(properties["finding"])
     with ThreadPoolExecutor(2) as both:
         again = both.submit(run, KEPT, TAKEN, "-x", *options)
