@@ -20,7 +20,7 @@ INDEX_HOST = re.compile(r"\bpypi\.(?:org|python)|\bpythonhosted\.|\bdownload\.py
 KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
-    {"errors"},
+    {"errors", "interrupts"},
     {"toml", "journal", "quantflow", "dataflow", "operations"},
     {"formats"},
     {"numerics"},
@@ -29,12 +29,14 @@ LAYERS = (
     {"oracle"},
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
-    {"case", "onepass"},
+    {"case", "onepass", "manual"},
     {"graph", "kernel", "testing"},
     {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
-    {"parts", "manual"},
+    {"parts"},
     {"verify_command", "pytest_plugin"},
+    {"commands"},
     {"cli"},
+    {"__main__"},
 )
 """The modules and packages of `verify`, lowest first: each imports from its own layer and from those below it."""
 
