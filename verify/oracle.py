@@ -49,7 +49,9 @@ class Oracle:
         """The stage of codes by a given scale."""
         return StaticCode(self.flow, self.operands, self.after_residual(residual_out), norm_out)
 
-    def code_stage(self, residual_out: Tensor | None, norm_out: Tensor | None, stored: Tensor | None) -> Code | StaticCode:
+    def code_stage(
+        self, residual_out: Tensor | None, norm_out: Tensor | None, stored: Tensor | None
+    ) -> Code | StaticCode:
         """The stage of the codes, given all that was observed before it."""
         if self.operands.op.quantiser == GIVEN_SCALE or stored is None:
             return self.static_codes(residual_out, norm_out)
@@ -80,11 +82,11 @@ class Oracle:
         return self.after_residual(residual_out).ends(where)
 
     def quotient_ends(self, residual_out: Tensor, norm_out: Tensor | None, where: Where) -> Interval:
-        """Enclosure of y / scale, the given one, at some elements: from the observed norm if the dataflow rounds it and it is given."""
+        """Enclosure of y / the given scale at some elements: from the observed norm where it is read and given."""
         return self.static_codes(residual_out, norm_out).quotient_ends(where)
 
     def codes(self, residual_out: Tensor, norm_out: Tensor | None) -> Tensor:
-        """The nominal codes by a given scale, [rows, hidden], uint8; from the observed norm if it is given and is what is read."""
+        """The nominal codes by a given scale, [rows, hidden], uint8; from the observed norm where it is read."""
         return self.static_codes(residual_out, norm_out).nominal()
 
     def code_ends(self, residual_out: Tensor, norm_out: Tensor | None, where: Where) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,17 @@ from fusecheck.numerics import enclosure
 from fusecheck.oracle import Oracle, Where
 from fusecheck.stages.judgement import Element, Stage, Tally, differing, judge, raw
 
-__all__ = ["Element", "Stage", "Tally", "admissible_codes", "differing", "judge_rows", "off_nominal_budget", "raw"]
+__all__ = [
+    "Element",
+    "Stage",
+    "Tally",
+    "admissible_codes",
+    "admissible_scales",
+    "differing",
+    "judge_rows",
+    "off_nominal_budget",
+    "raw",
+]
 
 
 def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
@@ -25,7 +35,7 @@ def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tal
         outputs: the same rows of one rank's outputs; codes one a byte, scales [rows, groups].
         first_row: their place in the whole, for the report.
     """
-    stream = outputs.residual if oracle.operands.op.residual else outputs.total
+    stream = _stream(oracle, outputs)
     tallies = [] if stream is None else judge(oracle.stream, stream, first_row)
     if outputs.norm is not None:
         tallies += judge(oracle.after_residual(stream), outputs.norm, first_row)
@@ -42,17 +52,25 @@ def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tal
 
 
 def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
-    """Over all elements of these rows: the number of admissible (scale, code) pairs in total, and of elements."""
+    """Over all elements of these rows: the number of admissible codes in total, given the scales, and of elements."""
     assert outputs.quant is not None
-    stream = outputs.residual if oracle.operands.op.residual else outputs.total
-    lo, hi = oracle.code_stage(stream, outputs.norm, outputs.scale).ends(_everywhere(outputs.quant))
-    codes = (hi - lo + 1).clamp(min=1).view(outputs.quant.shape)
+    lo, hi = oracle.code_stage(_stream(oracle, outputs), outputs.norm, outputs.scale).ends(_everywhere(outputs.quant))
+    return int((hi - lo + 1).clamp(min=1).sum()), outputs.quant.numel()
+
+
+def admissible_scales(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
+    """Over all groups of these rows: the number of admissible scales in total, and of groups."""
     if outputs.scale is None:
-        return int(codes.sum()), codes.numel()
-    low, high = oracle.scales(stream, outputs.norm).ends(_everywhere(outputs.scale))
-    places = (raw(high).to(torch.int64) - raw(low).to(torch.int64) + 1).clamp(min=1).view(outputs.scale.shape)
-    each = places.repeat_interleave(codes.shape[-1] // places.shape[-1], dim=-1)
-    return int((codes * each).sum()), codes.numel()
+        return 0, 0
+    lo, hi = oracle.scales(_stream(oracle, outputs), outputs.norm).ends(_everywhere(outputs.scale))
+    places = raw(hi).to(torch.int64) - raw(lo).to(torch.int64) + 1
+    return int(places.clamp(min=1).sum()), outputs.scale.numel()
+
+
+def _stream(oracle: Oracle, outputs: RankOutputs) -> Tensor | None:
+    """What was observed of what the norm reads."""
+    stream: Tensor | None = outputs.residual if oracle.operands.op.residual else outputs.total
+    return stream
 
 
 def _everywhere(x: Tensor) -> Where:

@@ -29,12 +29,6 @@ def truncated(exact: Tensor) -> Tensor:
     return torch.where(beyond, torch.nextafter(nearest, torch.zeros_like(nearest)), nearest)
 
 
-def power(byte: Tensor) -> Tensor:
-    """2^(byte - 127), float32; infinite for 255."""
-    value = torch.ldexp(torch.ones_like(byte, dtype=torch.float32), byte.to(torch.int32) - BIAS)
-    return torch.where(byte == 255, torch.inf, value)
-
-
 @dataclass(frozen=True)
 class Quantising:
     """The quantiser of one call.
@@ -43,12 +37,15 @@ class Quantising:
         quantiser: element, groups and layouts.
         rules: the declared arithmetic.
         given: the caller's scale, [1], float32.
-        precision: significand bits of the activations.
+        native: the activations' dtype.
+        layout: the name of the layout of the scales; empty: the quantiser's first.
     """
 
     quantiser: Quantiser
     rules: QuantFlow
     given: Tensor
+    native: torch.dtype
+    layout: str = ""
 
     @property
     def element(self) -> Element:
@@ -66,7 +63,7 @@ class Quantising:
         Args:
             norm: [rows, hidden], float32; kept.
         """
-        grouped = norm.unflatten(-1, (self.quantiser.groups(norm.shape[-1]), -1))
+        grouped = norm.reshape(len(norm), self.quantiser.groups(norm.shape[-1]), -1)
         amax = self.flushed(self.amax(grouped))
         stored = self.store(self.quotient(amax), amax)
         codes = self.cast(self.scaled(self.flushed(grouped), stored, amax))
@@ -75,6 +72,29 @@ class Quantising:
     def flushed(self, x: Tensor) -> Tensor:
         """Without float32 subnormals, where the kernel flushes them."""
         return torch.where(x.abs() < LEAST_NORMAL, 0.0, x) if self.rules.flush else x
+
+    # Memory.
+
+    def allocate(self, tokens: int, hidden: int) -> tuple[Tensor, Tensor]:
+        """Room for scales [tokens, groups] and for codes [tokens, hidden], one a byte."""
+        dtype = torch.uint8 if self.bytes_stored else torch.float32
+        groups = self.quantiser.groups(hidden)
+        return torch.zeros(tokens, groups, dtype=dtype), torch.zeros(tokens, hidden, dtype=torch.uint8)
+
+    def lay_out(self, scales: Tensor, hidden: int) -> Tensor:
+        """The scales as they are stored: packed or swizzled, with the padding that is declared."""
+        layout = self.quantiser.layout(len(scales), hidden, self.rules, self.layout or None)
+        stored = torch.empty(layout.size * layout.slot.itemsize, dtype=torch.uint8).view(layout.dtype)
+        stored = stored.as_strided(layout.shape, layout.strides)
+        layout.write(scales, stored)
+        return stored
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """The codes as they are stored: E4M3, or two of four bits in a byte, the even one low."""
+        if self.element.per_byte == 1:
+            return codes.new_empty(codes.shape).copy_(codes).view(torch.float8_e4m3fn)
+        pairs = codes[:, ::2] | codes[:, 1::2] << 4
+        return pairs.new_empty(pairs.shape).copy_(pairs)
 
     # The scale.
 
@@ -105,7 +125,7 @@ class Quantising:
         if rules.given in ("multiplies", "divides"):
             by = self.given
             value = quotient * by if rules.given == "multiplies" else quotient / by
-            return E4M3_cast(self.flushed(value).clamp(min=rules.least))
+            return e4m3_bytes(self.flushed(value).clamp(min=rules.least))
         if rules.least_at == "scale":
             quotient = quotient.clamp(min=rules.least)
         if rules.zero_group == "one":
@@ -115,7 +135,8 @@ class Quantising:
         byte = self.exponent(quotient, amax)
         if self.bytes_stored:
             return byte.to(torch.uint8)
-        value = torch.where(quotient.isnan(), quotient, power(byte))
+        value = torch.ldexp(torch.ones_like(quotient), byte - BIAS)
+        value = torch.where(byte == 255, torch.where(quotient.isnan(), math.nan, math.inf), value)
         return value.clamp(min=rules.least) if rules.least_at == "after" else value
 
     def exponent(self, quotient: Tensor, amax: Tensor) -> Tensor:
@@ -126,7 +147,8 @@ class Quantising:
             bits = quotient.view(torch.int32)
             byte = (bits >> 23) + ((bits & 0x7FFFFF) != 0)
         else:
-            bits = amax.clamp(min=self.rules.least).view(torch.int32) if self.rules.least_at == "amax" else amax.view(torch.int32)
+            least = self.rules.least if self.rules.least_at == "amax" else 0.0
+            bits = amax.clamp(min=least).view(torch.int32)
             bits = bits + {"ceil": 0x7FFFFF, "floor": 0, "even": 1 << (23 - self.element.precision)}[self.rules.pow2]
             byte = (bits >> 23) - math.frexp(self.element.largest)[1] + 1
         byte = torch.where(amax == math.inf, 255, byte).clamp(0, self.rules.scale_top)
@@ -143,19 +165,26 @@ class Quantising:
             return grouped * (truncated(exact) if rules.code_rule == "approx" else exact.float())[..., None]
         if rules.given in ("multiplies", "divides"):
             return self._by_tensor(grouped, stored)
-        scale = (power(stored) if self.bytes_stored else stored)[..., None]
+        scale = self.flushed(self.value(stored))
         if rules.code_rule == "approx":
-            return truncated(grouped.double() / scale.double())
-        if rules.code_rule in ("divide", "either"):
-            return grouped / scale
-        exact = scale.double().reciprocal()
-        factor = truncated(exact) if rules.code_rule == "rcp" else exact.float()
-        if rules.code_rule != "exact_pow2":
-            factor = self.flushed(factor)
-        elif rules.zero_group == "byte0":
-            dead = (stored == 0) | (stored == rules.scale_top)
-            factor = torch.where(dead[..., None], 0.0, factor)
-        return grouped * factor
+            scaled = truncated(grouped.double() / scale.double()[..., None])
+        elif rules.code_rule in ("divide", "either"):
+            scaled = grouped / scale[..., None]
+        else:
+            exact = scale.double().reciprocal()
+            scaled = grouped * self.flushed(truncated(exact) if rules.code_rule == "rcp" else exact.float())[..., None]
+        if rules.zero_group != "byte0":
+            return scaled
+        dead = (stored == 0) | (stored == rules.scale_top)  # these kernels set the factor to zero
+        return torch.where(dead[..., None], grouped * 0.0, scaled)
+
+    def value(self, stored: Tensor) -> Tensor:
+        """The number that a stored scale stands for, float32."""
+        if not self.bytes_stored:
+            return stored
+        top = math.nan if self.rules.amax_nan == "propagate" else math.inf  # made of bits, 255 is an infinity's
+        value = torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.to(torch.int32) - BIAS)
+        return torch.where(stored == 255, top, value)
 
     def _by_tensor(self, grouped: Tensor, stored: Tensor) -> Tensor:
         """NVFP4: by the E4M3 scale and the factor of the tensor."""
@@ -183,6 +212,6 @@ class Quantising:
         return torch.where(scaled.isnan(), spoilt, codes).to(torch.uint8)
 
 
-def E4M3_cast(x: Tensor) -> Tensor:
+def e4m3_bytes(x: Tensor) -> Tensor:
     """E4M3 bytes of non-negative float32, saturating; a NaN stays one."""
     return x.clamp(max=E4M3.largest).to(torch.float8_e4m3fn).view(torch.uint8)

@@ -111,9 +111,7 @@ class Code:
         low, high = self._scales.quantiser.quotient_ends(norm, stored, self._scales.rules, self.operands.scale, amax)
         context = f"y/scale in [{float(low):.6g}, {float(high):.6g}]  scale {self._scales.word(stored[0, 0])}  "
         context += self.operands.at(row, column)
-        return _told(
-            self._scales.quantiser.element, (row, column), int(raw(got)), int(raw(nominal)), ends, context
-        )
+        return _told(self._scales.quantiser.element, (row, column), int(raw(got)), int(raw(nominal)), ends, context)
 
 
 def _one(row: int, column: int, device: torch.device) -> Where:
