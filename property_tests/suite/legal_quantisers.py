@@ -47,7 +47,8 @@ def _nudged(x: Floats, ulps: int, rng: Generator) -> Floats:
 
 def _is_power(x: Floats) -> npt.NDArray[np.bool_]:
     mantissa, _ = np.frexp(x)
-    return np.abs(mantissa) == 0.5
+    found: npt.NDArray[np.bool_] = np.abs(mantissa) == 0.5
+    return found
 
 
 def _divided(x: Floats, y: Floats, flow: QuantFlow, rule: str, rng: Generator) -> Floats:
@@ -74,7 +75,8 @@ def _rounded(x: Doubles, precision: int, emin: int) -> Doubles:
     """One rounding, ties to even, exponents unbounded above."""
     _, e = np.frexp(x)
     quantum = np.ldexp(1.0, np.maximum(e - 1, emin) - precision + 1)
-    return np.rint(x / quantum) * quantum
+    rounded: Doubles = np.rint(x / quantum) * quantum
+    return rounded
 
 
 def ordinals(x: Floats, element: str, ties: str = "even") -> Codes:
@@ -92,12 +94,13 @@ def ordinals(x: Floats, element: str, ties: str = "even") -> Codes:
 
 
 def _e4m3_value(code: Codes) -> Floats:
-    tiny = code * 2.0**-9
-    return np.where(code >= 8, (8 + code % 8) * np.ldexp(1.0, code // 8 - 10), tiny).astype(np.float32)
+    wide: Doubles = np.where(code >= 8, (8 + code % 8) * np.ldexp(1.0, code // 8 - 10), code * 2.0**-9)
+    return wide.astype(np.float32)
 
 
 def _power(byte: Codes) -> Floats:
-    return np.ldexp(np.float32(1), byte - 127).astype(np.float32)
+    power: Floats = np.ldexp(np.float32(1), byte - 127).astype(np.float32)
+    return power
 
 
 def _bits(x: Floats) -> Codes:
@@ -106,11 +109,11 @@ def _bits(x: Floats) -> Codes:
 
 def _quotient(a: Floats, top: float, flow: QuantFlow, rng: Generator) -> Floats:
     limit = np.full_like(a, top)
-    if flow.scale_rule == "multiply":
-        return a * (np.float32(1) / limit)
-    if flow.scale_rule == "rcp":
-        return a * _nudged(np.float32(1) / limit, 1, rng)
-    return _divided(a, limit, flow, flow.scale_rule, rng)
+    if flow.scale_rule not in ("multiply", "rcp"):
+        return _divided(a, limit, flow, flow.scale_rule, rng)
+    inverse: Floats = np.float32(1) / limit
+    product: Floats = a * (_nudged(inverse, 1, rng) if flow.scale_rule == "rcp" else inverse)
+    return product
 
 
 def _byte(t: Floats, a: Floats, element: str, flow: QuantFlow, rng: Generator) -> Codes:
@@ -120,20 +123,24 @@ def _byte(t: Floats, a: Floats, element: str, flow: QuantFlow, rng: Generator) -
         with np.errstate(divide="ignore"):
             logarithm = _nudged(np.log2(t.astype(np.float64)).astype(np.float32), 1, rng)
         return np.ceil(np.where(t > 0, logarithm, -127)).astype(np.int64) + 127
+    byte: Codes
     if flow.pow2 == "rceil":
         up = np.where(_bits(t) <= 1 << 22, 0, 1)
-        return (_bits(t) >> 23) + ((_bits(t) & 0x7FFFFF) != 0) * up
-    if flow.pow2 == "ceil":
-        return (_bits(a) >> 23) + ((_bits(a) & 0x7FFFFF) != 0) - offset
-    half = {"e4m3": 1 << 19, "e2m1": 1 << 21}[element] if flow.pow2 == "even" else 0
-    return ((_bits(a) + half) >> 23) - offset
+        byte = (_bits(t) >> 23) + ((_bits(t) & 0x7FFFFF) != 0) * up
+    elif flow.pow2 == "ceil":
+        byte = (_bits(a) >> 23) + ((_bits(a) & 0x7FFFFF) != 0) - offset
+    else:
+        half = {"e4m3": 1 << 19, "e2m1": 1 << 21}[element] if flow.pow2 == "even" else 0
+        byte = ((_bits(a) + half) >> 23) - offset
+    return byte
 
 
 def _scales(a: Floats, spec: Spec, flow: QuantFlow, given: np.float32, rng: Generator) -> Doubles:
     a = np.maximum(a, np.float32(flow.least)) if flow.least_at == "amax" else a
     t = _flushed(_quotient(a, TOP[spec.element], flow, rng), flow)
     if spec.stored == "e4m3":
-        value = _flushed(t / given if flow.given == "divides" else t * given, flow)
+        product: Floats = np.divide(t, given) if flow.given == "divides" else np.multiply(t, given)
+        value = _flushed(product, flow)
         return ordinals(np.maximum(value, np.float32(flow.least)), "e4m3").astype(np.float64)
     t = np.maximum(t, np.float32(flow.least)) if flow.least_at == "scale" else t
     t = np.where(a == 0, np.float32(1), t) if flow.zero_group == "one" else t

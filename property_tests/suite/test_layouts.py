@@ -37,7 +37,8 @@ def _table(name: str, tokens: int, columns: int) -> npt.NDArray[np.int64]:
         table = np.arange(rows * columns).reshape(columns, rows).T
     else:
         table = np.arange(tokens * columns).reshape(tokens, columns)
-    return table[:tokens, :columns]
+    used: npt.NDArray[np.int64] = table[:tokens, :columns]
+    return used
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
