@@ -142,13 +142,15 @@ class Scaled:
         if flow.codes_from == "amax" and amax is None:
             amax = scales.amax_ends(norm, groups, flow)
         factor = self._factor(stored, flow, given, amax if flow.codes_from == "amax" else None)
-        lo, hi = (scales.in_groups(flush(end) if flow.flush else end, groups) for end in norm)
+        least, most = (scales.in_groups(flush(end) if flow.flush else end, groups) for end in norm)
         low, high = (end[..., None] for end in factor.ends)
         if factor.divides:
-            lo, hi = lo / low, hi / low
+            lo, hi = least / low, most / low
             lo, hi = torch.minimum(lo, hi), torch.maximum(lo, hi)
         else:
-            lo, hi = corners(lo, hi, low, high)
+            lo, hi = corners(least, most, low, high)
+        undefined = (least < most) & lo.isnan()  # 0 times infinity at one end alone
+        lo, hi = lo.masked_fill(undefined, -torch.inf), hi.masked_fill(undefined, torch.inf)
         if factor.slack is not None and bool(factor.slack.any()):
             lo, hi = _widened(lo, hi, factor.slack[..., None])
         return round_to(lo.flatten(-2), FP32), round_to(hi.flatten(-2), FP32)

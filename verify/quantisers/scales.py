@@ -15,7 +15,7 @@ from torch import Tensor
 from fusecheck.formats import ue8m0
 from fusecheck.formats.binary import FP32, round_to
 from fusecheck.formats.element import Element
-from fusecheck.numerics.enclosure import QUOTIENT, TINY, Interval, U, widen
+from fusecheck.numerics.enclosure import QUOTIENT, SLACK, TINY, Interval, U, widen
 from fusecheck.numerics.nominal import flush
 from fusecheck.quantflow import QuantFlow
 
@@ -129,6 +129,25 @@ def is_power(scale: Tensor) -> Tensor:
 
 def largest_of(stored: Interval, top: float, flow: QuantFlow) -> Interval:
     """The amax that an exactly known scale leaves possible, from the ends of the quotient that it was made of."""
-    slack = {"approx": QUOTIENT, "log2": LOGARITHM, "rcp": RECIPROCAL}.get(flow.scale_rule, 0.0) + 2.01 * U
+    slack = {"approx": QUOTIENT, "log2": LOGARITHM, "rcp": RECIPROCAL}.get(flow.scale_rule, 0.0) + 1.01 * U
     low, high = stored[0] * top * (1 - slack) - TINY, stored[1] * top * (1 + slack) + TINY
     return torch.where(stored[0] <= flow.least, 0.0, low).clamp(min=0.0), high
+
+
+def narrowed_root(root: Interval, peak: Tensor, largest: Interval) -> Interval:
+    """The reciprocal root of a row that the kernel did not return, given the scale that it did (G6).
+
+    The scale came from the amax, and the amax is `peak` times the root: so the root cancels from every quotient, and
+    what is left does not hang on the length of the row or the order of its sum.
+
+    Args:
+        root: its enclosure from the row, float64, [..., 1] each.
+        peak: the largest |t * gamma| of the row, [..., 1].
+        largest: the amax that the stored scale leaves possible, [..., 1] each.
+    """
+    slack = 2.01 * U + SLACK
+    low, high = largest[0] / peak * (1 - slack), largest[1] / peak * (1 + slack)
+    known = (peak > 0) & (largest[0] > 0)
+    return torch.where(known, torch.maximum(root[0], low), root[0]), torch.where(
+        known & high.isfinite(), torch.minimum(root[1], high), root[1]
+    )
