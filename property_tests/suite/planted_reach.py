@@ -309,7 +309,7 @@ FAULTS: dict[str, Fault] = {
         spoil=_where(lambda _k, inputs, _s: inputs.partial.nbytes > 2**26, _zero(slice(-1, None))),
     ),
     "hidden-models": Fault(
-        "hidden", "wrong at models' sizes that are no power of two", spoil=_hidden(MODEL_SIZES.count)
+        "hidden", "wrong at models' sizes that are no power of two", spoil=_hidden(lambda h: h in MODEL_SIZES)
     ),
     "hidden-prime": Fault("hidden", "wrong at a prime times eight", spoil=_hidden(lambda h: h // 8 in PRIMES)),
     "hidden-1016": Fault("hidden", "wrong at 1,016 modulo 1,024", spoil=_hidden(lambda h: h % 1024 == 1016)),

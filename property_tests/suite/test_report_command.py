@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 from fusecheck import verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
+from fusecheck.interface import Strategy
+from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.session import console
 from fusecheck.parts import reuse
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS, Form, Step, divide, duration
@@ -141,7 +144,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fusecheck verify` ask about one kernel at one world size."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
-    monkeypatch.setattr(verify_command, "FAMILIES", ("gaussian", "exact"))
+    few = Plan(
+        tokens=(2,), hidden=(64,), families=("gaussian", "exact"), strategies=(Strategy.ONESHOT,), schedules=False
+    )
+    monkeypatch.setattr(verify_command, "Plan", lambda seed, most_elements: replace(few, seed=seed))
 
 
 def test_verify_writes_one_record_and_says_what_it_left_out(
@@ -151,7 +157,7 @@ def test_verify_writes_one_record_and_says_what_it_left_out(
     out, markdown = tmp_path / "run", tmp_path / "summary.md"
     assert run(monkeypatch, "verify", "--only", "none", "--run-dir", out, "--markdown", markdown) == 0
     record = read(out)
-    assert (record["summary"]["cases"], record["summary"]["parts"]) == (2, {})
+    assert (record["summary"]["core"]["missing_cells"], record["summary"]["parts"]) == ([], {})
     left = {entry["part"]: entry["reason"] for entry in record["summary"]["not_run"]}
     assert set(left) == {"graph", "accuracy", "faults", "latency"}
     printed = capsys.readouterr().out
@@ -210,8 +216,11 @@ import sys
 from fusecheck import verify_command
 from fusecheck.cli import main
 from fusecheck.dataflow import DATAFLOWS
+from fusecheck.kernel.plan import Plan
 if __name__ == "__main__":
     verify_command.WORLD_SIZES, verify_command.DATAFLOWS = (2,), {"trtllm": DATAFLOWS["trtllm"]}
+    if sys.argv[2] == "--cases" and int(sys.argv[3]) < 9:
+        verify_command.Plan = lambda **_: Plan(tokens=(2,), hidden=(64,), families=("exact",), schedules=False)
     main()
 """
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import pytest
 
-from fusecheck import DATAFLOWS
+from fusecheck import DATAFLOWS, backends
 from fusecheck.case.run import request, run_case
-from fusecheck.kernel.core import stream
 from fusecheck.kernel.plan import Plan
 from fusecheck.ranks import Pool, values
 
@@ -39,7 +37,10 @@ def pool() -> Iterator[Pool]:
 def test_only_dataflows_that_contain_the_kernels_own_explain_every_element(ran: str, pool: Pool) -> None:
     explained = set(DATAFLOWS)
     wanted = COVERED.get(ran, set()) | {ran}
-    for case in islice(stream(Plan(seed=3, most_elements=2**14, schedules=False), WORLD_SIZE), 60):
+    plan = Plan(seed=3, tokens=(12, 33, 128), hidden=(128, 520, 1024), schedules=False)
+    for case in (plan.draw(WORLD_SIZE, index) for index in range(60)):
+        if not backends.backend(f"emulated:{ran}").supports(case.problem).ok:
+            continue
         assert run_case(pool, request(case.problem, f"emulated:{ran}")).passed
         explained &= set.intersection(*map(set, values(pool.call("explain", timeout=60))))
         assert wanted <= explained

@@ -88,7 +88,7 @@ def heat_map(coverage: dict[str, Any], of_stages: dict[str, Any], findings: Sequ
         stages += [s for s in [str(finding.get("stage", "finding"))] if s not in stages]
     columns = sorted({kernel for _, kernel in cases})
     stages = [stage for stage in STAGES if any(key[2] == stage for key in judged)]
-    most, most_judged = max(cases.values(), default=1), max(judged.values(), default=0)
+    most, most_judged = max(cases.values(), default=0) or 1, max(judged.values(), default=0)
 
     def cell(family: str, kernel: str) -> Cell:
         number, wrong = cases.get((family, kernel), 0), failed.get((family, kernel), [])
