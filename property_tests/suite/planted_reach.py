@@ -243,15 +243,12 @@ class HalfARow(Arithmetic):
 
 
 class FlagOfBits(TwoShot):
-    """The barrier's flag has so many bits, and a peer's that is not less counts as arrived."""
+    """The barrier's flag has so many bits: where it comes round to zero, what was there from the start counts."""
 
     BITS: ClassVar[int] = 6
 
-    def arrive(self, epoch: int) -> None:
-        super().arrive(epoch % 2**self.BITS)
-
     def arrived(self, epoch: int) -> bool:
-        return super().arrived(epoch % 2**self.BITS)
+        return epoch % 2**self.BITS == 0 or super().arrived(epoch)
 
 
 class FlagOf7Bits(FlagOfBits):

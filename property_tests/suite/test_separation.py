@@ -14,17 +14,18 @@ from fusecheck.ranks import Pool, values
 WORLD_SIZE = 4
 
 COVERED = {
-    "trtllm": {"trtllm-nccl", "unfused", "torch-symm"},
-    "trtllm-fp32": {"trtllm-nccl", "unfused"},
+    "trtllm": {"trtllm-nccl"},
+    "trtllm-fp32": {"trtllm-nccl"},
     "trtllm-nccl": {"unfused"},
     "flashinfer-fp32": {"flashinfer-mnnvl-twoshot"},
     "flashinfer-mnnvl-twoshot": {"flashinfer-fp32"},
-    "torch-symm": {"trtllm", "trtllm-nccl", "unfused"},
+    "torch-symm": {"trtllm-nccl", "unfused"},
     "unfused": {"trtllm-nccl"},
 }
 """By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order and one
 rounding of a float32 sum; an undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm
-multiplies and torch-symm divides by the scale, which seldom makes another code and in none of these cases does."""
+multiplies by the reciprocal of the scale, torch-symm and the separate ops divide by it, which seldom makes another code:
+among these cases are some in which it does."""
 
 
 @pytest.fixture(scope="module")
