@@ -15,6 +15,7 @@ COMMANDS = {
     "kernel": ("fusecheck.kernel.command", "Does the kernel compute what it promises?"),
     "replay": ("fusecheck.kernel.command", "Run the case of a finding again."),
     "backends": ("fusecheck.backends.command", "List backends, dataflows and world sizes."),
+    "judge": ("fusecheck.judge.command", "Judge calls that a test or a server wrote to files."),
     "verify": ("fusecheck.verify_command", "Ask every question that this machine can answer."),
     "report": ("fusecheck.report.command", "One page from one run or several."),
     "pace": ("fusecheck.kernel.pace", "How many cases a second are judged?"),

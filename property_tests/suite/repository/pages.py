@@ -53,7 +53,7 @@ def commands(text: str) -> Iterator[list[str]]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     spans = [span for span in re.findall(r"`([^`\n]+)`", prose) if re.match(r"(mpirun -n \d+ )?fusecheck ", span)]
     for line in [*fenced.splitlines(), *indented.splitlines(), *spans]:
-        if found := re.search(r"(?:^|[\s])fusecheck ([\w-].*)", line):
+        if found := re.search(r"(?:^|[\s])(?<!from )fusecheck ([\w-].*)", line):
             yield [word for word in shlex.split(found[1], comments=True) if word not in ELLIPSES]
 
 
