@@ -24,8 +24,8 @@ COVERED = {
 }
 """By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order and one
 rounding of a float32 sum; an undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm
-multiplies by the reciprocal of the scale, torch-symm and the separate ops divide by it, which seldom makes another code:
-among these cases are some in which it does."""
+multiplies by the reciprocal of the scale, torch-symm and the separate ops divide by it, which seldom makes another
+code: in some of these cases it does."""
 
 
 @pytest.fixture(scope="module")
