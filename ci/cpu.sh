@@ -16,7 +16,7 @@ $fusecheck verify ${BUDGET:+--budget "$BUDGET"} --run-dir "$out/verify"
 code=$?
 [ -f "$out/verify/result.json" ] && runs+=("$out/verify")
 if [ -n "${BACKEND:-}" ] && [ $code -ne 2 ]; then
-    $fusecheck kernel --backend "$BACKEND" --tp "${TP:-2,4}" --cases "${CASES:-200}" --run-dir "$out/kernel"
+    $fusecheck kernel --backend "$BACKEND" --tp "${TP:-2,4}" ${CASES:+--cases "$CASES"} --run-dir "$out/kernel"
     kernel=$?
     [ $code -eq 0 ] && code=$kernel
     [ $kernel -eq 1 ] && code=1

@@ -30,7 +30,7 @@ for group in $steps; do
         for variant in flashinfer flashinfer:fp32; do
             # shellcheck disable=SC2046
             step "${variant/:/-}-tp$ranks" 0 150 $mpirun -n "$ranks" $(kernel) --backend $variant --tp "$ranks" \
-                --tokens 1,16,128,512,2048 --hidden $hidden --cases "${CASES:-240}" \
+                --tokens 1,16,128,512,2048 --hidden $hidden ${CASES:+--cases "$CASES"} \
                 --json "$out/${variant/:/-}-tp$ranks.json"
         done
         ;;
@@ -38,7 +38,7 @@ for group in $steps; do
         for variant in flashinfer flashinfer:fp32; do
             # shellcheck disable=SC2046
             step "${variant/:/-}-virtual" 0 150 $(kernel) --backend $variant --virtual-ranks 2,4,8,16 \
-                --cases "${VIRTUAL_CASES:-96}" --json "$out/${variant/:/-}-virtual.json"
+                --accept-refusals --json "$out/${variant/:/-}-virtual.json"
         done
         ;;
     rejected) # judged by the other accumulation: four ranks and more must be rejected
@@ -56,7 +56,7 @@ for group in $steps; do
         for backend in ${OTHERS:-flashinfer:unified flashinfer:pdl flashinfer-norm torch-symm}; do
             # shellcheck disable=SC2046
             step "${backend/:/-}-tp$ranks" 0 90 $mpirun -n "$ranks" $(kernel) --backend "$backend" --tp "$ranks" \
-                --cases "${OTHER_CASES:-80}" --json "$out/${backend/:/-}-tp$ranks.json"
+                --accept-refusals --json "$out/${backend/:/-}-tp$ranks.json"
         done
         ;;
     tests)

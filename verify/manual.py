@@ -19,14 +19,14 @@ NARROWEST, WIDEST = 30, 110
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "kernel": (
-        "fusecheck kernel --backend emulated:flashinfer-fp32 --tp 2,4 --cases 200",
+        "fusecheck kernel --backend emulated:flashinfer-fp32",
         "fusecheck kernel --backend mypackage.kernels:MyKernel --model llama-3.1-8b --seconds 30",
         "fusecheck kernel --tokens 1,16,256 --hidden 2880 --dtype bf16 --family outliers,special",
-        "fusecheck kernel --cases 400 --resume runs/20260102T030405Z-kernel",
+        "fusecheck kernel --cases 1000 --resume runs/20260102T030405Z-kernel",
     ),
     "replay": (
-        """fusecheck replay '{"tokens":5,"hidden":128,"seed":7}' --backend emulated:trtllm""",
-        "fusecheck replay findings.jsonl --backend mypackage.kernels:MyKernel",
+        "fusecheck replay findings.jsonl",
+        "fusecheck replay findings.jsonl --backend mypackage.kernels:MyMendedKernel",
     ),
     "backends": ("fusecheck backends",),
     "pace": ("fusecheck pace --seconds 8", "fusecheck pace --backend emulated --tokens 1,128 --hidden 1024 --batch 9"),

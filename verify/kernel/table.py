@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from fusecheck.case.layouts import layouts_of
 from fusecheck.inputs.models import models
 from fusecheck.inputs.one_special import values_of
 from fusecheck.interface import Strategy
@@ -99,9 +100,14 @@ def cells_of(case: Case, accumulate: str) -> set[Cell]:
     for step in steps:
         found.update(_of_call(step, accumulate))
     found |= {("check", check) for check in case.checks}
+    found |= {("layout", f"{layout} {operand}") for layout, operand in _layouts(case)}
     own = values_of(problem.family, problem.seed, problem.tokens, problem.world_size)
     found |= {("special value", f"{value} {problem.dtype} {problem.strategy.value}") for value in own}
     return found | set(_of_schedule(problem, steps)) if problem.schedule else found
+
+
+def _layouts(case: Case) -> tuple[tuple[str, str], ...]:
+    return layouts_of(case.problem) if "layouts" in case.checks else ()
 
 
 def _of_call(step: Problem, accumulate: str) -> Iterator[Cell]:
