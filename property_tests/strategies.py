@@ -1,5 +1,7 @@
 """Hypothesis strategies for the kernel question: Problems, the schedules before them, and what relations need.
 
+Rows and columns are those of the coverage table that `fusecheck kernel` runs through, and what lies between them.
+
 They shrink toward few tokens, small hidden, Gaussian data, scale 1, and no schedule. Scale 1 is where a failure
 ends, never all that is tried: every strategy of scales draws other kinds far more often.
 """
@@ -8,15 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from fusecheck.inputs.families import FAMILIES
-from fusecheck.inputs.models import models
 from fusecheck.inputs.scales import SCALES, draw_scale
 from fusecheck.interface import FusionOp, Strategy
+from fusecheck.kernel import table
 from fusecheck.problem import Call, Problem
 
 LANES = 8
@@ -24,7 +25,7 @@ LIMIT = 128
 """Tokens up to which kernels of this family go one-shot by themselves."""
 ELEMENTS = 2**16
 """Tokens * hidden of a drawn case, at most: the next case is worth more than a larger one."""
-ODD_HIDDEN = (8, 24, 72, 136, 264, 1032, 2056, 2888, 4104, 8184)
+ODD_HIDDEN = tuple(sorted({8, 72, *(LANES * prime for prime in table.PRIMES)}))
 """Odd multiples of eight lanes, where no two lanes-of-eight pair up."""
 
 OPS = (
@@ -43,33 +44,28 @@ PLAIN = ("gaussian", "outliers", "cancelling", "exact", "rank-tagged")
 """Families of ordinary magnitudes: halving or doubling them meets no edge of a format."""
 
 
-@cache
-def model_widths() -> tuple[int, ...]:
-    """The hidden sizes of real models, ascending; 2880 and 7168 among them."""
-    return tuple(sorted({model.hidden for model in models().values()}))
-
-
 def weighted(weights: Mapping[int, int]) -> SearchStrategy[int]:
     """Numbers, each so many times as likely; one ascending list, so that a failure shrinks straight to the least."""
     return st.sampled_from([number for number in sorted(weights) for _ in range(weights[number])])
 
 
-def token_counts(world_size: int, most: int = 2 * LIMIT) -> SearchStrategy[int]:
-    """Rows: half are few, the others around multiples of the world size, around the one-shot limit, or anywhere."""
-    weights = Counter(range(1, most + 1))
+def token_counts(world_size: int, most: int = table.LIMITS[-1]) -> SearchStrategy[int]:
+    """Rows: half are few, the others around multiples of the world size, the table's limits, or anywhere below 257."""
+    near = min(most, 2 * LIMIT)
+    weights = Counter(range(1, near + 1))
     for few in range(1, 2 * world_size + 2):
-        weights[few] += most // (2 * world_size)
-    for around in range(world_size, most, world_size):
+        weights[few] += near // (2 * world_size)
+    for around in range(world_size, near, world_size):
         weights.update((around - 1, around + 1))
-    for limit in (LIMIT - 1, LIMIT, LIMIT + 1):
-        weights[limit] += LIMIT // 4
+    for limit in table.LIMITS:
+        weights[limit] += LIMIT // 8
     return weighted({tokens: weight for tokens, weight in weights.items() if 1 <= tokens <= most})
 
 
 def widths(most: int = 16384) -> SearchStrategy[int]:
-    """Hidden sizes: half are any small multiple of eight, the others odd multiples and those of real models."""
+    """Hidden sizes: half are any small multiple of eight, the others odd multiples, models', and beyond 8,192."""
     weights = Counter(range(LANES, 1024 + LANES, LANES))
-    for hidden in (*ODD_HIDDEN, *model_widths()):
+    for hidden in (*ODD_HIDDEN, *table.named_sizes()):
         weights[hidden] += 4
     return weighted({hidden: weight for hidden, weight in weights.items() if hidden <= most})
 
@@ -116,10 +112,12 @@ def problems(
         dtypes: to draw from.
         tokens: rows, left out: `token_counts`.
         hidden: columns, left out: `widths`.
-        elements: tokens * hidden at most; more tokens than fit are cut.
+        elements: tokens * hidden at most; many rows stay and columns are cut, of few rows the rows.
     """
     rows = draw(token_counts(world_size) if tokens is None else tokens, label="tokens")
     columns = draw(widths() if hidden is None else hidden, label="hidden")
+    if hidden is None and rows > LIMIT and rows * columns > elements:
+        columns = max(LANES, elements // rows // LANES * LANES)
     family = draw(st.sampled_from(list(families)), label="family")
     gamma, bias = draw(st.sampled_from(WEIGHTS), label="gamma and weight bias")
     seed = draw(seeds(), label="seed")
@@ -151,6 +149,7 @@ def calls(draw: DrawFn, world_size: int, *, most_tokens: int, hidden: Sequence[i
         dtypes: to draw from; one for a kernel whose workspace is bound to it.
     """
     delayed = draw(st.none() | st.integers(0, world_size - 1), label="delayed rank")
+    gamma, bias = draw(st.sampled_from(((None, None), *WEIGHTS)), label="gamma and weight bias")
     return Call(
         tokens=draw(token_counts(world_size, most_tokens), label="tokens"),
         hidden=draw(st.sampled_from(sorted(hidden)), label="hidden"),
@@ -161,6 +160,11 @@ def calls(draw: DrawFn, world_size: int, *, most_tokens: int, hidden: Sequence[i
         delay_ms=0 if delayed is None else draw(st.integers(1, 4), label="delay in ms"),
         late=False if delayed is None else draw(st.booleans(), label="delayed after the call"),
         overwrite=draw(st.booleans(), label="input overwritten at once"),
+        eps=draw(st.sampled_from((None, *EPSILONS)), label="eps"),
+        scale=draw(st.none() | scales(("power", "random", "one")), label="scale"),
+        gamma=gamma,
+        weight_bias=bias,
+        workspace=draw(st.sampled_from((0, 0, 1)), label="workspace"),
     )
 
 

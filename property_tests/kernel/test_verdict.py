@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fusecheck.case.run import CHECKS
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import STATIC_OPS, FusionOp, Strategy
+from fusecheck.kernel.table import model_sizes
 from fusecheck.problem import Problem
 from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
@@ -20,7 +21,6 @@ from fusecheck.property_tests.strategies import (
     LIMIT,
     ODD_HIDDEN,
     STRATEGIES,
-    model_widths,
     problems,
     token_counts,
 )
@@ -49,7 +49,7 @@ def test_every_kind_of_input_is_computed_rightly(bench: Bench, family: str, data
 @share(4)
 @given(data=st.data())
 def test_the_widths_of_real_models_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
-    hidden = st.sampled_from(model_widths())
+    hidden = st.sampled_from(model_sizes())
     judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
 
 
