@@ -8,11 +8,12 @@ conforms, whatever the evaluation order inside a stage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 from fusecheck.errors import UsageError
-from fusecheck.quantflow import CodeOfNan
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.quantflow import CodeOfNan, CodeRule, QuantFlow, Reads
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]
@@ -57,6 +58,8 @@ class Dataflow:
         zero_sign: whether the sign of a zero survives the exchange.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
+        statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
+        quants: how every other quantiser than the one with a given scale computes, by its name.
     """
 
     name: str
@@ -79,6 +82,38 @@ class Dataflow:
     zero_sign: ZeroSign = "any"
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
+    statistics: Reads | None = None
+    quants: tuple[tuple[str, QuantFlow], ...] = ()
+
+    def quant(self, quantiser: str) -> QuantFlow:
+        """How a quantiser computes, by its name.
+
+        Raises:
+            UsageError: the dataflow does not declare it.
+        """
+        if quantiser == GIVEN_SCALE:
+            return self._static
+        declared = dict(self.quants)
+        if quantiser not in declared:
+            known = ", ".join(declared) or "none"
+            raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")
+        return declared[quantiser]
+
+    @cached_property
+    def _static(self) -> QuantFlow:
+        rule: CodeRule = "divide" if self.scaling == "divide" else "either"
+        if self.scaling == "multiply":
+            rule = "reciprocal" if self.exact_reciprocal else "rcp"
+        return QuantFlow(
+            self.name,
+            reads="rounded" if self.round_norm else "unrounded",
+            given="scale",
+            scale_rule="given",
+            code_rule=rule,
+            code_of_nan=self.code_of_nan,
+            flush=self.flush_subnormals,
+            saturate=self.saturate,
+        )
 
 
 def _known() -> tuple[Dataflow, ...]:

@@ -9,6 +9,7 @@ from fusecheck.dataflow import Dataflow
 from fusecheck.formats.element import E4M3
 from fusecheck.numerics import enclosure, nominal
 from fusecheck.numerics.enclosure import Interval
+from fusecheck.quantflow import Reads
 from fusecheck.stages.judgement import Element, Stage, raw
 from fusecheck.stages.norm import Norm
 from fusecheck.stages.operands import Operands, Where
@@ -31,17 +32,18 @@ class Code:
 
     def __init__(self, flow: Dataflow, operands: Operands, before: Norm, norm_out: Tensor | None) -> None:
         self.flow, self.operands, self._before, self._observed = flow, operands, before, norm_out
+        self._reads: Reads = "rounded" if flow.round_norm else "unrounded"
 
     def nominal(self) -> Tensor:
         """The nominal codes, [rows, hidden], uint8; from the observed norm if it is given and is what is read."""
-        y, scale = self._before.read(self._observed), self.operands.scale
+        y, scale = self._before.read(self._observed, self._reads), self.operands.scale
         if y.dtype is torch.float32 or y.numel() < TABLE_PAYS:
             return nominal.codes_of_float32(y.to(torch.float32), scale, self.flow)
         return nominal.look_up(nominal.code_table(scale, self.flow, self.operands.format, y.device), y)
 
     def quotient_ends(self, where: Where) -> Interval:
         """Enclosure of y / scale at some elements, [n] each."""
-        lo, hi = self._before.read_ends(self._observed, where)
+        lo, hi = self._before.read_ends(self._observed, where, self._reads)
         scale = self.operands.scale
         return enclosure.quotient_ends(lo, hi, scale, nominal.reciprocal(scale, self.flow), self.flow)
 
