@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-
 from fusecheck.errors import UsageError
 from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
 

@@ -14,9 +14,8 @@ from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.operations import Operation, Strategy
+from fusecheck.operations import WORLD_SIZES, Operation, Strategy
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 _SEEDS = 2**63 - 2**63 % CALL_STEP
 """Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
 

@@ -171,7 +171,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
 def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     done = subprocess.run(
-        [sys.executable, "-m", "fusecheck.cli", "kernel", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fusecheck", "kernel", "--help"], capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if not line.lstrip().startswith("fusecheck ")]
     assert 30 < max(map(len, lines)) <= 40

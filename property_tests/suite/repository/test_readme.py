@@ -16,12 +16,6 @@ from fusecheck.property_tests.suite.test_cli import run
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_command_line() -> None:
-    """Plug in the commands, as `main` does."""
-    cli._plug_in_commands()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_line_of_a_page_is_one_that_the_program_takes(name: str) -> None:
     for words in pages.commands(pages.read(name)):
