@@ -109,7 +109,7 @@ def test_what_held_both_poisons_was_not_written(pool: Pool) -> None:
     ("name", "words"),
     [
         ("Forgetful", "check layouts element[0,0] residual of a call on views with strides and an offset got"),
-        ("OtherExchange", "check strategies element[1,0] residual of a TWOSHOT call, after ONESHOT got"),
+        ("OtherExchange", "check strategies element[1,0] the first output of a TWOSHOT call, after ONESHOT got"),
     ],
 )
 def test_again_says_what_was_done_differently(pool: Pool, name: str, words: str) -> None:

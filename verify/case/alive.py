@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fusecheck.case.returned import decoded, misshapen, named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import OPERANDS, RankInputs, RankOutputs
 from fusecheck.problem import Problem
@@ -23,7 +24,7 @@ CANARY = 0xC5
 _CANARIES = bytes([CANARY]) * MARGIN
 GAP = 8
 """Elements before and after each row of a view; keeps its alignment."""
-POISONS = ({1: 0xFF, 2: 0xFFA5 - 2**16}, {1: 0x2B, 2: 0x7FD3})
+POISONS = ({1: 0xFF, 2: 0xFFA5 - 2**16, 4: -1}, {1: 0x2B, 2: 0x7FD3, 4: 0x2B2B2B2B})
 """By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes. The second is for another
 call, where an output held the first: a kernel may also have written that."""
 
@@ -39,8 +40,8 @@ class Arena:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> Tensor:
         """A poisoned tensor between canaries."""
         made = self._between(shape, dtype, name)
-        if dtype.itemsize in (1, 2):
-            raw(made).fill_(POISONS[self.poison][dtype.itemsize])
+        if dtype.itemsize == 2:
+            raw(made).fill_(POISONS[self.poison][2])
         else:
             made.view(torch.uint8).fill_(POISONS[self.poison][1])
         return made
@@ -77,6 +78,12 @@ class Arena:
 
         dense = self.guard(inputs)
         return replace(dense, partial=view(inputs.partial, "partial"), residual=view(inputs.residual, "residual"))
+
+    def poison_of(self, tensor: Tensor) -> int | None:
+        """The byte that filled a tensor's memory before the call; None where the kernel brought its own."""
+        address = tensor.data_ptr()
+        mine = any(block.data_ptr() <= address < block.data_ptr() + block.numel() for _, block in self.blocks)
+        return POISONS[self.poison][1] if mine else None
 
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
@@ -129,11 +136,11 @@ def unwritten(output: Tensor, poison: int = 0) -> Tensor:
 def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
     """Per output, which elements hold the first poison, where there are any.
 
-    Of codes only where a NaN among them would be wrong: its code of negative sign is the poison.
+    Of codes and scales only where a NaN among them would be wrong: one is the poison.
     """
     found = {}
-    for name, tensor in named(outputs).items():
-        if FAMILIES[problem.family].finite or tensor.element_size() > 1:
+    for name, tensor in named(decoded(outputs, problem)).items():
+        if FAMILIES[problem.family].finite or name not in ("quant", "scale"):
             held = unwritten(tensor)
             if bool(held.any()):
                 found[name] = held
@@ -143,20 +150,15 @@ def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
 def never_written(outputs: RankOutputs, suspected: dict[str, Tensor], problem: Problem) -> Tally | None:
     """What held the first poison after one call and the second one after another: a tally, or None."""
     tally = Tally(Stage.ALIVE, elements=problem.elements)
+    now = named(decoded(outputs, problem))
     for name, before in suspected.items():
-        held = before & unwritten(named(outputs)[name], 1)
+        held = before & unwritten(now[name], 1)
         count = int(held.sum())
         if count:
             tally.outside += count
             row, column = (int(i[0]) for i in torch.nonzero(held, as_tuple=True))
             tally.shown.append(Element(row, column, f"{name} not written", "written", f"{count} elements"))
     return tally if tally.outside else None
-
-
-def named(outputs: RankOutputs) -> dict[str, Tensor]:
-    """The outputs that are there, contiguous, by name."""
-    all_of_them = {"residual": outputs.residual, "norm": outputs.norm, "quant": outputs.quant}
-    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
 
 
 def intact(
@@ -196,23 +198,3 @@ def intact(
 def _bits(operand: Tensor) -> Tensor:
     """The bits of an operand as integers of its size, so that a NaN equals itself."""
     return operand.view(torch.int16 if operand.element_size() == 2 else torch.int32)
-
-
-def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
-    """What is wrong with the presence, shape or dtype of each output, by name."""
-    wrong = {}
-    expected = {"residual": problem.format.dtype}
-    if problem.op.returns_norm:
-        expected["norm"] = problem.format.dtype
-    if problem.op.returns_quant:
-        expected["quant"] = torch.float8_e4m3fn
-    for name in ("residual", "norm", "quant"):
-        tensor = getattr(outputs, name)
-        if (tensor is not None) != (name in expected):
-            wrong[name] = "is missing" if tensor is None else "was not asked for"
-        elif tensor is not None and (tensor.dtype, tuple(tensor.shape)) != (
-            expected[name],
-            (problem.tokens, problem.hidden),
-        ):
-            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}"
-    return wrong

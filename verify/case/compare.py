@@ -40,11 +40,11 @@ def _histogram(distance: Tensor) -> dict[str, int]:
 
 
 def one_nan(output: Tensor) -> Tensor:
-    """A bf16, fp16 or E4M3 output in which every NaN has the same bits: which NaN it is, nobody promises."""
-    if output.element_size() == 1:
+    """A tensor in which every NaN has the same bits, for which NaN it is, nobody promises; integers as they are."""
+    if output.dtype is torch.float8_e4m3fn:
         bits = raw(output)
         return torch.where(E4M3.is_nan(bits), 0x7F, bits).view(output.dtype)
-    return torch.where(output.isnan(), torch.nan, output)
+    return torch.where(output.isnan(), torch.nan, output) if output.is_floating_point() else output
 
 
 def comparable(outputs: dict[str, Tensor], flow: Dataflow) -> dict[str, Tensor]:

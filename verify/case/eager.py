@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusecheck.case import alive
+from fusecheck.case import returned
 from fusecheck.case.calls import Step
 from fusecheck.case.compare import compare_bits
 from fusecheck.interface import Kernel, RankInputs, RankOutputs, spared
@@ -26,11 +26,11 @@ def finished(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
 
 def copied(outputs: RankOutputs) -> RankOutputs:
     """The outputs in memory of their own, which no later call reuses."""
-    return RankOutputs(**{name: tensor.clone() for name, tensor in alive.named(outputs).items()})
+    return returned.mapped(outputs, torch.Tensor.clone)
 
 
 def compare_outputs(tally: Tally, what: str, step: Step, expected: RankOutputs, got: RankOutputs) -> None:
     """Count differing elements as outside, and say where they were met."""
-    first = alive.named(expected)
-    for name, tensor in alive.named(got).items():
+    first = returned.named(expected)
+    for name, tensor in returned.named(got).items():
         compare_bits(tally, f"{what} {name}", first[name], tensor, payloads=step.flow.nan_payload == "kept")

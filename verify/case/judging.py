@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.case import alive, digest
+from fusecheck.case import digest, returned
 from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
 from fusecheck.case.compare import comparable
 from fusecheck.dataflow import Dataflow
@@ -27,7 +27,7 @@ COUNTED = 2**10
 
 def promised(done: Done) -> dict[str, Tensor]:
     """The outputs of a call by name, as far as their bits are equal on all ranks."""
-    outputs = alive.named(done.outputs)
+    outputs = returned.named(done.outputs)
     return outputs if FAMILIES[done.problem.family].finite else comparable(outputs, done.flow)
 
 
@@ -50,6 +50,8 @@ class Judge:
         share = self.share(done.problem.tokens)
         began = time.perf_counter()
         tallies = self.tallies(done, share)
+        if done.layout is not None:
+            tallies.append(done.layout)
         codes = self.sample(done, share)
         return {
             "problem": step.line,
@@ -108,13 +110,14 @@ class Judge:
         operands = Operands(
             partials=[
                 made.partial[part] if rank == self._rank.index else source.partial(rank, rows)
-                for rank in range(problem.world_size)
+                for rank in source.addends(self._rank.index)
             ],
             residual=made.residual[part],
             gamma=made.gamma,
             scale=float(made.scale),
             eps=made.eps,
             weight_bias=made.weight_bias,
+            op=problem.op,
         )
         done.judged = rows, operands
         return operands
