@@ -182,7 +182,8 @@ def _other_rules(name: str, flow: QuantFlow) -> dict[str, QuantFlow]:
     elif flow.scale_rule in ("divide", "multiply") and name != "nvfp4":
         rule: ScaleRule = "multiply" if flow.scale_rule == "divide" else "divide"
         told[rule] = replace(flow, scale_rule=rule)
-    if flow.pow2 != "no" and flow.code_rule != "approx" and flow.reads == "rounded":  # ties need the activations' grid
+    exact = flow.code_rule != "approx" or flow.exact_pow2
+    if flow.pow2 != "no" and exact and flow.reads == "rounded":  # ties need the activations' grid
         told["ties away"] = replace(flow, ties="away")
     if flow.code_rule in ("divide", "reciprocal") and flow.pow2 == "no" and flow.codes_from == "scale":
         code_rule: CodeRule = "reciprocal" if flow.code_rule == "divide" else "divide"
