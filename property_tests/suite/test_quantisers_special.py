@@ -13,6 +13,7 @@ import torch
 
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.quantisers.scaled import Scaled
 
 NAN, INF = math.nan, math.inf
 LEAST = float.fromhex("0x1.24924ap-18")
@@ -53,15 +54,20 @@ ANSWERS = [
 ]
 
 
+def in_pairs(name: str) -> Scaled:
+    """The quantiser with groups of two, where it has groups."""
+    quantiser = QUANTISERS[name]
+    assert isinstance(quantiser, Scaled)
+    return quantiser if quantiser.group is None else replace(quantiser, group=2)
+
+
 @pytest.mark.parametrize(("name", "flow", "group", "scale", "codes"), ANSWERS)
 def test_special_groups_have_the_declared_scale_and_codes(
     name: str, flow: str, group: list[float], scale: float, codes: list[int]
 ) -> None:
     declared = QUANT_FLOWS[name][flow]
-    quantiser = replace(QUANTISERS[name], group=2)  # type: ignore[type-var]
+    quantiser = in_pairs(name)
     norm = torch.tensor([group, [1.0, 2.0]], dtype=torch.bfloat16)
-    if name.endswith(("static-fp8", "dynamic-fp8")):
-        quantiser = replace(quantiser, group=None)
     stored = quantiser.scales(norm, declared)
     first = float(stored.reshape(-1)[0])
     assert first == scale or (math.isnan(first) and math.isnan(scale))
@@ -76,7 +82,7 @@ def test_the_nominal_answer_is_inside_its_enclosure_there_as_well(
 ) -> None:
     del scale, codes
     declared = QUANT_FLOWS[name][flow]
-    quantiser = replace(QUANTISERS[name], group=2)  # type: ignore[type-var]
+    quantiser = in_pairs(name)
     norm = torch.tensor([group], dtype=torch.bfloat16)
     wide = (norm.double(), norm.double())
     nominal = quantiser.scales(norm, declared).expand(1, 1)
@@ -97,7 +103,7 @@ def test_where_a_nan_hides_what_was_compared_before_it_any_smaller_amax_is_admis
 
 def test_a_scale_that_is_no_power_of_two_is_refused_between_two_that_are() -> None:
     declared = QUANT_FLOWS["group-fp8"]["vllm-pow2"]
-    quantiser = replace(QUANTISERS["group-fp8"], group=2)  # type: ignore[type-var]
+    quantiser = in_pairs("group-fp8")
     lo, hi = torch.tensor([[1.0]]), torch.tensor([[4.0]])
     stored = torch.tensor([[1.0, 2.0, 3.0, 4.0, 8.0]])
     assert quantiser.admits(stored, lo, (lo, hi), declared).tolist() == [[True, True, False, True, False]]
