@@ -140,6 +140,9 @@ class EmulatedKernel:
             ValueError: an operand of a wrong shape, dtype or device, or a call that `supports` refuses.
         """
         self.check(inputs, strategy)
+        if op.has_experts:
+            assert inputs.experts is not None
+            inputs = replace(inputs, partial=self.arithmetic.sum_experts(inputs.experts))
         partial, residual = self.dense(inputs.partial), self.dense(inputs.residual)
         outputs = self.allocate(partial, op)
         row = replace(self.arithmetic.prepare(inputs), op=op)

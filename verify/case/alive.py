@@ -15,6 +15,7 @@ from fusecheck.case.returned import decoded, misshapen, named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.problem import Problem
+from fusecheck.stages.experts import EXPERT_TENSORS, Experts
 from fusecheck.verdict import Element, Stage, Tally, raw
 
 MARGIN = 256
@@ -64,7 +65,13 @@ class Arena:
             residual=self.copy(inputs.residual, "residual"),
             gamma=self.copy(inputs.gamma, "gamma"),
             scale=self.copy(inputs.scale, "scale"),
+            experts=None if inputs.experts is None else self._guard_experts(inputs.experts),
         )
+
+    def _guard_experts(self, experts: Experts) -> Experts:
+        tensors = {name: getattr(experts, name) for name in EXPERT_TENSORS}
+        copies: dict[str, Any] = {n: None if x is None else self.copy(x, n) for n, x in tensors.items()}
+        return replace(experts, **copies)
 
     def spread(self, inputs: RankInputs) -> RankInputs:
         """The inputs with partial and residual as views: rows with a gap of poison between them, past an offset."""
