@@ -22,6 +22,7 @@ QUICK = (
     ["backends"],
     ["kernle"],
     ["kernel", "--bakend", "x"],
+    ["verify", "--only", "kernle"],
     ["report", "--help"],
     ["replay", "--help"],
 )
