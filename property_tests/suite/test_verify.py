@@ -1,7 +1,8 @@
-"""`fusecheck verify`: what was asked for and not answered is no pass, and a kernel of one's own goes into every part."""
+"""`fusecheck verify`: what was asked for and not answered is no pass; one's own kernel goes into every part."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,7 +26,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask about one kernel at one world size, on a machine without lm-eval."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    _hide(monkeypatch)
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take lm-eval and FlashInfer away."""
+    find = importlib.util.find_spec
+    hidden = ("lm_eval", "flashinfer")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
 
 
 @pytest.mark.usefixtures("small")
@@ -59,7 +67,7 @@ def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, required: tuple[str, ...], expected: list[Verdict]
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    _hide(monkeypatch)
     steps = Steps(tmp_path, console, None, required=required)
     latency = STEPS[-1]
     steps.take(latency, latency.quick, wanted=True)
@@ -74,11 +82,11 @@ def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_
     [
         (
             ("--require", "kernels"),
-            "--require 'kernels', expected none or of: kernel, graph, accuracy, faults, latency",
+            "--require 'kernels', expected none or of: kernel, graph, accuracy, faults",
         ),
         (
             ("--only", "graph", "--require", "kernel,accuracy"),
-            "--require accuracy asks for what --only graph leaves out",
+            "--require accuracy asks for what --only graph leaves",
         ),
         (("--backend", "emulatd"), "unknown backend 'emulatd', did you mean emulated?"),
     ],
