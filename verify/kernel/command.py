@@ -65,7 +65,7 @@ def kernel(
     seconds: Annotated[float | None, typer.Option(help="Stop each backend and tp after so long.")] = None,
     cases: Annotated[int | None, typer.Option(help="Stop each backend and tp after so many cases.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
-    most_elements: Annotated[int, typer.Option(help="tokens * hidden of the largest drawn case.")] = 2**19,
+    most_elements: Annotated[int, typer.Option(min=1, help="tokens * hidden of the largest drawn case.")] = 2**19,
     device: Device = None,
     case_timeout: Timeout = 60.0,
     virtual_ranks: Annotated[
