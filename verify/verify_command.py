@@ -146,9 +146,7 @@ class _Asked:
         from fusecheck.kernel.report import Subject
 
         names = [f"emulated:{name}" for name in DATAFLOWS] if self.backend is None else [self.backend]
-        run, refused = self._run([Subject(name, size) for size in WORLD_SIZES for name in names]), {}
-        if self.backend is not None:
-            run, refused = _possible(run)
+        run, refused = _possible(self._run([Subject(name, size) for size in WORLD_SIZES for name in names]))
         run.validate()
         return run, refused
 

@@ -135,7 +135,8 @@ def test_a_kernel_of_ones_own_is_asked_at_the_world_sizes_that_it_takes_and_the_
 class ForTwo:
     """A kernel for two ranks only."""
 
-    name, sizes = "two", (2,)
+    name = "two"
+    sizes: tuple[int, ...] = (2,)
 
     def supports(self, problem: object) -> object:
         from fusecheck import Support
