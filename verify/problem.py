@@ -15,6 +15,7 @@ from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.operations import WORLD_SIZES, Operation, Strategy
+from fusecheck.quantisers.known import quantiser
 
 _OF_A_CALL = ("tokens", "hidden", "op", "strategy", "dtype", "eps", "scale", "gamma", "weight_bias")
 """Fields of a Problem that a call may set for itself."""
@@ -124,6 +125,14 @@ class Problem:
             _require(call.workspace in (0, 1), "workspace", call.workspace, "0 or 1")
             _require(_is_count(call.times), "times", call.times, "a whole number of at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        for call in (Call(self.tokens), *self.schedule):
+            name = (call.op or self.op).quantiser
+            if name != "none":
+                quantiser(name).groups(call.hidden or self.hidden)
+        layouts = quantiser(self.op.quantiser).layouts if self.op.returns_scale else ()
+        expected = f"one that {self.op.quantiser} has: {', '.join(layouts)}"
+        expected = expected if layouts else "none: the operation makes no scales"
+        _require(self.layout in ("", *layouts), "layout", self.layout, expected)
 
     @property
     def format(self) -> Format:
@@ -144,8 +153,9 @@ class Problem:
     def _step(self, call: Call, index: int) -> Problem:
         """An earlier call as a Problem of its own; its seed follows from the Problem's."""
         own = {name: value for name in _OF_A_CALL if (value := getattr(call, name)) is not None}
+        layout = self.layout if call.op in (None, self.op) else ""
         seed = (self.seed + CALL_STEP * (index + 1)) % _SEEDS
-        return replace(self, **own, seed=seed, schedule=())
+        return replace(self, **own, layout=layout, seed=seed, schedule=())
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back; fields at their defaults in a Call are left out."""

@@ -72,6 +72,15 @@ def target(name: str) -> str:
     return "" if head in BUILT_IN else _plug_ins().get(head, "")
 
 
+def device_of(name: str) -> str:
+    """Where the backend called `name` runs: `cpu`, unless it says otherwise.
+
+    Raises:
+        UsageError: as `backend`.
+    """
+    return str(getattr(backend(name), "device", "cpu"))
+
+
 @functools.cache
 def _plug_ins() -> dict[str, str]:
     """Entry points of installed packages, by name."""

@@ -177,7 +177,7 @@ def _device(backend: str, given: str | None) -> str:
     """The device to run on: as given, else where the backend runs, else the CPU."""
     if given not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {given!r}, expected cpu or cuda")
-    return given or str(getattr(backends.backend(backend), "device", "cpu"))
+    return given or backends.device_of(backend)
 
 
 def _finish(report: KernelReport) -> None:

@@ -8,6 +8,7 @@ from itertools import chain, count, product
 from typing import Any
 
 from fusecheck.inputs.cells import hash64
+from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.one_special import rows_of_all
 from fusecheck.interface import Strategy
 from fusecheck.kernel import schedules, table
@@ -160,6 +161,8 @@ class _Core:
         if not plain:
             return []
         problem = plain[0].problem
+        if FAMILIES[problem.family].gamma is not None:  # its property hangs on weights and scale
+            calls = tuple(replace(call, scale=None, gamma=None, weight_bias=None) for call in calls)
         taken = [call for call in calls if self._takes(replace(problem, schedule=(call,)).calls()[0][1])]
         again = tuple(taken[index % len(taken)] for index in range(len(calls))) if taken else calls
         made = replace(problem, schedule=calls if len(taken) == len(calls) else again)

@@ -41,8 +41,7 @@ _LATE_MS = 4
 def two_in_turn(tokens: tuple[int, ...], seed: int) -> tuple[Call, ...]:
     """Calls on two open workspaces in turn, of changing size, now and then two in a row on one."""
     return tuple(
-        Call(tokens[hash64(seed, index) % len(tokens)], workspace=(index + index // 5) % 2, scale=_pick(_SCALES, index))
-        for index in range(24)
+        Call(tokens[hash64(seed, index) % len(tokens)], workspace=(index + index // 5) % 2) for index in range(24)
     )
 
 

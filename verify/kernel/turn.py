@@ -154,7 +154,7 @@ class Turn:
         outcome = run_case(pool, asked, timeout=how.timeout)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
-        names = explain(pool, outcome) if outcome.findings else []
+        names = explain(pool, asked, outcome) if outcome.findings else []
         shown = self._shown(pool, asked, outcome) if outcome.findings else outcome
         if not outcome.findings:
             self._histories.setdefault(id(pool), []).append(asked)
@@ -181,13 +181,15 @@ class Turn:
 
     def _shown(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome) -> Outcome:
         """The findings with the line that shows them again, of a smaller case where there is one."""
-        history = self._histories.setdefault(id(pool), [])
+        history, first = self._histories.setdefault(id(pool), []), outcome.findings[0]
         again = True
         if not self._how.apart:
             asked, outcome, again = self._isolation.isolate(pool, asked, history, outcome)
             history.clear()
         line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()
-        found = [replace(f, question=line, message=f.message + ONCE * (not again)) for f in outcome.findings]
+        # What explains the case was asked before it was made smaller.
+        same: dict[str, Any] = {"question": line, "like": first.like, "varies": first.varies}
+        found = [replace(f, message=f.message + ONCE * (not again), **same) for f in outcome.findings]
         return replace(outcome, findings=found)
 
 

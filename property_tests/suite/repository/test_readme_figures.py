@@ -48,7 +48,7 @@ def number(pattern: str, text: str) -> float:
 
 def judged(cases: int, most_elements: int) -> Iterator[tuple[int, Problem]]:
     """The elements and the Problem of each case that `fusecheck verify` runs."""
-    run = verify_command.Asked(seed=0, cases=cases, most_elements=most_elements, seconds=None).run()
+    run, _ = verify_command.Asked(seed=0, cases=cases, most_elements=most_elements, seconds=None).run()
     for subject, share in run.shares().items():
         backend = backends.backend(subject.backend)
         for case, _ in islice(share.stream(run.plan), len(share.core) + cases):
