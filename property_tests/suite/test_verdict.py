@@ -208,6 +208,12 @@ def test_every_value_of_a_preimage_rounds_back() -> None:
     assert bool((round_to(hi + nudge, BF16) > values).all())
 
 
+def test_what_rounds_to_an_infinity_reaches_down_to_the_overflow_threshold() -> None:
+    lo, hi = preimage(torch.tensor([torch.inf, -torch.inf], dtype=torch.float64), FP16)
+    assert (lo.tolist(), hi.tolist()) == ([65520.0, -math.inf], [math.inf, -65520.0])
+    assert round_to(torch.tensor([65520.0, 65519.9], dtype=torch.float64), FP16).tolist() == [math.inf, 65504.0]
+
+
 def test_cancelling_sums_in_any_native_order_are_enclosed_widely_and_exact_ones_to_a_point() -> None:
     flow = DATAFLOWS["unfused"]
     wide = torch.tensor([[4096.0], [1.0], [-4096.0], [0.7]], dtype=torch.float64)

@@ -23,8 +23,6 @@ MARGIN = 256
 """Canary bytes on either side of a buffer; keeps the alignment that vector loads need."""
 CANARY = 0xC5
 _CANARIES = bytes([CANARY]) * MARGIN
-GAP = 8
-"""Elements before and after each row of a view; keeps its alignment."""
 POISONS = ({1: 0xFF, 2: 0xFFA5 - 2**16, 4: -1}, {1: 0x2B, 2: 0x7FD3, 4: 0x2B2B2B2B})
 """By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes. The second is for another
 call, where an output held the first: a kernel may also have written that."""
@@ -75,16 +73,6 @@ class Arena:
         tensors = {name: getattr(experts, name) for name in EXPERT_TENSORS}
         copies: dict[str, Any] = {n: None if x is None else self.copy(x, n) for n, x in tensors.items()}
         return replace(experts, **copies)
-
-    def spread(self, inputs: RankInputs) -> RankInputs:
-        """The inputs with partial and residual as views: rows with a gap of poison between them, past an offset."""
-
-        def view(source: Tensor, name: str) -> Tensor:
-            rows, hidden = source.shape
-            return self.empty((rows, hidden + 2 * GAP), source.dtype, name)[:, GAP:-GAP].copy_(source)
-
-        dense = self.guard(inputs)
-        return replace(dense, partial=view(inputs.partial, "partial"), residual=view(inputs.residual, "residual"))
 
     def poison_of(self, tensor: Tensor) -> int | None:
         """The byte that filled a tensor's memory before the call; None where the kernel brought its own."""

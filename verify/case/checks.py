@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.case import alive, graphs, overlap, returned
+from fusecheck.case import graphs, overlap, returned
 from fusecheck.case.calls import Done, Step, limits_of
 from fusecheck.case.compare import code_differences, compare_bits
 from fusecheck.case.judging import Judge
+from fusecheck.case.layouts import layouts_of
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE
@@ -39,7 +40,8 @@ class Checker:
 
     def repeat(self, backend: Backend, step: Step, tally: Tally) -> None:
         """The same inputs again: bitwise the same outputs."""
-        self._compare(tally, step, "of a second call", self.workspaces.again(backend, step.made, step.problem))
+        what = "of a second call"
+        self._compare(tally, step, what, self.workspaces.again(backend, step.made, step.problem, tally, what))
 
     def strategies(self, backend: Backend, step: Step, tally: Tally) -> None:
         """One-shot and two-shot: the same residual_out where the order is named, but for the sign of zero."""
@@ -49,9 +51,9 @@ class Checker:
                 continue
             if backend.dataflow(problem).order != "rank" or step.flow.order != "rank":
                 continue
-            other = self.workspaces.again(backend, step.made, problem)
             what = f"of a {strategy.value} call, after {step.problem.strategy.value}"
-            if step.whole and step.flow.reproducible:
+            other = self.workspaces.again(backend, step.made, problem, tally, what)
+            if step.whole and step.flow.reproducible and other is not None:
                 mine, theirs = (_stream(outputs) for outputs in (step.done().outputs, other))
                 payloads = step.flow.nan_payload == "kept"
                 compare_bits(tally, f"the first output {what}", mine + 0.0, theirs + 0.0, payloads=payloads)
@@ -59,23 +61,25 @@ class Checker:
                 self._compare(tally, step, what, other)
 
     def layouts(self, backend: Backend, step: Step, tally: Tally) -> None:
-        """The same values as views with strides and an offset: bitwise the same outputs, or an error, never misread."""
-        arena = alive.Arena(self.workspaces.rank.device)
-        kernel = self._kernel(backend, step)
-        try:
-            outputs = self.workspaces.call(kernel, arena.spread(step.made), step.problem, arena)
-        except Exception:  # a refusal may be of any type
-            return
-        self._compare(
-            tally, step, "of a call on views with strides and an offset", returned.decoded(outputs, step.problem)
-        )
+        """One operand at a time as a view: bitwise the same outputs, or an error, never misread; gaps stay intact."""
+        for layout, operand in layouts_of(step.problem):
+            what = f"of a call on {operand} as a view ({layout})"
+            if getattr(step.made, operand) is None:
+                continue
+            try:
+                outputs = self.workspaces.again(backend, step.made, step.problem, tally, what, (layout, operand))
+            except Exception:  # a refusal may be of any type
+                continue
+            self._compare(tally, step, what, outputs)
 
     def unfused(self, backend: Backend, step: Step, tally: Tally) -> dict[str, Any]:
         """The unfused reference on the same inputs: judged by its own dataflow, and the differences of its codes."""
         del backend
         tally.stage = Stage.UNFUSED
         reference = self.workspaces.backend("unfused")
-        outputs = self.workspaces.again(reference, step.made, step.problem)
+        outputs = self.workspaces.again(reference, step.made, step.problem, tally, "of the unfused reference")
+        if outputs is None:
+            return {"histogram": {}}
         theirs = Done(step.problem, reference.dataflow(step.problem), step.made, outputs)
         share = self.judge.share(step.problem.tokens)
         for judged in self.judge.tallies(theirs, share):
@@ -104,13 +108,13 @@ class Checker:
             second.close()
 
     def _compare(
-        self, tally: Tally, step: Step, what: str, outputs: RankOutputs, first: RankOutputs | None = None
+        self, tally: Tally, step: Step, what: str, outputs: RankOutputs | None, first: RankOutputs | None = None
     ) -> None:
-        """Every output of another call, bit by bit with the first one's if that is whole; or each by its enclosure.
+        """Every output of another call, bit by bit with the first one's if both are whole; or each by its enclosure.
 
         A kernel that is not reproducible by declaration is held to the enclosures alone.
         """
-        if not step.whole:
+        if outputs is None or not step.whole:
             return
         if not step.flow.reproducible:
             other = Done(step.problem, step.flow, step.made, outputs)

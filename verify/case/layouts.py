@@ -30,10 +30,13 @@ class Laid:
     whole: Tensor
     before: Tensor
 
-    @property
-    def changed(self) -> bool:
-        """Whether the call wrote anything there: into the view or into its gaps."""
-        return not torch.equal(self.whole.view(torch.int16), self.before.view(torch.int16))
+    def changed(self, *, values: bool) -> bool:
+        """Whether the call wrote into the gaps, or with `values` anywhere."""
+        before = self.before.clone()
+        if not values:
+            offset = self.view.storage_offset() - self.whole.storage_offset()
+            before.as_strided(self.view.shape, self.view.stride(), offset).copy_(self.view)
+        return not torch.equal(self.whole.view(torch.int16), before.view(torch.int16))
 
 
 def _padded(arena: Arena, source: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,19 @@ The only place where backends and ranks meet.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of
+from fusecheck.case.layouts import lay
 from fusecheck.case.returned import decoded
-from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
+from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs, overwritten
 from fusecheck.problem import Problem
+from fusecheck.stages.judgement import whole
+from fusecheck.verdict import Tally
 
 
 class Workspaces:
@@ -58,8 +63,32 @@ class Workspaces:
             torch.cuda.synchronize(self.rank.device)
         return outputs
 
-    def again(self, backend: Backend, made: RankInputs, problem: Problem) -> RankOutputs:
-        """One more call on these inputs; its outputs decoded."""
-        arena = alive.Arena(self.rank.device)
-        inputs = arena.guard(made)
-        return decoded(self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena), problem)
+    def again(
+        self,
+        backend: Backend,
+        made: RankInputs,
+        problem: Problem,
+        tally: Tally,
+        what: str,
+        layout: tuple[str, str] | None = None,
+    ) -> RankOutputs | None:
+        """One more call on these inputs; its outputs decoded, or None where stage 0 finds something wrong with it.
+
+        Args:
+            backend: whose kernel.
+            made: the inputs, of which the kernel gets copies between canaries.
+            problem: the call.
+            tally: gets what is wrong: a write beyond a buffer or into a gap, a changed input, a wrong output.
+            what: which call it is, for that.
+            layout: of one operand, as `layouts.lay` takes it.
+        """
+        arena, overwrites = alive.Arena(self.rank.device), overwritten(backend)
+        inputs, laid = (arena.guard(made), None) if layout is None else lay(arena, made, *layout)
+        outputs = self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena)
+        wrong = alive.intact(arena, made, inputs, outputs, problem, overwrites)
+        found = [] if wrong is None else wrong.shown
+        if laid is not None and layout is not None and laid.changed(values=layout[1] not in overwrites):
+            found = [*found, whole(f"memory around {layout[1]} was written", "gaps intact")]
+        tally.outside += len(found)
+        tally.shown += [replace(element, context=what) for element in found]
+        return None if found else decoded(outputs, problem)

@@ -99,13 +99,15 @@ def stream_ends(total: Interval, residual: Tensor, flow: Dataflow, fmt: Format) 
 
 
 def preimage(rounded: Tensor, fmt: Format) -> Interval:
-    """The values that round to `rounded`; an infinity or NaN stands for itself."""
+    """The values that round to `rounded`: to an infinity all from the overflow threshold on; a NaN is itself."""
     outward = torch.where(rounded.isfinite(), 0.5 * ulp(rounded, fmt), 0.0)
     mantissa, _ = torch.frexp(rounded)
     halved = (mantissa.abs() == 0.5) & (rounded.abs() > 2.0**fmt.emin)  # below a power of two the grid is finer
     inward = torch.where(halved, 0.5 * outward, outward)
     negative = rounded < 0
-    return rounded - torch.where(negative, outward, inward), rounded + torch.where(negative, inward, outward)
+    lo, hi = rounded - torch.where(negative, outward, inward), rounded + torch.where(negative, inward, outward)
+    overflow = fmt.largest + 2.0 ** (math.floor(math.log2(fmt.largest)) - fmt.precision)  # half a unit beyond
+    return torch.where(rounded == torch.inf, overflow, lo), torch.where(rounded == -torch.inf, -overflow, hi)
 
 
 def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
