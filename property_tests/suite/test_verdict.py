@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
-from fusecheck.formats.binary import BF16, NATIVE, round_to, ulp
+from fusecheck.formats.binary import BF16, FP16, NATIVE, round_to, ulp
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.numerics.enclosure import kappa, preimage, sum_ends

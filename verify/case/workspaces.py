@@ -88,7 +88,7 @@ class Workspaces:
         wrong = alive.intact(arena, made, inputs, outputs, problem, overwrites)
         found = [] if wrong is None else wrong.shown
         if laid is not None and layout is not None and laid.changed(values=layout[1] not in overwrites):
-            found = [*found, whole(f"memory around {layout[1]} was written", "gaps intact")]
+            found = [*found, whole(f"memory around {layout[1]} ({layout[0]}) was written", "gaps intact")]
         tally.outside += len(found)
         tally.shown += [replace(element, context=what) for element in found]
         return None if found else decoded(outputs, problem)
