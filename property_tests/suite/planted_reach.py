@@ -6,7 +6,7 @@ Right in all other cases, so a plan that leaves the corner out passes them. `pla
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
-from fusecheck.backends.emulated_arithmetic import Arithmetic
-from fusecheck.backends.emulated_protocol import SENTINEL, THIRDS, Lamport, Total, TwoShot
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.property_tests.suite.planted_parts import (
+    FlagOf7Bits,
+    FlagOf8Bits,
+    FlagOfBits,
+    HalfARow,
+    HiddenLessOne,
+    SharedSums,
+    ThirdOf8Bits,
+)
 
 MODEL_SIZES = (3072, 3584, 5376, 6144, 12288)
 PRIMES = (13, 31, 61, 127, 257, 509, 1021)
@@ -223,68 +230,6 @@ def _writes_gamma_again(kernel: PlantedKernel, inputs: RankInputs, _o: RankOutpu
 
 def _words(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.int16)
-
-
-class HiddenLessOne(Arithmetic):
-    """The mean of squares divides by hidden - 1."""
-
-    def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
-        hidden = read.shape[1]
-        return super().mean_square(read, native) * (hidden / (hidden - 1))
-
-
-class HalfARow(Arithmetic):
-    """Beyond 8,192 columns the squares of the second block are left out."""
-
-    def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
-        if read.shape[1] <= 8192:
-            return super().mean_square(read, native)
-        return read[:, :8192].square().sum(-1, keepdim=True) / read.shape[1]
-
-
-class FlagOfBits(TwoShot):
-    """The barrier's flag has so many bits: where it comes round to zero, what was there from the start counts."""
-
-    BITS: ClassVar[int] = 6
-
-    def arrived(self, epoch: int) -> bool:
-        return epoch % 2**self.BITS == 0 or super().arrived(epoch)
-
-
-class FlagOf7Bits(FlagOfBits):
-    BITS = 7
-
-
-class FlagOf8Bits(FlagOfBits):
-    BITS = 8
-
-
-class ThirdOf8Bits(Lamport):
-    """The counter of rotating buffers has eight bits: after 256 calls the same third is taken twice."""
-
-    def third(self) -> int:
-        return int(self.words[1 + 1]) % 256 % THIRDS
-
-    def clear_previous(self, elements: int) -> None:
-        start = (self.third() + THIRDS - 1) % THIRDS * self.capacity
-        self.bits[self.index][start : start + self.clear_size(elements)].fill_(SENTINEL)
-
-
-class SharedSums(TwoShot):
-    """All workspaces of a process read the sums of the last call from one static buffer."""
-
-    STATIC: ClassVar[dict[str, Tensor]] = {}
-    latest: ClassVar[int] = 0
-
-    def sums(self, partial: Tensor, total: Total, sum_dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        cls = type(self)
-        moved = cls.latest not in (0, id(self))
-        cls.latest = id(self)
-        for rows, summed in super().sums(partial, total, sum_dtype):
-            first = cls.STATIC.get("sums")
-            stale = moved and first is not None and first.shape[1:] == summed.shape[1:] and first.dtype == summed.dtype
-            cls.STATIC["sums"] = summed.clone()
-            yield rows, first[:1].expand_as(summed).clone() if stale and first is not None else summed
 
 
 FAULTS: dict[str, Fault] = {

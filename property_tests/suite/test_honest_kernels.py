@@ -108,7 +108,7 @@ def test_what_held_both_poisons_was_not_written(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Forgetful", "check layouts element[0,0] residual of a call on views with strides and an offset got"),
+        ("Forgetful", "check layouts element[0,0] residual of a call on partial as a view (padded rows) got"),
         ("OtherExchange", "check strategies element[1,0] the first output of a TWOSHOT call, after ONESHOT got"),
     ],
 )
