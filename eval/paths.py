@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
 from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
 from torch import Tensor
@@ -119,9 +119,7 @@ class OraclePath:
 
     def join(self, partial: Tensor, residual: Tensor, norm: Norm, readers: Sequence[Linear]) -> tuple[Feed, Tensor]:
         """Sum the ranks' partials, add the residual and norm, all in float32."""
-        if self.rank.world_size > 1:
-            dist.all_reduce(partial, group=self.rank.group)
-        total = partial + residual
+        total = sum_over_ranks(partial, self.rank) + residual
         return self.start(total, norm, readers), total
 
     def read(self, feed: Feed, linear: Linear) -> Tensor:

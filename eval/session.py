@@ -11,6 +11,7 @@ from typing import Any
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
+from fusecheck.eval.chat import PLAIN, Chat
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, Options
@@ -38,6 +39,8 @@ class RunArguments:
     shots: int | None
     device: str
     batch: int | None = None
+    virtual: bool = False
+    chat: Chat = PLAIN
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         shots=arguments.shots,
         device=arguments.device,
         batch=arguments.batch,
+        virtual=arguments.virtual,
+        chat=arguments.chat,
         progress=tell,
     )
     tell("judging")

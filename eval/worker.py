@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from fusecheck.backends import backend
 from fusecheck.eval.arm import ORACLE
 from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.collective import told_by_first
 from fusecheck.eval.fold import fold
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath
-from fusecheck.interface import Kernel, Limits, Rank
+from fusecheck.interface import Backend, Kernel, Limits, Rank
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class EvalRank:
             return
         limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
         made = backend(backend_name)
-        self._kernel = made.open(self.rank, limits)
+        self._kernel = self.open_kernel(made, limits)
         # So does a model in another form, see `fusecheck.eval.exported`.
         make_model = getattr(made, "model", None)
         if make_model is not None:
@@ -63,6 +63,10 @@ class EvalRank:
         # A planted bug of the graph, not of the kernel, comes as a backend with a path of its own.
         path: type[KernelPath] = getattr(made, "path", KernelPath)
         self._path = path(self._kernel, self.model.dtype)
+
+    def open_kernel(self, made: Backend, limits: Limits) -> Kernel:
+        """Open the arm's kernel; a collective call."""
+        return made.open(self.rank, limits)
 
     def close_arm(self) -> dict[str, Any]:
         """Close the kernel; return this rank's counters."""
@@ -163,6 +167,4 @@ class EvalRank:
         tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         if self.rank.index == 0:
             tokens = self._logits(hidden).argmax(-1)
-        if self.rank.world_size > 1:
-            dist.broadcast(tokens, 0, group=self.rank.group)
-        return tokens
+        return told_by_first(tokens, self.rank)

@@ -7,6 +7,7 @@ activations' dtype where the dataflow `unfused` says so.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,7 +62,7 @@ def finish(summed: Tensor, inputs: RankInputs, op: FusionOp) -> RankOutputs:
 
 
 class UnfusedBackend:
-    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
+    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks."""
 
     name = "unfused"
 
@@ -77,13 +78,13 @@ class UnfusedBackend:
         return dataflow("unfused")
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
-        """Need nothing but the process group.
+        """Need nothing but the process group, or the board of virtual ranks.
 
         Raises:
-            ValueError: several ranks without a process group.
+            ValueError: several ranks with neither.
         """
         del limits
-        if rank.world_size > 1 and rank.group is None:
+        if rank.world_size > 1 and getattr(rank, "board", None) is None and rank.group is None:
             raise ValueError(f"no process group for {rank.world_size} ranks, expected one from torch.distributed")
         return UnfusedKernel(rank)
 
@@ -102,6 +103,9 @@ class UnfusedKernel:
         """
         del strategy
         check(inputs)
+        board = getattr(self.rank, "board", None)
+        if board is not None:
+            return finish(functools.reduce(torch.add, board.gather(self.rank.index, inputs.partial)), inputs, op)
         return finish(all_reduce(inputs.partial, self.rank.group, self.rank.world_size), inputs, op)
 
     def close(self) -> None:
