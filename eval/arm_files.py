@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from fusecheck.eval.chat import Chat, ChatTemplate
 from fusecheck.eval.fold import CLASSES
 from fusecheck.eval.tasks import FEWSHOT_SEED, Prepared

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
 from fusecheck.backends.unfused import E4M3_MAX, quantise
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
@@ -25,9 +29,6 @@ from fusecheck.eval.llama import Llama
 from fusecheck.eval.paths import Feed, OraclePath
 from fusecheck.eval.tokens import Tokens
 from fusecheck.interface import Rank
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
 PROMPTS = 64
 LONGEST = 512

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fusecheck.errors import UsageError
-from fusecheck.eval.config import Recipe, Shape, read_json, read_recipe, read_shape
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from fusecheck.errors import UsageError
+from fusecheck.eval.config import Recipe, Shape, read_json, read_recipe, read_shape
 
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Linears that are split by output rows; the other two, o_proj and down_proj, by input columns."""

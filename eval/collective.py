@@ -6,8 +6,9 @@ import functools
 
 import torch
 import torch.distributed as dist
-from fusecheck.interface import Rank
 from torch import Tensor
+
+from fusecheck.interface import Rank
 
 
 def sum_over_ranks(x: Tensor, rank: Rank) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.chat import Chat
 from fusecheck.eval.command_model import calibrate_checkpoint, import_checkpoint

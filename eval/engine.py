@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.fold import CLASSES
 from fusecheck.kernel.virtual import VirtualPool
 from fusecheck.ranks.pool import Pool
 from fusecheck.ranks.replies import culprits
-from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

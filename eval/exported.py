@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional
+
 from fusecheck.backends import backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
@@ -24,9 +28,6 @@ from fusecheck.graph.ops import NAMESPACE
 from fusecheck.graph.passes import fuse_both
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.problem import Problem
-from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.nn import functional
 
 own = getattr(torch.ops, NAMESPACE)
 LONGEST = 1 << 14

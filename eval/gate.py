@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
 from fusecheck.eval.intervals import Interval, score_statistic, tango_interval, wilson_interval
 from fusecheck.eval.mcnemar import McNemar, mcnemar
 from fusecheck.eval.power import questions_to_decide, smallest_change
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 DEFAULT_MARGIN = 0.01
 DEFAULT_MARGINS: Mapping[str, float] = {"mmlu": 0.005, "gsm8k": 0.02, "golden_mmlu": 0.01, "golden_gsm8k": 0.04}

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fusecheck.errors import UsageError
-from fusecheck.eval.gguf_tokenizer import CONTROL, END_TEXTS, write_tokenizer
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fusecheck.errors import UsageError
+from fusecheck.eval.gguf_tokenizer import CONTROL, END_TEXTS, write_tokenizer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from fusecheck.backends.unfused import rms_norm
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.linear import Linear
 from fusecheck.eval.paths import Feed, KernelPath, Norm, OraclePath
 from fusecheck.eval.rotary import Rotary, rotate
 from fusecheck.interface import Rank
-from torch import Tensor
-from torch.nn import functional
 
 Path = KernelPath | OraclePath
 

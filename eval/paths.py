@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
 from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from torch import Tensor
+
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
@@ -29,8 +32,6 @@ from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import FirstScalePath
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.report.result import write_aside
-from rich.console import Console
-from torch import Tensor
 
 TASK = "golden_mmlu"
 FP32 = "flashinfer-fp32"

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from fusecheck.eval.config import Shape
 from torch import Tensor
+
+from fusecheck.eval.config import Shape
 
 
 class Rotary:

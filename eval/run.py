@@ -179,6 +179,7 @@ def _counting(tell: Tell, begun: str) -> Callable[[int], None]:
 def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Path) -> ArmRecord:
     """Run one arm and write all its files but the record."""
     import lm_eval
+
     from fusecheck.eval.lm import NEW_TOKENS, EngineLM
 
     plan = batch_plans(job.device, job.batch)[arm == NOISE]

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
 from fusecheck.eval.chat import PLAIN, Chat
@@ -22,8 +25,6 @@ from fusecheck.eval.report_text import print_comparison, to_markdown
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.report import write_markdown, write_result
 from fusecheck.report.result import write_aside
-from rich.console import Console
-from rich.text import Text
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends import backend
 from fusecheck.backends.unfused import quantise
 from fusecheck.dataflow import Dataflow
@@ -20,7 +22,6 @@ from fusecheck.eval.linear import Linear
 from fusecheck.eval.paths import Feed, KernelPath, choose_op
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.problem import Problem
-from torch import Tensor
 
 
 class Spoiled:

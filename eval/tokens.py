@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from fusecheck.errors import UsageError
-from fusecheck.eval.config import Shape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from fusecheck.errors import UsageError
+from fusecheck.eval.config import Shape
 
 Ints = NDArray[np.int32]
 

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+
 from fusecheck.eval.worker import EvalRank
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.kernel.virtual import MOST_ELEMENTS

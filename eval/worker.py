@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from fusecheck.backends import backend
 from fusecheck.eval.arm import ORACLE
 from fusecheck.eval.checkpoint import Checkpoint
@@ -16,8 +19,6 @@ from fusecheck.eval.fold import fold
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath
 from fusecheck.interface import Backend, Kernel, Limits, Rank
-from numpy.typing import NDArray
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.eval.exported import ExportedModel

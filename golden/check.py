@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.run import Caller, request
 from fusecheck.dataflow import Dataflow, dataflow

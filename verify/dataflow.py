@@ -8,16 +8,18 @@ conforms, whatever the evaluation order inside a stage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 from fusecheck.errors import UsageError
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.quantflow import CodeOfNan, CodeRule, QuantFlow, Reads
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]
 Scaling = Literal["multiply", "divide", "either"]
+MeanRule = Literal["exact", "approx"]
 ZeroSign = Literal["kept", "any"]
-CodeOfNan = Literal["nan", "+max", "-max"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
@@ -39,11 +41,16 @@ class Dataflow:
         round_sum: the sum is rounded before the residual is added.
         norm_reads_rounded: the norm reads the rounded residual_out, not the float32 sum.
         round_squares: each square is rounded before it is added up.
+        scaled_squares: a row is scaled by a power of two before it is squared, so that no square overflows.
         depth: additions above any square, at most; None: any order.
+        mean_rule: how the sum of squares is divided by hidden: `exact` divides correctly rounded or multiplies by the
+            rounded 1 / hidden; `approx` is within 2 ulp (`div.approx`, the division of `-use_fast_math`).
         round_normed: t * r is rounded before the product with gamma.
         round_norm: the quantiser reads the rounded norm.
         scaling: by the reciprocal of scale, by division, or undeclared.
         exact_reciprocal: the reciprocal is correctly rounded, else within 1 ulp.
+        exact_pow2: a reciprocal or division that is not correctly rounded is exact where the divisor is a power of two
+            (`fusecheck exhaust` checks it on a chip).
         flush_subnormals: float32 subnormal operands and results of the additions become zero, as does the scale's
             reciprocal (FlashInfer's `-use_fast_math`).
         sum_flushes: with `flush_subnormals`, the additions over ranks flush too; not where a library adds up that keeps
@@ -51,6 +58,8 @@ class Dataflow:
         zero_sign: whether the sign of a zero survives the exchange.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
+        statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
+        quants: how every other quantiser than the one with a given scale computes, by its name.
     """
 
     name: str
@@ -60,34 +69,84 @@ class Dataflow:
     round_sum: bool = True
     norm_reads_rounded: bool = True
     round_squares: bool = False
+    scaled_squares: bool = False
     depth: int | None = GPU_DEPTH
+    mean_rule: MeanRule = "exact"
     round_normed: bool = False
     round_norm: bool = True
     scaling: Scaling = "multiply"
     exact_reciprocal: bool = True
+    exact_pow2: bool = False
     flush_subnormals: bool = False
     sum_flushes: bool = True
     zero_sign: ZeroSign = "any"
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
+    statistics: Reads | None = None
+    quants: tuple[tuple[str, QuantFlow], ...] = ()
+
+    def quant(self, quantiser: str) -> QuantFlow:
+        """How a quantiser computes, by its name.
+
+        Raises:
+            UsageError: the dataflow does not declare it.
+        """
+        if quantiser == GIVEN_SCALE:
+            return self._static
+        declared = dict(self.quants)
+        if quantiser not in declared:
+            known = ", ".join(declared) or "none"
+            raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")
+        return declared[quantiser]
+
+    @cached_property
+    def _static(self) -> QuantFlow:
+        rule: CodeRule = "divide" if self.scaling == "divide" else "either"
+        if self.scaling == "multiply":
+            rule = "reciprocal" if self.exact_reciprocal else "rcp"
+        return QuantFlow(
+            self.name,
+            reads="rounded" if self.round_norm else "unrounded",
+            given="scale",
+            scale_rule="given",
+            code_rule=rule,
+            code_of_nan=self.code_of_nan,
+            flush=self.flush_subnormals,
+            saturate=self.saturate,
+        )
 
 
 def _known() -> tuple[Dataflow, ...]:
-    fast = partial(Dataflow, exact_reciprocal=False, flush_subnormals=True)
+    fast = partial(Dataflow, mean_rule="approx", exact_reciprocal=False, exact_pow2=True, flush_subnormals=True)
     return (
-        Dataflow("trtllm", "TensorRT-LLM allReduceFusionKernels, default"),
-        Dataflow("trtllm-fp32", "the same with ALL_REDUCE_FUSION_KERNEL_ACC_FP32", accumulate="fp32"),
-        Dataflow("trtllm-nccl", "TensorRT-LLM NCCL + fallbackRunSubsequentOps", order="any", scaling="either"),
+        Dataflow(
+            "trtllm",
+            "TensorRT-LLM allReduceFusionKernels, sums in the native dtype: the default until July 2026 (PR 16753), "
+            "since then with ALL_REDUCE_FUSION_KERNEL_ACC_FP32=0",
+        ),
+        Dataflow(
+            "trtllm-fp32",
+            "the same, sums in float32: the default since July 2026 (PR 16753), "
+            "before that with ALL_REDUCE_FUSION_KERNEL_ACC_FP32 set",
+            accumulate="fp32",
+        ),
+        Dataflow(
+            "trtllm-nccl",
+            "TensorRT-LLM NCCL + fallbackRunSubsequentOps",
+            order="any",
+            scaling="either",
+            exact_pow2=True,
+        ),
         Dataflow("trtllm-ub", "TensorRT-LLM user buffers (multimem)", accumulate="fp32", order="any", round_norm=False),
         fast("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False"),
         fast("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32"),
         fast(
             "flashinfer-mnnvl-oneshot",
-            "FlashInfer mnnvl, one-shot: squares in the native dtype",
+            "FlashInfer mnnvl, one-shot, before 0.7.4: squares in the native dtype",
             accumulate="fp32",
             round_squares=True,
         ),
-        fast("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot", accumulate="fp32"),
+        fast("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot, and one-shot from 0.7.4 on", accumulate="fp32"),
         fast(
             "flashinfer-norm-quant",
             "all-reduce, then FlashInfer fused_add_rmsnorm_quant (its CUDA kernels)",

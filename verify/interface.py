@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
-    from fusecheck.dataflow import Dataflow
-    from fusecheck.problem import Problem
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-__all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
+    from fusecheck.dataflow import Dataflow
+    from fusecheck.problem import Problem
+
+__all__ = [
+    "STATIC_OPS",
+    "Backend",
+    "FusionOp",
+    "Kernel",
+    "Limits",
+    "Operation",
+    "Rank",
+    "RankInputs",
+    "RankOutputs",
+    "Strategy",
+    "Support",
+]
 
 
 @dataclass(frozen=True)
@@ -65,11 +78,14 @@ class RankInputs:
 
     Attributes:
         partial: this rank's addend of the all-reduce, [tokens, hidden], bf16 or fp16.
-        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`.
+        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`; not to be read where the operation has
+            no residual.
         gamma: the norm's weight, [hidden], the dtype of `partial`.
-        scale: the dequantisation scale (x ~ q * scale), [1], float32.
+        scale: [1], float32: the dequantisation scale (x ~ q * scale) of a quantiser whose scale is given, NVFP4's
+            factor of the tensor; not to be read by others.
         eps: added to the mean square before the reciprocal root.
         weight_bias: added to gamma in float32 (1.0 for Gemma, else 0.0).
+        layout: the name of the layout that the scales of the codes shall have; empty: the quantiser's first.
     """
 
     partial: Tensor
@@ -78,28 +94,34 @@ class RankInputs:
     scale: Tensor
     eps: float
     weight_bias: float
+    layout: str = ""
 
 
 @dataclass(frozen=True)
 class RankOutputs:
-    """One rank's results, each [tokens, hidden]; `norm` and `quant` as the op returns them.
+    """One rank's results; those that the operation does not return are None.
 
     Attributes:
-        residual: the sum over ranks plus the residual, in the activations' dtype.
-        norm: the normalised activations in the activations' dtype, or None.
-        quant: their codes, float8_e4m3fn, or None.
+        residual: the sum over ranks plus the residual, [tokens, hidden], in the activations' dtype.
+        norm: the normalised activations, [tokens, hidden], in the activations' dtype.
+        quant: their codes: float8_e4m3fn [tokens, hidden]; of four-bit formats uint8 [tokens, hidden / 2], the even
+            element in the low half.
+        scale: the scales of the codes as stored, packing and padding included; see the quantiser's `layout`.
+        total: the sum over ranks alone, [tokens, hidden], in the activations' dtype.
     """
 
-    residual: Tensor
+    residual: Tensor | Any  # None is for the operations without one; Any spares all others an assertion
     norm: Tensor | None = None
     quant: Tensor | None = None
+    scale: Tensor | None = None
+    total: Tensor | None = None
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
         ...
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
+
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.models import models
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.operations import STATIC_OPS, Strategy
 
 NARROWEST, WIDEST = 30, 110
 """Columns of a help page, however wide the terminal is."""
@@ -98,12 +98,14 @@ def some_model(incomplete: str) -> Iterator[str]:
 
 def some_families(incomplete: str) -> Iterator[str]:
     """Input families, comma-separated."""
+    from fusecheck.inputs.families import FAMILIES
+
     return _listed(incomplete, FAMILIES)
 
 
 def some_ops(incomplete: str) -> Iterator[str]:
     """Fused operations, comma-separated."""
-    return _listed(incomplete, [op.value for op in FusionOp])
+    return _listed(incomplete, [op.value for op in STATIC_OPS])
 
 
 def some_strategies(incomplete: str) -> Iterator[str]:

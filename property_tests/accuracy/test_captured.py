@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
+
 from fusecheck.faults.shrink import candidates
 from fusecheck.golden.model.capture import load_activations
 from fusecheck.inputs.captured import site_of

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import read_recipe, read_shape
 from fusecheck.eval.run import open_job
 from fusecheck.eval.tokens import Tokens
 from fusecheck.property_tests.accuracy.tiny_models import COMPRESSED, GOLDEN, write_checkpoint
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 SCALE = "model.layers.1.mlp.down_proj.input_scale"
 WEIGHT = "model.layers.0.self_attn.k_proj.weight"

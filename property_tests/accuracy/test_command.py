@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.property_tests.accuracy.console import call
 from fusecheck.property_tests.accuracy.made_runs import choice_rows, write_run

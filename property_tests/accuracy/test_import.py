@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.calibrate import calibrate, read_prompts
 from fusecheck.eval.checkpoint import Checkpoint
@@ -17,8 +20,6 @@ from fusecheck.eval.config import read_shape
 from fusecheck.eval.gguf_import import INNER, OUTER, import_gguf
 from fusecheck.eval.tokens import Tokens
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, hugging_face_model, write_checkpoint
-from safetensors.torch import load_file
-from torch import Tensor
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF needs pip install fusecheck[eval]")
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from fusecheck.backends import backend
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
 from fusecheck.eval.checkpoint import Checkpoint
@@ -24,7 +26,6 @@ from fusecheck.property_tests.accuracy.tiny_models import (
     random_tensors,
     write_checkpoint,
 )
-from safetensors.torch import load_file
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.backends import backend
 from fusecheck.backends.unfused import UnfusedBackend, finish
 from fusecheck.errors import UsageError

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fusecheck.cli import main
 from fusecheck.graph.build import build
 from fusecheck.graph.inspection import copy_graph

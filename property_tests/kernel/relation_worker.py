@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import limits_of, rows_of, shard
 from fusecheck.case.compare import compare_bits

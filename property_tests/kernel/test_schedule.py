@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fusecheck.problem import Call, Problem
-from fusecheck.property_tests.kernel.bench import Bench
-from fusecheck.property_tests.strategies import STRATEGIES, calls, seeds
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from fusecheck.problem import Call, Problem
+from fusecheck.property_tests.kernel.bench import Bench
+from fusecheck.property_tests.strategies import STRATEGIES, calls, seeds
 
 FAMILIES = ("gaussian", "rank-tagged", "one-hot", "negative-zero", "outliers", "exact")
 HIDDEN = (8, 64, 128, 264, 512, 2880)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fusecheck.case.run import collect
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem

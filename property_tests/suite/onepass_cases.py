@@ -11,11 +11,12 @@ import random
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Step, rows_of, shard
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import FusionOp, RankOutputs
+from fusecheck.interface import STATIC_OPS, RankOutputs
 from fusecheck.onepass import judge, kernels
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, make
@@ -30,7 +31,7 @@ _FAMILIES = ("gaussian", "gaussian", "negative-zero", "special", "subnormal", "o
 
 def _problem(draw: random.Random) -> Problem:
     return Problem(
-        op=draw.choice(list(FusionOp)),
+        op=draw.choice(list(STATIC_OPS)),
         tokens=draw.choice([2, 3, 4]),
         hidden=draw.choice([64, 96, 520]),
         world_size=draw.choice([2, 4]),

@@ -11,12 +11,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from fusecheck import DATAFLOWS, Problem
 from fusecheck.cli import main
 from fusecheck.journal import FILE_NAME, read
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.screen import show_kernel
-from rich.console import Console
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -171,7 +172,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
 def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     done = subprocess.run(
-        [sys.executable, "-m", "fusecheck.cli", "kernel", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fusecheck", "kernel", "--help"], capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if not line.lstrip().startswith("fusecheck ")]
     assert 30 < max(map(len, lines)) <= 40

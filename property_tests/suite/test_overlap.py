@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.case import alive, overlap
 from fusecheck.case.calls import Step
@@ -16,7 +18,6 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
 from fusecheck.problem import Call, Problem
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

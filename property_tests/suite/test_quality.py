@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky
+
 from fusecheck.interface import Strategy
 from fusecheck.property_tests.kernel import test_workspace
 from fusecheck.property_tests.kernel.bench import WORKER, Bench
 from fusecheck.property_tests.kernel.test_schedule import run_schedules
 from fusecheck.property_tests.strategies import problems
 from fusecheck.ranks import Pool
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from hypothesis.errors import Flaky
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = "fusecheck.property_tests.suite.planted"

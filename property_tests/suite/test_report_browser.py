@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fusecheck.property_tests.suite import chromium
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.chromium import Browser

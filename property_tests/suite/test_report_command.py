@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
+
 from fusecheck import verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError

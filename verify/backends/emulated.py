@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
+from fusecheck.operations import WORLD_SIZES
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 ONESHOT_TOKENS = 128
 """AUTO goes one-shot up to this many tokens (TensorRT-LLM's `kOneShotMaxToken`)."""
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 LANES = 8
 MAX_HIDDEN = 65536
 MAX_HIDDEN_ODD = 8192

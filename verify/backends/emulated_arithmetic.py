@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.interface import RankInputs, RankOutputs
 from torch import Tensor
 from torch.nn.functional import hardshrink
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import RankInputs, RankOutputs
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value, code 0x7E."""
@@ -122,12 +123,16 @@ class Arithmetic:
         return inputs.eps
 
     def reciprocal(self, scale: Tensor) -> Tensor:
-        """1 / scale, [1] float32: correctly rounded, or truncated (within 1 ulp) where that is declared."""
+        """1 / scale, [1] float32: correctly rounded, or truncated where it may be off by 1 ulp.
+
+        Where not even powers of two are declared exact, theirs is the float32 below.
+        """
         if self.dataflow.flush_subnormals:
             scale = self.flush(scale.clone())
         exact = scale.double().reciprocal()
         factor = exact.float()
-        if not self.dataflow.exact_reciprocal and bool(factor.isfinite()) and bool(factor.double().abs() > exact.abs()):
+        reach = exact.abs() if self.dataflow.exact_pow2 else exact.abs() * (1 - 2.0**-40)
+        if not self.dataflow.exact_reciprocal and bool(factor.isfinite()) and bool(factor.double().abs() > reach):
             factor = torch.nextafter(factor, torch.zeros_like(factor))
         return self.flush(factor) if self.dataflow.flush_subnormals else factor
 
@@ -161,14 +166,21 @@ class Arithmetic:
     def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
         """A4: the mean of squares, [rows, 1]; a thread adds 8 lanes serially, then the threads a tree.
 
+        Of a row that was scaled it is a float64: float32 may not hold it.
+
         The tree halves hidden / 8 values: 7 + ceil(log2(hidden / 8)) additions above any square.
         """
         rows, hidden = read.shape
+        power = torch.zeros((), dtype=torch.float64)
+        if self.dataflow.scaled_squares:
+            power = torch.frexp(read.abs().amax(-1, keepdim=True))[1].clamp(min=0).double()
+            read = (read.double() * torch.exp2(-power)).float()
         lanes = self.squares(read, native).view(rows, hidden // LANES, LANES).numpy()
         partial = lanes[:, :, 0] + lanes[:, :, 1]
         for lane in range(2, LANES):
             partial += lanes[:, :, lane]
-        return self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        return mean.double() * torch.exp2(2 * power) if self.dataflow.scaled_squares else mean
 
     def squares(self, read: Tensor, native: torch.dtype) -> Tensor:
         """Each element squared in float32, rounded to native where that is declared."""
@@ -188,7 +200,7 @@ class Arithmetic:
 
     def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
         """A5: (mean square + eps)^(-1/2), [rows, 1] float32."""
-        return torch.rsqrt(mean_square + eps)
+        return torch.rsqrt(mean_square + eps).float()
 
     def normalise(self, read: Tensor, inverse: Tensor, weight: Tensor, native: torch.dtype) -> Tensor:
         """A6: (t * r) * gamma in float32, t * r rounded where declared; the rounding to norm_out comes after."""

@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 import torch
+
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
 from fusecheck.backends.operands import allocate, check_layout
 from fusecheck.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
-from torch import Tensor
 
 FLAGS = 256
 """Barrier slots of each rank's flag buffer."""

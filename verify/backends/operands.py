@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from fusecheck.backends.unfused import check
 from fusecheck.interface import FusionOp, RankInputs, RankOutputs
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from fusecheck.dataflow import Dataflow, dataflow
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.problem import Problem
 from fusecheck.verdict import Element, Stage, Tally, raw
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 MARGIN = 256
 """Canary bytes on either side of a buffer; keeps the alignment that vector loads need."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+
 from fusecheck.case import alive
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Limits, RankInputs, RankOutputs

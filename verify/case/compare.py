@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fusecheck.float8 import is_nan, ordinal
+from torch import Tensor
+
+from fusecheck.formats.element import E4M3
 from fusecheck.interface import RankOutputs
 from fusecheck.verdict import Element, Tally, differing, raw
-from torch import Tensor
 
 
 def code_differences(
@@ -23,11 +24,11 @@ def code_differences(
     ours, theirs = (raw(x.quant[part]) for x in (fused, unfused) if x.quant is not None)
     if torch.equal(ours, theirs):
         return {"0": ours.numel()}
-    distance = (ordinal(ours) - ordinal(theirs)).abs()
+    distance = (E4M3.ordinal(ours) - E4M3.ordinal(theirs)).abs()
     if not within_one:
         return _histogram(distance)
     same_row = (raw(fused.residual[part]) == raw(unfused.residual[part])).all(-1, keepdim=True)
-    numbers = ~(is_nan(ours) | is_nan(theirs))
+    numbers = ~(E4M3.is_nan(ours) | E4M3.is_nan(theirs))
     tally.outside += int(((distance > 1) & same_row & numbers).sum())
     return _histogram(distance)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case import alive
 from fusecheck.case.calls import Step
 from fusecheck.case.compare import compare_bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case.calls import Step
 from fusecheck.case.eager import compare_outputs, copied, finished
 from fusecheck.interface import Kernel, RankInputs

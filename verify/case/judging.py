@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
 from fusecheck.dataflow import Dataflow
@@ -14,7 +15,7 @@ from fusecheck.inputs.properties import Sample
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Rank
 from fusecheck.oracle import Operands, Oracle
-from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows
+from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_share
 
 SAMPLED, SAMPLED_ROWS = 2**12, 20
 """Elements, and rows, of a call on which the property of its family is looked for."""
@@ -46,6 +47,7 @@ class Judge:
             "problem": step.line,
             "kernel_seconds": step.seconds,
             "dataflow": done.flow.name,
+            "off_nominal_share": off_nominal_share(done.flow, done.problem.format, done.problem.hidden),
             "judge_seconds": time.perf_counter() - began,
             "digests": {name: digest.whole(tensor) for name, tensor in alive.named(done.outputs).items()},
             "tallies": [t.to_record() for t in tallies],

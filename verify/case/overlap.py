@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.case import alive
 from fusecheck.case.calls import Step
 from fusecheck.case.eager import compare_outputs, copied, finished
 from fusecheck.interface import Kernel, RankInputs, RankOutputs
 from fusecheck.verdict import Stage, Tally
-from torch import Tensor
 
 LATE = ("residual", "gamma", "scale")
 """Operands that the producer writes; the kernel's own part of the all-reduce is read after its grid sync anyway."""

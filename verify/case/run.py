@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.problem import Problem
 from fusecheck.ranks import Reply, culprits
@@ -214,14 +213,13 @@ def _check_budget(
     outcome: Outcome, case: dict[str, Any], step: Problem, name: str, per_rank: Iterable[dict[str, Any]]
 ) -> None:
     """Fail the norm stage where more norms differ from the nominal than the legal error can explain."""
-    if step.family not in _SPREAD or not FAMILIES[step.family].finite or name == "-":
-        return
-    flow = DATAFLOWS.get(name)
-    if flow is None or not (flow.norm_reads_rounded or flow.order == "rank"):
+    shares = [record.get("off_nominal_share") for record in per_rank]
+    share = next((share for share in shares if share is not None), None)
+    if step.family not in _SPREAD or not FAMILIES[step.family].finite or share is None:
         return
     tallies = [t for record in per_rank for t in record["tallies"] if t["stage"] == Stage.NORM.value]
     off, elements = sum(t["off_nominal"] for t in tallies), sum(t["elements"] for t in tallies)
-    budget = off_nominal_budget(flow, step.format, step.hidden, elements)
+    budget = off_nominal_budget(share, elements)
     if off > budget:
         message = f"{off} of {elements} norms differ from the nominal, at most {budget:.0f} can by rounding alone"
         outcome.findings.append(Finding(Stage.NORM, case["problem"], message, name, off))

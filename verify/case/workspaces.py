@@ -6,6 +6,7 @@ The only place where backends and ranks meet.
 from __future__ import annotations
 
 import torch
+
 from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of

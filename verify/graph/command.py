@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
 from fusecheck import backends
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.graph import autodeploy
@@ -21,7 +23,6 @@ from fusecheck.graph.screen import GraphProgress, finding_records, show, summari
 from fusecheck.graph.subject import load_pass
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
-from rich.console import Console
 
 WORLD_SIZES = (1, 2, 4)
 GROUPS = ("rows", "random", "models")

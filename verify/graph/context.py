@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
-from torch import Tensor
 
 SMALLEST_WORKSPACE = 256
 """Tokens that a workspace holds at least, so that growing graphs do not reopen it for every size."""

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.dialect import FUSECHECK
-from torch import Tensor
 
 SUFFIX = ".pt2"
 

@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.fx import GraphModule
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.dialect import FUSECHECK, Dialect
-from torch.fx import GraphModule
 
 NAMED = {
     NORM_PASS: f"fusecheck.graph.passes:{NORM_PASS}",

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from fusecheck.inputs import properties
 from fusecheck.inputs.captured import captured, captured_residual
 from fusecheck.inputs.cells import Cells, hash64
 from fusecheck.inputs.properties import Sample
-from torch import Tensor
 
 Addend = Callable[[Cells, int, int], Tensor]
 """(cells, rank, world size) -> that rank's partial sums, [rows, hidden]."""

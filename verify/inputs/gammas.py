@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.inputs.captured import captured_gamma
 from fusecheck.inputs.cells import Cells, hash64
-from torch import Tensor
 
 GAMMA_SEED = 0x9A
 """Makes the seed of a drawn gamma from that of the Problem."""

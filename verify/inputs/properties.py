@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from fusecheck.float8 import LARGEST
-from fusecheck.inputs.captured import recording, to_width
-from fusecheck.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
 from torch import Tensor
+
+from fusecheck.formats.binary import Format, round_to, trailing_unit, ulp
+from fusecheck.formats.element import E4M3
+from fusecheck.inputs.captured import recording, to_width
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""
@@ -97,7 +98,7 @@ def order_free(sample: Sample) -> str | None:
 def code_ties(sample: Sample) -> str | None:
     """Some quotients lie exactly between two codes."""
     quotient = (sample.normed / sample.scale).abs()
-    share = _share((quotient < LARGEST) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
+    share = _share((quotient < E4M3.largest) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
     least = 2.0 ** (1 - sample.format.precision)  # an eighth of one in 2^(p - 4), the share on the native grid
     return _expect(not sample.enough or share > least, f"{share:.2%} ties, expected more than {least:.2%}")
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from torch import Tensor
+
 from fusecheck.inputs.cells import Cells
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.interface import RankInputs
 from fusecheck.oracle import Operands
 from fusecheck.problem import Problem
-from torch import Tensor
 
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Operation, Strategy
 from fusecheck.problem import Call, Problem
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Plan:
     seed: int = 0
     tokens: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
-    ops: tuple[FusionOp, ...] = tuple(FusionOp)
+    ops: tuple[Operation, ...] = STATIC_OPS
     strategies: tuple[Strategy, ...] = tuple(Strategy)
     dtypes: tuple[str, ...] = ("bf16", "fp16")
     families: tuple[str, ...] = tuple(FAMILIES)
@@ -117,7 +117,7 @@ class Plan:
             return Case(self._scheduled(problem, draw))
         return Case(problem, _checks(index))
 
-    def _op(self, draw: _Draw) -> FusionOp:
+    def _op(self, draw: _Draw) -> Operation:
         both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
         return both if both in self.ops and draw.below(2) else draw.of(self.ops)
 

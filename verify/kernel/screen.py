@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from fusecheck.kernel.report import KernelReport, Subject
-from fusecheck.kernel.run import Run
-from fusecheck.ranks.mpi import detect
-from fusecheck.report import Verdict
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from fusecheck.kernel.report import KernelReport, Subject
+from fusecheck.kernel.run import Run
+from fusecheck.ranks.mpi import detect
+from fusecheck.report import Verdict
 
 COLUMNS = (
     ("backend", "tp", "cases", "refused", "elements", "seconds", "failed"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch import Tensor
+
 from fusecheck.case.alive import CANARY, MARGIN, POISON, Arena
 from fusecheck.problem import Problem
-from torch import Tensor
 
 _BUFFERS = 7
 """Partial, residual, gamma, scale; residual_out, norm_out, quant_out."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.case import alive
 from fusecheck.case.calls import Step, shard
 from fusecheck.dataflow import Dataflow
@@ -17,7 +19,7 @@ from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import make
 from fusecheck.problem import Call, Problem
-from torch import Tensor
+from fusecheck.verdict import off_nominal_share
 
 SLOTS = 16
 """Counts of a case; `kernels.SLOTS`, which cannot be imported without Triton."""
@@ -98,6 +100,7 @@ class Batch:
             "making_seconds": spans[0],
             "judge_seconds": spans[2],
             "dataflow": step.flow.name,
+            "off_nominal_share": off_nominal_share(step.flow, problem.format, problem.hidden),
             "digests": judge.digests(counts, problem),
             "tallies": [tally.to_record() for tally in judge.tallies(counts, problem, pending.share)],
         }

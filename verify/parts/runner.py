@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+
 from fusecheck.errors import UsageError
 from fusecheck.parts.agenda import Form, Step
 from fusecheck.parts.reuse import keep, recall
 from fusecheck.ranks.mpi import detect
 from fusecheck.report import Verdict
 from fusecheck.report.record import read_run
-from rich.console import Console
 
 HANG_SECONDS = 1800.0
 """Without a budget a part runs to its end; this only keeps one that hangs from holding the job for ever."""
@@ -101,7 +102,7 @@ class Steps:
         if (folder / OUTPUT).exists():  # of an earlier run in the same place, whose files must not mix with these
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fusecheck.cli", name, *form.arguments, "--run-dir", str(folder)]
+        command = [sys.executable, "-m", "fusecheck", name, *form.arguments, "--run-dir", str(folder)]
         about = f"{name}: about {form.seconds:.0f} s" + (f" of {limit:.0f} s left" if self._deadline else "")
         self._console.print(about, highlight=False)
         with (folder / OUTPUT).open("w", encoding="utf-8") as output:

@@ -9,12 +9,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from fusecheck.report.groups import QUESTIONS, count, sentence, verdict_sentence
 from fusecheck.report.record import Part, parts
 from fusecheck.report.views import left_out, view
 from fusecheck.report.visible import visible
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 
 def to_html(record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 

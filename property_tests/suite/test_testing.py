@@ -1,0 +1,163 @@
+"""`fusecheck.testing`: one function judges the tensors that a test already holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusecheck.errors import UsageError
+from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
+from fusecheck.ranks import Pool, values
+from fusecheck.testing import Conforming, NotConforming, assert_conforms, conforms
+
+WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
+RANKS = 4
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Pool]:
+    with Pool(WORKER, RANKS, preload=("fusecheck.testing",)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def call() -> dict[str, Any]:
+    """A right call of four ranks, all of whose tensors one process holds."""
+    partials = [operands(rank)[0] for rank in range(RANKS)]
+    _, residual_in, gamma = operands(0)
+    residual, norm, quant = fused(partials, residual_in, gamma)
+    made = {"residual": residual, "norm": norm, "quant": quant, "partials": partials, "residual_in": residual_in}
+    return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
+
+
+def test_a_right_call_conforms_and_the_dataflow_that_explains_it_is_named(call: dict[str, Any]) -> None:
+    found = assert_conforms(**call)
+    assert found
+    assert (found.verdict, found.elements) == ("pass", 3 * TOKENS * HIDDEN)
+    assert "trtllm-fp32" in found.explained_by
+    assert "trtllm" not in found.explained_by
+    assert str(conforms(**call, dataflow="trtllm-fp32")) == "conforms to trtllm-fp32: 4608 elements"
+
+
+@pytest.mark.parametrize("left_out", ["residual", "norm", "quant", "residual norm", "residual quant", "norm quant"])
+def test_any_subset_of_the_outputs_is_judged(call: dict[str, Any], left_out: str) -> None:
+    given = {name: value for name, value in call.items() if name not in left_out.split()}
+    assert conforms(**given, dataflow="trtllm-fp32").elements == (3 - len(left_out.split())) * TOKENS * HIDDEN
+    kept = next(name for name in ("quant", "norm", "residual") if name in given)
+    given[kept] = spoilt(given[kept])
+    with pytest.raises(NotConforming, match=rf"^{kept}: element\[3,5\] .* admissible .* \(1 of 1536 elements\)"):
+        assert_conforms(**given, dataflow="trtllm-fp32")
+
+
+def spoilt(output: Tensor) -> Tensor:
+    """The same with one element one step off."""
+    bits = output.view(torch.uint8 if output.element_size() == 1 else torch.int16).clone()
+    bits[3, 5] ^= 1
+    return bits.view(output.dtype)
+
+
+def test_a_call_without_a_collective_has_one_addend(call: dict[str, Any]) -> None:
+    alone = call["partials"][0]
+    call["residual"], call["norm"], call["quant"] = fused([alone], call["residual_in"], call["gamma"])
+    assert {"trtllm", "trtllm-fp32"} <= set(assert_conforms(**(call | {"partials": alone})).explained_by)
+
+
+def test_a_wrong_declaration_fails_and_the_right_one_is_named(call: dict[str, Any]) -> None:
+    with pytest.raises(NotConforming, match=r"judged by dataflow trtllm; computes like: .*trtllm-fp32") as raised:
+        assert_conforms(**call, dataflow="trtllm")
+    assert raised.value.conformity is not None
+    assert raised.value.conformity.findings[0].startswith("residual: element[")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"partials": []}, "partials is empty, expected a tensor a rank"),
+        ({"partials": [torch.ones(2, 8)]}, r"partials\[0\] is torch.float32, expected torch.bfloat16 or torch.float16"),
+        ({"partials": [torch.ones(8).bfloat16()]}, r"partials\[0\] has shape \[8\], expected \[tokens, hidden\]"),
+        ({"residual_in": torch.ones(2, 8).bfloat16()}, r"residual_in has shape \[2, 8\], expected \[6, 256\]"),
+        ({"norm": torch.ones(TOKENS, HIDDEN)}, "norm is torch.float32, expected torch.bfloat16"),
+        ({"gamma": None}, "gamma is missing, expected it beside norm="),
+        ({"eps": None}, "eps is missing, expected it beside norm="),
+        ({"scale": None}, "scale is missing, expected it beside quant="),
+        ({"scale": torch.ones(3)}, "scale has 3 elements, expected one"),
+        ({"quant": torch.ones(TOKENS, HIDDEN)}, "quant is torch.float32, expected torch.float8_e4m3fn or torch.uint8"),
+        ({"residual": None, "norm": None, "quant": None}, "got no output, expected at least one"),
+        ({"dataflow": "trtlm"}, "unknown dataflow 'trtlm', expected one of: trtllm"),
+        ({"gamma": torch.ones(HIDDEN, device="meta").bfloat16()}, "gamma is on meta, expected cpu"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_named(call: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        conforms(**(call | change))
+
+
+def said(replies: Any) -> list[str]:
+    return [str(value) for value in values(replies)]
+
+
+def test_in_a_group_each_rank_gives_its_own_addend_and_gets_the_same_verdict(ranks: Pool) -> None:
+    verdicts = said(ranks.call("judge", timeout=60))
+    assert len(set(verdicts)) == 1
+    assert verdicts[0].endswith(": 4608 elements")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("code", "NotConforming: ranks agree: quant differs between ranks"),
+        ("code everywhere", r"NotConforming: quant: every rank element[3,5]"),
+        ("gamma", "UsageError: gamma differs between ranks, expected the same on all of them"),
+        ("eps", "UsageError: eps, weight_bias or scale differs between ranks"),
+        ("shape", "UsageError: rank 1: residual_in has shape [6, 256], expected [5, 256]"),
+        ("dtype", "UsageError: rank 1: partials[0] is torch.float64, expected torch.bfloat16 or torch.float16"),
+        ("output", "UsageError: rank 1 holds partials [6, 256] torch.bfloat16 and the outputs quant, residual"),
+    ],
+)
+def test_what_one_rank_has_wrong_is_raised_on_every_rank_alike(ranks: Pool, spoil: str, message: str) -> None:
+    raised = said(ranks.call("judge", spoil, timeout=30))
+    assert len(set(raised)) == 1
+    assert raised[0].startswith(message)
+
+
+def test_in_a_group_a_wrong_declaration_fails_with_the_right_one_named(ranks: Pool) -> None:
+    raised = said(ranks.call("judge", "", 1, "trtllm", timeout=60))
+    assert len(set(raised)) == 1
+    assert raised[0].startswith("NotConforming: residual: every rank element[")
+    assert "computes like: trtllm-fp32" in raised[0]
+
+
+def test_tensors_that_differ_between_ranks_are_named_with_their_bits(ranks: Pool) -> None:
+    assert set(said(ranks.call("same", False, timeout=30))) == {"same"}
+    message = (
+        "NotConforming: ranks agree: sums[1, 2] differs: rank 0 0x40c0, rank 1 0x4110, rank 2 0x40c0, rank 3 0x40c0"
+        " (1 of 12 elements)"
+    )
+    assert set(said(ranks.call("same", True, timeout=30))) == {message}
+
+
+def test_a_session_of_judged_calls_leaves_one_record_and_one_page(call: dict[str, Any], tmp_path: Any) -> None:
+    with Conforming(tmp_path) as collector:
+        collector.assert_conforms(**call, dataflow="trtllm-fp32", title="right")
+        with pytest.raises(NotConforming):
+            collector.assert_conforms(**call, dataflow="trtllm", title="wrongly declared")
+    assert collector.verdict == "fail"
+    page = next(tmp_path.rglob("report.html")).read_text(encoding="utf-8")
+    assert "wrongly declared" in page
+    assert Conforming().verdict == "inconclusive"
+
+
+def test_judging_needs_torch_and_numpy_only() -> None:
+    script = (
+        "import sys, torch, numpy; before = set(sys.modules); import fusecheck.testing as t; "
+        "x = torch.ones(2, 16).bfloat16(); assert t.conforms(x + x, partials=[x], residual_in=x); "
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - {'fusecheck', 'torch', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(eval(done.stdout)) <= set(sys.stdlib_module_names)
