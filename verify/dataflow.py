@@ -7,13 +7,13 @@ conforms, whatever the evaluation order inside a stage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
 
 from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
-from fusecheck.quantflow import CodeOfNan, CodeRule, QuantFlow, Reads
+from fusecheck.quantflow import QUANT_FLOWS, CodeOfNan, CodeRule, QuantFlow, Reads
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]
@@ -86,7 +86,7 @@ class Dataflow:
     quants: tuple[tuple[str, QuantFlow], ...] = ()
 
     def quant(self, quantiser: str) -> QuantFlow:
-        """How a quantiser computes, by its name.
+        """How a quantiser computes, by its name, with or without the size of its groups.
 
         Raises:
             UsageError: the dataflow does not declare it.
@@ -94,10 +94,11 @@ class Dataflow:
         if quantiser == GIVEN_SCALE:
             return self._static
         declared = dict(self.quants)
-        if quantiser not in declared:
+        found = declared.get(quantiser) or declared.get(quantiser.rstrip("0123456789").removesuffix("-"))
+        if found is None:
             known = ", ".join(declared) or "none"
             raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")
-        return declared[quantiser]
+        return found
 
     @cached_property
     def _static(self) -> QuantFlow:
@@ -110,6 +111,7 @@ class Dataflow:
             given="scale",
             scale_rule="given",
             code_rule=rule,
+            exact_pow2=self.exact_pow2,
             code_of_nan=self.code_of_nan,
             flush=self.flush_subnormals,
             saturate=self.saturate,
@@ -189,7 +191,30 @@ def _known() -> tuple[Dataflow, ...]:
     )
 
 
-DATAFLOWS: dict[str, Dataflow] = {flow.name: flow for flow in _known()}
+_LIKE = {
+    "flashinfer": ("flashinfer",),
+    "flashinfer-mnnvl-twoshot": ("flashinfer-mnnvl-twoshot", "trtllm"),
+    "flashinfer-mnnvl-oneshot": ("flashinfer", "trtllm"),
+    "vllm": ("vllm", "deepgemm", "torchao-rceil", "trtllm"),
+    "trtllm": ("trtllm",),
+    "unfused": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
+    "torch": ("torch", "vllm-native", "torchao"),
+}
+"""Whose quantisers go with a dataflow, the first that there is, by the longest beginning of its name."""
+
+
+def _with_quants(flow: Dataflow) -> Dataflow:
+    """The dataflow with a declaration of every quantiser: its library's where there is one, else the first known."""
+    beginning = max((name for name in _LIKE if flow.name.startswith(name)), key=len)
+    chosen = []
+    for quantiser, known in QUANT_FLOWS.items():
+        if quantiser != GIVEN_SCALE:
+            name = next((name for name in _LIKE[beginning] if name in known), next(iter(known)))
+            chosen.append((quantiser, known[name]))
+    return replace(flow, quants=tuple(chosen))
+
+
+DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _known()}
 """The known dataflows by name."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fusecheck.formats.element import Element
@@ -36,6 +37,8 @@ class Quantiser(Protocol):
     def element(self) -> Element: ...  # noqa: D102
     @property
     def group(self) -> int | None: ...  # noqa: D102
+    @property
+    def scale_dtype(self) -> torch.dtype: ...  # noqa: D102
     @property
     def layouts(self) -> tuple[str, ...]: ...  # noqa: D102
 
