@@ -20,7 +20,7 @@ INDEX_HOST = re.compile(r"\bpypi\.(?:org|python)|\bpythonhosted\.|\bdownload\.py
 KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
-    {"errors", "interrupts"},
+    {"errors", "interrupts", "plugins"},
     {"toml", "journal", "quantflow", "dataflow", "operations"},
     {"formats"},
     {"numerics"},

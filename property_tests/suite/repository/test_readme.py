@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from fusecheck import cli, manual
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
-from fusecheck.property_tests.suite.test_cli import run
 
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
 
