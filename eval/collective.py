@@ -43,6 +43,8 @@ def every_rank(x: Tensor, rank: Rank) -> list[Tensor]:
     if board is not None:
         found: list[Tensor] = board.gather(rank.index, x)
         return found
-    gathered = [torch.empty_like(x) for _ in range(rank.world_size)]
-    dist.all_gather(gathered, x.contiguous(), group=rank.group)
-    return gathered
+    # As bytes: gloo knows few dtypes.
+    whole = x.contiguous().view(torch.uint8)
+    gathered = [torch.empty_like(whole) for _ in range(rank.world_size)]
+    dist.all_gather(gathered, whole, group=rank.group)
+    return [part.view(x.dtype) for part in gathered]

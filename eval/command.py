@@ -69,6 +69,9 @@ def accuracy(
     virtual: Annotated[
         bool, typer.Option("--virtual", help="All ranks in one process on one GPU, a thread and a stream each.")
     ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Name the first site and stage that deviate; also done when the gate fails.")
+    ] = False,
     chat: Annotated[
         bool, typer.Option("--apply-chat-template", help="Prompts as turns, by the checkpoint's own template.")
     ] = False,
@@ -121,7 +124,7 @@ def accuracy(
         return
     options = Options(settings=settings, metrics=read_metrics(shared.metrics), flips=shared.flips, same_kernel=aa)
     arguments = RunArguments(
-        model, tp, backend, names, data, limit, shots, device, batch, virtual, Chat(chat, multiturn, system)
+        model, tp, backend, names, data, limit, shots, device, batch, virtual, Chat(chat, multiturn, system), trace
     )
     copies = Copies(shared.json, shared.junit, shared.markdown)
     folder = make_run_dir("accuracy", shared.run_dir)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
+from fusecheck.eval.trace_rank import WatchedKernel
 from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
 
 
@@ -76,6 +77,8 @@ class KernelPath:
         inputs = RankInputs(partial.contiguous(), residual, norm.gamma, scale, norm.eps, 0.0)
         if self.tap is not None:
             self.tap(inputs)
+        if isinstance(self.kernel, WatchedKernel):
+            self.kernel.due = choose_op(readers)
         out = self.kernel.run(inputs, op=op, strategy=Strategy.AUTO)
         self.calls += 1
         self.rows += partial.shape[0]

@@ -18,7 +18,9 @@ from fusecheck.eval.collective import told_by_first
 from fusecheck.eval.fold import fold
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath
+from fusecheck.eval.trace_rank import WatchedKernel, to_records
 from fusecheck.interface import Backend, Kernel, Limits, Rank
+from fusecheck.problem import Problem
 
 if TYPE_CHECKING:
     from fusecheck.eval.exported import ExportedModel
@@ -40,6 +42,7 @@ class EvalRank:
         self.rank, self._folder = rank, Path(folder)
         self._decoder: Llama | ExportedModel = self.model
         self._kernel: Kernel | None = None
+        self._made: Backend | None = None
         self._path: KernelPath | OraclePath | None = None
         self._cache: Cache | None = None
         self._next = torch.zeros(0, dtype=torch.int64)
@@ -55,7 +58,7 @@ class EvalRank:
             self._path = OraclePath(self.rank)
             return
         limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
-        made = backend(backend_name)
+        made = self._made = backend(backend_name)
         self._kernel = self.open_kernel(made, limits)
         # So does a model in another form, see `fusecheck.eval.exported`.
         make_model = getattr(made, "model", None)
@@ -68,6 +71,33 @@ class EvalRank:
     def open_kernel(self, made: Backend, limits: Limits) -> Kernel:
         """Open the arm's kernel; a collective call."""
         return made.open(self.rank, limits)
+
+    @torch.inference_mode()
+    def trace(self, ids: Ints, lengths: Ints) -> tuple[int, list[dict[str, Any]]]:
+        """Run texts once, and judge every call of the kernel by its declaration; see `fusecheck.eval.trace_rank`.
+
+        Args:
+            ids: tokens [batch, length], padded on the right.
+            lengths: tokens of each row [batch].
+
+        Returns:
+            The number of calls, and the deviations among them, on this rank.
+        """
+        path = self._path
+        assert isinstance(path, KernelPath)
+        assert self._made is not None
+        shape = self.model.shape
+        problem = Problem(
+            dtype=shape.dtype, world_size=self.rank.world_size, tokens=ids.size, hidden=shape.hidden, eps=shape.eps
+        )
+        own = path.kernel
+        watched = WatchedKernel(own, self.rank, self._made.dataflow(problem), lengths.tolist(), ids.shape[1])
+        path.kernel = watched
+        try:
+            self._forward(ids)
+        finally:
+            path.kernel = own
+        return watched.sites, to_records(watched.deviations)
 
     def close_arm(self) -> dict[str, Any]:
         """Close the kernel; return this rank's counters."""
