@@ -16,14 +16,22 @@ mkdir -p "$work/parts" "$work/site" "$out"
 
 # ask NAME SECONDS OPTIONS...: one run of four arms, its console and records to $out
 ask() {
-    local name=$1 limit=$2 began=$SECONDS code=0
+    local name=${NAME:-$1} limit=$2 began=$SECONDS code=0
     shift 2
+    take_code
+    rm -rf "$work/runs/$name"
     timeout "$limit" "$python" -m fusecheck.cli accuracy --model "$work/fp8" --data "$work/data" --device cuda \
         --run-dir "$work/runs/$name" "$@" >"$work/$name.log" 2>&1 || code=$?
     echo "== $name: exit $code, $((SECONDS - began)) s"
     tail -n 25 "$work/$name.log" | cut -c1-300
     tar czf "$out/$name.tgz" -C "$work" "$name.log" \
-        $(cd "$work" && ls "runs/$name"/{result,accuracy}.json "runs/$name"/{accuracy,trace}.md 2>/dev/null || true) || true
+        $(cd "$work" && ls "runs/$name"/{result,accuracy,trace}.json "runs/$name"/accuracy.md 2>/dev/null || true)
+}
+
+# The package as it is in this checkout, without an installer.
+take_code() {
+    rm -rf "$work/site/fusecheck" && cp -r verify "$work/site/fusecheck"
+    cp -r eval golden property_tests "$work/site/fusecheck/"
 }
 
 for step in "$@"; do
@@ -33,25 +41,23 @@ for step in "$@"; do
         ls "$work/parts" | wc -l
         ;;
     setup)
-        cd_back=$PWD
-        cd "$work"
-        sha256sum --quiet -c parts/SHA256SUMS --ignore-missing 2>&1 | head -3 || true
-        cat parts/model.gguf.* >model.gguf
-        (cd parts && sha256sum model.gguf.* | sha256sum)
-        for pack in site flashinfer; do tar xzf "parts/$pack.tgz" -C site; done
-        mkdir -p data && tar xzf parts/data.tgz -C data
-        cd "$cd_back"
-        rm -rf "$work/site/fusecheck" && cp -r verify "$work/site/fusecheck"
-        cp -r eval golden property_tests "$work/site/fusecheck/"
+        (cd "$work/parts" && sha256sum --quiet -c SHA256SUMS && cat model.gguf.* >"$work/model.gguf")
+        for pack in site flashinfer; do tar xzf "$work/parts/$pack.tgz" -C "$work/site"; done
+        mkdir -p "$work/data" && tar xzf "$work/parts/data.tgz" -C "$work/data"
         rm -rf "$work/bf16" "$work/fp8"
+        take_code
         time "$python" -m fusecheck.cli accuracy import "$work/model.gguf" "$work/bf16"
         time "$python" -m fusecheck.cli accuracy calibrate "$work/bf16" "$work/fp8" --device cuda
         ;;
-    tp1) ask tp1 570 --tp 1 --backend flashinfer-norm --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-5}" ${LIMIT:+--limit $LIMIT} ${CHAT:+--apply-chat-template} ;;
-    fused) ask fused 570 --tp 2 --virtual --backend flashinfer:fp32 --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" ${LIMIT:+--limit $LIMIT} ${CHAT:+--apply-chat-template} ;;
+    tp1 | fused)
+        kernel=(--tp 1 --backend flashinfer-norm)
+        [ "$step" = tp1 ] || kernel=(--tp 2 --virtual --backend flashinfer:fp32)
+        ask "$step" 580 "${kernel[@]}" --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" \
+            ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
+        ;;
     planted)
         for kind in ${KINDS:-nothing row_in_32 first_scale scale_times_2 eps_1e3 sums_in_fp8}; do
-            ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__flashinfer__fp32" \
+            NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__flashinfer__fp32" \
                 --quick --tasks mmlu --shots 0 --limit "${LIMIT:-4000}" --trace
         done
         ;;

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
@@ -123,6 +124,9 @@ class UnfusedKernel:
         del strategy
         check(inputs)
         board, summed = getattr(self.rank, "board", None), inputs.partial
+        if op.has_experts:
+            assert inputs.experts is not None
+            summed = Arithmetic(dataflow("unfused"), 0, 1).sum_experts(inputs.experts)
         if op.collective is not Collective.NONE and board is not None:
             summed = functools.reduce(torch.add, board.gather(self.rank.index, summed))
         elif op.collective is not Collective.NONE:
