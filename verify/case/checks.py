@@ -77,6 +77,8 @@ class Checker:
         del backend
         tally.stage = Stage.UNFUSED
         reference = self.workspaces.backend("unfused")
+        if not reference.supports(step.problem).ok:
+            return {"histogram": {}}
         outputs = self.workspaces.again(reference, step.made, step.problem, tally, "of the unfused reference")
         if outputs is None:
             return {"histogram": {}}

@@ -59,7 +59,7 @@ class Question:
     @property
     def kernel(self) -> str:
         """What to load: the backend by its name while that means the same, else where it was found."""
-        return self.module if self.module and self.module != backends.target(self.backend) else self.backend
+        return _found(self.backend, self.module)
 
     def to_json(self) -> str:
         """One line that `from_json` reads."""
@@ -97,12 +97,18 @@ class Question:
         asked = backend or _text("backend", record["backend"])
         own = "" if backend else _text("module", record.get("module", ""))
         flow = None if record["dataflow"] is None else _text("dataflow", record["dataflow"])
+        backends.backend(_found(asked, own))  # first: it may bring a quantiser of its own
         before = tuple(_earlier(x) for x in _list("before", record.get("before", [])))
         virtual, device = record.get("virtual", False), _text("device", record["device"])
         if not isinstance(virtual, bool):
             raise UsageError(f"virtual={virtual!r}, expected true or false")
         problem = Problem.from_json(json.dumps(record["problem"]))
         return cls(problem, asked, own, flow, device, virtual, _checks(record["checks"]), before)
+
+
+def _found(backend: str, module: str) -> str:
+    """What to load: the backend by its name while that means the module, else the module."""
+    return module if module and module != backends.target(backend) else backend
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusecheck.inputs.captured import captured_gamma
 from fusecheck.inputs.cells import Cells, hash64
+from fusecheck.inputs.edges import edge_weights
 from fusecheck.inputs.one_special import special_gamma
 
 GAMMA_SEED = 0x9A
@@ -48,6 +49,7 @@ GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "signed": _gamma_signed,
     "captured": captured_gamma,
     "special": _gamma_special,
+    "edges": edge_weights,
 }
 """Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's; with
-lanes that are no finite numbers."""
+lanes that are no finite numbers; with groups on the boundaries of scales."""

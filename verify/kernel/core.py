@@ -70,7 +70,10 @@ class _Core:
 
     def cases(self) -> list[Case]:
         """All of them; a case that is too large for the plan is left out."""
-        quick = [self._sweep(), self._rows(), self._special()]
+        others = [case for case in self.plan.of_others(self.size) if self.plan.fits(case.problem)]
+        if not self.plan.ops:
+            return others
+        quick = [self._sweep(), self._rows(), self._special(), others]
         if self.plan.schedules:
             quick.append(self._patterns())
         pairs, sizes = self._pairs(), self._messages()

@@ -11,6 +11,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
 from fusecheck.kernel import schedules, table
+from fusecheck.kernel.compositions import composition_cases
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Problem
 
@@ -53,6 +54,7 @@ class Plan:
         most_elements: tokens * hidden of the largest call; what is larger is left out, and said to be.
         schedules: whether there are call patterns.
         mixes_dtypes: whether calls of several dtypes may share a workspace.
+        others: operations beyond the first one, each with every dtype, exchange and layout of its scales.
     """
 
     seed: int = 0
@@ -67,6 +69,24 @@ class Plan:
     most_elements: int = 2**26
     schedules: bool = True
     mixes_dtypes: bool = False
+    others: tuple[Operation, ...] = ()
+
+    def of_others(self, world_size: int, turn: int = 0) -> list[Case]:
+        """The cases of the operations beyond the first one; with other data at every turn."""
+        return [
+            Case(problem, checks)
+            for strategy in self.strategies
+            for problem, checks in composition_cases(
+                self.others,
+                world_size,
+                seed=hash64(self.seed, turn, *strategy.value.encode()),
+                dtypes=self.dtypes,
+                strategies=(strategy,),
+                families=self.families,
+                tokens=self.tokens,
+                hidden=self.hidden,
+            )
+        ]
 
     def mixing(self, backend: Backend) -> Plan:
         """The plan for a kernel, which says whether calls of several dtypes may share a workspace."""
@@ -78,6 +98,9 @@ class Plan:
         Raises:
             UsageError: a shape or value is out of range.
         """
+        if self.others and (index % 4 == 3 or not self.ops):
+            every = self.of_others(world_size, 1 + index)
+            return every[index % len(every)]
         choice = Choice(hash64(self.seed, world_size, index))
         made = self.problem(world_size, choice, self.families[index % len(self.families)])
         tokens, hidden = self._shape(choice, world_size, index % 8)
