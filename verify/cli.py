@@ -57,6 +57,7 @@ _PLUGGED: tuple[str, ...] = (
     "fusecheck.latency.command",
     "fusecheck.golden.command",
     "fusecheck.graph.command",
+    "fusecheck.protocol.command",
     "fusecheck.faults.command",
     "fusecheck.eval.command",
 )

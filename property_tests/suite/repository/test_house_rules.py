@@ -27,7 +27,7 @@ LAYERS = (
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass"},
-    {"graph", "kernel"},
+    {"graph", "kernel", "protocol"},
     {"latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts", "manual"},
     {"verify_command", "pytest_plugin"},
