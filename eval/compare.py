@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.endpoints import Endpoint, Pairs, choose_endpoints, join, name_endpoints
 from fusecheck.eval.flips import ForcedSummary, list_flips, summarise_forced

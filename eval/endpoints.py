@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.rows import Sample
 from fusecheck.eval.samples import Run
-from numpy.typing import NDArray
 
 # A choice between two filters is made here once, not after seeing the numbers.
 _FILTERS = ("flexible-extract", "none", "strict-match")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fusecheck.eval.endpoints import Pairs
 from fusecheck.eval.rows import Sample
 from fusecheck.eval.slices import margin_of
-from numpy.typing import NDArray
 
 Kind = Literal["lost", "gained", "churn"]
 

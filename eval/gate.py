@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
 from fusecheck.eval.intervals import Interval, score_statistic, tango_interval, wilson_interval
 from fusecheck.eval.mcnemar import McNemar, mcnemar
 from fusecheck.eval.power import questions_to_decide, smallest_change
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 DEFAULT_MARGIN = 0.01
 DEFAULT_MARGINS: Mapping[str, float] = {"mmlu": 0.005, "gsm8k": 0.02, "golden_mmlu": 0.01, "golden_gsm8k": 0.04}
@@ -32,7 +33,7 @@ class Verdict(str, Enum):
     @property
     def exit_code(self) -> int:
         """The exit code of a command that ends with this verdict."""
-        return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 2, Verdict.INCONCLUSIVE: 3}[self]
+        return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 4, Verdict.INCONCLUSIVE: 3}[self]
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from fusecheck.eval.gate import GateSettings, Verdict
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from scipy.stats import norm, wilcoxon
+
+from fusecheck.eval.gate import GateSettings, Verdict
 
 Floats = NDArray[np.float64]
 

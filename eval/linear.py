@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fusecheck.eval.checkpoint import LinearWeights
 from torch import Tensor
+
+from fusecheck.eval.checkpoint import LinearWeights
 
 
 def has_fp8_product(device: torch.device) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fusecheck.errors import UsageError
-from fusecheck.eval.engine import Engine, Next
-from fusecheck.eval.tokens import Tokens
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
+
+from fusecheck.errors import UsageError
+from fusecheck.eval.engine import Engine, Next
+from fusecheck.eval.tokens import Tokens
 
 Floats = NDArray[np.float32]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.endpoints import Endpoint
 from fusecheck.eval.kl import QuestionDistances, question_distances
 from fusecheck.eval.rows import Sample
 from fusecheck.eval.samples import Run
-from numpy.typing import NDArray
 
 Source = Literal["vocabulary", "choices", "none"]
 

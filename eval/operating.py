@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
+
 from fusecheck.eval.gate import GateSettings, Verdict, decide
 from fusecheck.eval.intervals import score_statistic
 from fusecheck.eval.peers import PEERS, smallest_flagged, smallest_found, smallest_refused
 from fusecheck.eval.power import smallest_change, smallest_unpaired_change
 from fusecheck.eval.report_blocks import Block
 from fusecheck.eval.sequential import Evidence
-from scipy.stats import norm
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.gate import DEFAULT_MARGINS, GateSettings
 from fusecheck.report.places import place

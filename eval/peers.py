@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fusecheck.eval.power import smallest_change
 from scipy.optimize import brentq
 from scipy.stats import norm
+
+from fusecheck.eval.power import smallest_change
 
 
 @dataclass(frozen=True)

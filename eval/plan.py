@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from scipy.stats import norm
+
 from fusecheck.eval.gate import GateSettings
 from fusecheck.eval.power import questions_to_pass, smallest_change
 from fusecheck.eval.report_blocks import Block
-from scipy.stats import norm
 
 FULL_SPLITS = {"mmlu": 14042, "gsm8k": 1319}
 GOLDEN_TASKS = Path(__file__).parent.parent / "golden" / "model" / "tasks"

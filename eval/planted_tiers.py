@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Subject
 from fusecheck.kernel.run import Budget, Run
-from rich.table import Table
 
 MOST_ELEMENTS = 2**17
 CASES = 2 * len(FAMILIES)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
-from fusecheck.eval.intervals import tango_interval
 from scipy.optimize import brentq
 from scipy.stats import norm
+
+from fusecheck.eval.intervals import tango_interval
 
 
 def smallest_change(n: int, flips: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from fusecheck.report import Interruption
 from rich.console import Console
+
+from fusecheck.report import Interruption
 
 Tell = Callable[[str], None]
 """Takes one line that says what begins."""

@@ -5,11 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fusecheck.eval.flips import FlippedQuestion
-from fusecheck.eval.gate import Verdict
-from fusecheck.eval.outcome import Comparison
-from fusecheck.eval.report_blocks import Block, around, blocks, headline, oracle_line, shorten, task_line
-from fusecheck.report.visible import visible
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
@@ -17,6 +12,12 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from fusecheck.eval.flips import FlippedQuestion
+from fusecheck.eval.gate import Verdict
+from fusecheck.eval.outcome import Comparison
+from fusecheck.eval.report_blocks import Block, around, blocks, headline, oracle_line, shorten, task_line
+from fusecheck.report.visible import visible
 
 _STYLE = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.INVALID: "bold red", Verdict.INCONCLUSIVE: "yellow"}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+
 from fusecheck.eval.blocks import Answers, Asker, Question, open_asker
 from fusecheck.eval.gate import Flips, GateSettings, Verdict, worst
 from fusecheck.eval.intervals import wilson_interval
@@ -15,7 +17,6 @@ from fusecheck.eval.progress import Tell
 from fusecheck.eval.report_blocks import interruption, points
 from fusecheck.eval.sequential import Evidence, SequentialPlan, run_sequential, stratified_order
 from fusecheck.eval.session import Copies, RunArguments, deliver_record
-from rich.console import Console
 
 
 @dataclass(frozen=True)

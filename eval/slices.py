@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fusecheck.eval.endpoints import Pairs
 from fusecheck.eval.mcnemar import holm, mcnemar
 from fusecheck.eval.rows import Sample
-from numpy.typing import NDArray
 
 _MODULI = (32, 64, 128)
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy.stats import fisher_exact
+
 from fusecheck.eval.arm import ArmRecord
 from fusecheck.eval.rows import Sample
 from fusecheck.eval.samples import Run, TaskRun
-from scipy.stats import fisher_exact
 
 State = Literal["ok", "unknown", "warning", "invalid"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
 from fusecheck import backends
 from fusecheck.case.run import WORKER, Caller
 from fusecheck.errors import Inconclusive, UsageError
@@ -15,12 +17,11 @@ from fusecheck.kernel.virtual import VirtualPool
 from fusecheck.ranks import Pool, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir, check_place
-from rich.console import Console
 
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
 
-app = typer.Typer(help="Record what a real kernel returns, and check such records.", no_args_is_help=True)
+app = typer.Typer(help="Record what a real kernel returns, and check such records.")
 
 
 def register(root: typer.Typer) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from fusecheck import backends
 from fusecheck.case.run import Caller, collect, request
 from fusecheck.errors import Inconclusive, UsageError
@@ -19,8 +22,6 @@ from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.virtual import residency
 from fusecheck.problem import Problem
 from fusecheck.report.result import environment, write_aside
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 SCHEMA = 1
 SMALL = 2048

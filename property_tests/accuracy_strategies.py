@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+
 from fusecheck.eval.gate import Flips
 
 

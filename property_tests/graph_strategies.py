@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusecheck.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, SitePlan, View
-from fusecheck.graph.random_graphs import BAD_SCALES, MAX_READERS, MAX_SITES, OBSTACLES, OTHERS, STRATEGIES
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
+
+from fusecheck.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, SitePlan, View
+from fusecheck.graph.random_graphs import BAD_SCALES, MAX_READERS, MAX_SITES, OBSTACLES, OTHERS, STRATEGIES
 
 VIEWS: tuple[View, ...] = ("none", "flat", "unsqueeze", "chain", "halves")
 FP8_KINDS: tuple[ReaderKind, ...] = ("fp8", "quantize", "dead")

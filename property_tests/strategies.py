@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.models import models
 from fusecheck.inputs.scales import SCALES, draw_scale
 from fusecheck.interface import FusionOp, Strategy
 from fusecheck.problem import Call, Problem
-from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
 
 LANES = 8
 LIMIT = 128

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
 from fusecheck.errors import UsageError
 from fusecheck.problem import Problem
 

@@ -1,7 +1,8 @@
 """`fusecheck exhaust`: the oracle's assumptions on the chip, over every input there is.
 
 The cast of float32 to E4M3 against the table (all 2^32 inputs); the reciprocal root (assumption A3) and the reciprocal
-(A4) over all normal floats; division (A4) over every divisor significand with many dividends.
+(A4) over all normal floats; division (A4) over every divisor significand with many dividends. What declarations may
+say beyond that, exact at powers of two (`exact_pow2`), is looked at over all of them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 import typer
-from fusecheck.errors import Inconclusive
-from fusecheck.float8 import encode
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
-from fusecheck.report.places import JsonFile, RunDir
 from rich.console import Console
 from torch import Tensor
+
+from fusecheck.errors import Inconclusive
+from fusecheck.formats.element import E4M3
+from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
 
 CHUNK = 2**26
 BLOCK = 1024
@@ -28,6 +30,9 @@ DIVIDENDS = 64
 
 ROOT_ULPS, RECIPROCAL_ULPS, DIVISION_ULPS = 2, 1, 2
 """What A3 and A4 allow, in ulps from the correctly rounded value."""
+
+POWERS = range(-125, 127)
+"""Exponents of the powers of two whose reciprocal is normal, and by which approximate division is documented."""
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -44,7 +49,7 @@ def cast_against_table(cast: Compute, bits: Iterator[Tensor]) -> dict[str, Any]:
     inputs, wrong, first = 0, 0, None
     for piece in bits:
         got = cast(piece)
-        expected = encode(piece.view(torch.float32).to(torch.float64))
+        expected = E4M3.encode(piece.view(torch.float32).to(torch.float64))
         differ = (got != expected) & ~(((got & 0x7F) == 0x7F) & ((expected & 0x7F) == 0x7F))
         inputs += len(piece)
         wrong += int(differ.sum())
@@ -126,6 +131,29 @@ def worst_division(divide: Callable[[Tensor, Tensor], Tensor], device: torch.dev
     return worst.record()
 
 
+def exact_at_powers_of_two(divide: Callable[[Tensor, Tensor], Tensor], dividends: Tensor) -> dict[str, Any]:
+    """Divide the dividends, float32 in [1, 2), by every power of two: exact, both signs of the exponent.
+
+    A dividend meets every exponent that leaves the quotient normal.
+    """
+    inputs, wrong, first = 0, 0, None
+    for exponent in POWERS:
+        divisor = torch.full_like(dividends, 2.0**exponent)
+        got, exact = divide(dividends, divisor), (dividends.double() * 2.0**-exponent).float()
+        differ = got != exact
+        inputs += len(dividends)
+        wrong += int(differ.sum())
+        if first is None and bool(differ.any()):
+            at = int(torch.nonzero(differ)[0])
+            first = f"{float(dividends[at])} / 2^{exponent} -> {float(got[at])}, expected {float(exact[at])}"
+    return {"inputs": inputs, "wrong": wrong, "first": first, "holds": bool(inputs) and wrong == 0}
+
+
+def significands(device: torch.device) -> Tensor:
+    """All float32 values in [1, 2)."""
+    return torch.arange(0x3F800000, 0x40000000, dtype=torch.int32, device=device).view(torch.float32)
+
+
 class _Chip:
     """Single instructions of a GPU as functions of tensors."""
 
@@ -188,6 +216,11 @@ def on_chip(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
         yield asm, worst_of(chip.one(asm), torch.reciprocal, positive_normals(device), allowed)
     for asm, allowed in (("div.approx.ftz.f32", DIVISION_ULPS), ("div.full.f32", DIVISION_ULPS), ("div.rn.f32", 0)):
         yield asm, worst_division(chip.two(asm), device, allowed)
+    reciprocal = chip.one("rcp.approx.ftz.f32")
+    one = torch.ones(1, device=device)
+    yield "rcp.approx.ftz.f32 of 2^n", exact_at_powers_of_two(lambda _, divisor: reciprocal(divisor), one)
+    for asm in ("div.approx.ftz.f32", "div.full.f32"):
+        yield f"{asm} by 2^n", exact_at_powers_of_two(chip.two(asm), significands(device))
 
 
 def register(app: typer.Typer) -> None:
@@ -221,7 +254,7 @@ def command(
 
 def _worst(entry: dict[str, Any]) -> str:
     if "wrong" in entry:
-        return f"{entry['wrong']} differ from the table"
+        return f"{entry['wrong']} wrong" + (f", the first: {entry['first']}" if entry["first"] else "")
     return (
         f"within {entry['worst_ulps_from_rounded']} ulp of the rounded value ({entry['allowed']} allowed), "
         f"{entry['worst_ulps_from_exact']} ulp of the exact one"

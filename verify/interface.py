@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.errors import UsageError
+from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
-    from fusecheck.dataflow import Dataflow
-    from fusecheck.problem import Problem
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-__all__ = ["Backend", "FusionOp", "Kernel", "Limits", "Rank", "RankInputs", "RankOutputs", "Strategy", "Support"]
+    from fusecheck.dataflow import Dataflow
+    from fusecheck.problem import Problem
+    from fusecheck.stages.experts import Experts
+
+__all__ = [
+    "STATIC_OPS",
+    "Backend",
+    "FusionOp",
+    "Kernel",
+    "Limits",
+    "Operation",
+    "Rank",
+    "RankInputs",
+    "RankOutputs",
+    "Strategy",
+    "Support",
+    "overwritten",
+    "spared",
+]
+
+OPERANDS = ("partial", "residual", "gamma", "scale")
+"""The tensors of `RankInputs`."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +85,15 @@ class RankInputs:
 
     Attributes:
         partial: this rank's addend of the all-reduce, [tokens, hidden], bf16 or fp16.
-        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`.
+        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`; not to be read where the operation has
+            no residual.
         gamma: the norm's weight, [hidden], the dtype of `partial`.
-        scale: the dequantisation scale (x ~ q * scale), [1], float32.
+        scale: [1], float32: the dequantisation scale (x ~ q * scale) of a quantiser whose scale is given, NVFP4's
+            factor of the tensor; not to be read by others.
         eps: added to the mean square before the reciprocal root.
         weight_bias: added to gamma in float32 (1.0 for Gemma, else 0.0).
+        experts: what an MoE collective sums into this rank's addend; `partial` is not to be read then.
+        layout: the name of the layout that the scales of the codes shall have; empty: the quantiser's first.
     """
 
     partial: Tensor
@@ -78,29 +102,44 @@ class RankInputs:
     scale: Tensor
     eps: float
     weight_bias: float
+    layout: str = ""
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True)
 class RankOutputs:
-    """One rank's results, each [tokens, hidden]; `norm` and `quant` as the op returns them.
+    """One rank's results; those that the operation does not return are None.
 
     Attributes:
-        residual: the sum over ranks plus the residual, in the activations' dtype.
-        norm: the normalised activations in the activations' dtype, or None.
-        quant: their codes, float8_e4m3fn, or None.
+        residual: the sum over ranks plus the residual, [tokens, hidden], in the activations' dtype.
+        norm: the normalised activations, [tokens, hidden], in the activations' dtype.
+        quant: their codes: float8_e4m3fn [tokens, hidden]; of four-bit formats uint8 [tokens, hidden / 2], the even
+            element in the low half.
+        scale: the scales of the codes as stored, packing and padding included; see the quantiser's `layout`.
+        total: the sum over ranks alone, [tokens, hidden], in the activations' dtype.
     """
 
-    residual: Tensor
+    residual: Tensor | Any  # None is for the operations without one; Any spares all others an assertion
     norm: Tensor | None = None
     quant: Tensor | None = None
+    scale: Tensor | None = None
+    total: Tensor | None = None
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
+        """Run the fused operation; a collective call.
+
+        On a GPU it is launched on the current stream, which need not be the default one, and may return before the
+        device is done; it may be captured in a CUDA graph, so it must not wait for the device. The outputs are its
+        caller's: no later call changes them, and closing does not free them. The operands stay as they are, but for
+        those that the backend's `overwrites` names; they may be overwritten as soon as the call is done. They may be
+        views with strides and an offset; a kernel that cannot read these raises. What a refused input raises, comes
+        through.
+        """
         ...
 
     def close(self) -> None:
@@ -110,7 +149,17 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A kernel under test."""
+    """A kernel under test.
+
+    A backend may also have these attributes; `getattr` reads them:
+
+    * `device`: `cpu` or `cuda`, where it runs nowhere else.
+    * `overwrites`: names of operands that its kernel changes, `("residual",)` for one that adds in place as vLLM's
+      `fused_add_rms_norm` does. It may return the operand itself. Every other operand must stay as it was.
+    * `pdl`: its kernel is launched by programmatic dependent launch.
+    * `mixes_dtypes`: calls in bf16 and fp16 may share a workspace.
+    * `operations`: a tuple of every `Operation` that its kernel has; left out: the three of the first op.
+    """
 
     name: str
 
@@ -125,3 +174,21 @@ class Backend(Protocol):
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make a workspace on this rank; a collective call."""
         ...
+
+
+def overwritten(backend: Backend) -> frozenset[str]:
+    """The operands that a backend says its kernel changes.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    names = getattr(backend, "overwrites", ())
+    if isinstance(names, str) or not set(names) <= set(OPERANDS):
+        raise UsageError(f"{backend.name}.overwrites is {names!r}, expected a tuple of: {', '.join(OPERANDS)}")
+    return frozenset(names)
+
+
+def spared(inputs: RankInputs, names: frozenset[str]) -> RankInputs:
+    """The inputs with copies of these operands, for a kernel that may overwrite them."""
+    copies: dict[str, Any] = {name: getattr(inputs, name).clone() for name in names}
+    return replace(inputs, **copies)

@@ -7,19 +7,18 @@ import json
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from fusecheck.errors import UsageError
+from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.numerics.rounding import NATIVE, Format
-from fusecheck.operations import FusionOp, Strategy
+from fusecheck.operations import WORLD_SIZES, Operation, Strategy
+from fusecheck.quantisers.known import quantiser
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 _SEEDS = 2**63 - 2**63 % CALL_STEP
 """Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
-E = TypeVar("E", FusionOp, Strategy)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Call:
 
     tokens: int
     hidden: int | None = None
-    op: FusionOp | None = None
+    op: Operation | None = None
     strategy: Strategy | None = None
     dtype: str | None = None
     delayed: int | None = None
@@ -71,12 +70,13 @@ class Problem:
         family: kind of activations, a key of `families.FAMILIES`.
         seed: of the data; every rank makes the same from it.
         schedule: earlier calls on the same workspace, in order.
+        layout: how the scales of the codes lie, where the quantiser has several layouts; empty: its first.
 
     Raises:
         UsageError: a field is out of its range; the message names field, value and remedy.
     """
 
-    op: FusionOp = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+    op: Operation = Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
     strategy: Strategy = Strategy.AUTO
     dtype: str = "bf16"
     world_size: int = 2
@@ -89,6 +89,7 @@ class Problem:
     family: str = "gaussian"
     seed: int = 0
     schedule: tuple[Call, ...] = field(default=())
+    layout: str = ""
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, *(call.dtype for call in self.schedule if call.dtype is not None)):
@@ -103,6 +104,14 @@ class Problem:
         _require(math.isfinite(self.eps) and self.eps >= 0, "eps", self.eps, "a finite number of at least 0")
         _require(math.isfinite(self.weight_bias), "weight_bias", self.weight_bias, "a finite number")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        for call in (Call(self.tokens), *self.schedule):
+            name = (call.op or self.op).quantiser
+            if name != "none":
+                quantiser(name).groups(call.hidden or self.hidden)
+        layouts = quantiser(self.op.quantiser).layouts if self.op.returns_scale else ()
+        expected = f"one that {self.op.quantiser} has: {', '.join(layouts)}"
+        expected = expected if layouts else "none: the operation makes no scales"
+        _require(self.layout in ("", *layouts), "layout", self.layout, expected)
 
     @property
     def format(self) -> Format:
@@ -127,6 +136,7 @@ class Problem:
                 op=call.op or self.op,
                 strategy=call.strategy or self.strategy,
                 dtype=call.dtype or self.dtype,
+                layout=self.layout if call.op in (None, self.op) else "",
                 seed=(self.seed + CALL_STEP * (index + 1)) % _SEEDS,
                 schedule=(),
             )
@@ -135,12 +145,13 @@ class Problem:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back; fields at their defaults in a Call are left out."""
-        record = {name: getattr(self, name) for name in _by_name(Problem)}
+        record = {name: getattr(self, name) for name in _by_name(Problem)} | {"op": self.op.name}
         record["schedule"] = [_compact(call) for call in self.schedule]
         for name in ("scale", "eps", "weight_bias"):
             record[name] = _number(record[name])
-        if not record["schedule"]:
-            del record["schedule"]
+        for name in ("schedule", "layout"):
+            if not record[name]:
+                del record[name]
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -160,7 +171,8 @@ class Problem:
 
 
 def _compact(call: Call) -> dict[str, Any]:
-    return {f.name: getattr(call, f.name) for f in fields(call) if getattr(call, f.name) != f.default}
+    record = {f.name: getattr(call, f.name) for f in fields(call) if getattr(call, f.name) != f.default}
+    return record | ({"op": call.op.name} if call.op else {})
 
 
 @cache
@@ -187,15 +199,16 @@ def _value(name: str, value: Any) -> Any:
         _require(isinstance(value, list), name, value, "a list of calls")
         return tuple(Call(**_fields(Call, call)) for call in value)
     if name == "op":
-        return _member(FusionOp, name, value)
+        _require(isinstance(value, str), name, value, "the name of an operation")
+        return Operation.named(value)
     if name == "strategy":
-        return _member(Strategy, name, value)
+        return _strategy(value)
     if name in ("scale", "eps", "weight_bias"):
         try:
             return float(value)
         except (TypeError, ValueError):
             raise UsageError(f"{name}={value!r}, expected a number") from None
-    if name in ("dtype", "gamma", "family"):
+    if name in ("dtype", "gamma", "family", "layout"):
         _require(isinstance(value, str), name, value, "a name")
     elif name in ("late", "overwrite", "reopen"):
         _require(isinstance(value, bool), name, value, "true or false")
@@ -212,12 +225,12 @@ def _is_count(x: int) -> bool:
     return isinstance(x, int) and x >= 1
 
 
-def _member(kind: type[E], name: str, value: object) -> E:
+def _strategy(value: object) -> Strategy:
     try:
-        return kind(value)
+        return Strategy(value)
     except ValueError:
-        choices = ", ".join(m.value for m in kind)
-        raise UsageError(f"{name}={value!r}, expected one of: {choices}") from None
+        choices = ", ".join(each.value for each in Strategy)
+        raise UsageError(f"strategy={value!r}, expected one of: {choices}") from None
 
 
 def _known(name: str, value: str, table: dict[str, Any]) -> None:

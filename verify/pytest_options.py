@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from fusecheck import backends
 from fusecheck.corpus import Corpus, Kept, read
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
-from fusecheck.problem import WORLD_SIZES
+from fusecheck.operations import WORLD_SIZES
 
 PROFILES = {"dev": 12, "ci": 80, "nightly": 2000}
 """Hypothesis profiles and the examples that each test tries."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 import torch
+
 from fusecheck.corpus import Kept, keep
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE, PROFILES, Settings

@@ -1,228 +1,107 @@
-"""The stages of judgement over rows of outputs: tallies, and the elements outside their enclosure.
-
-Each stage is judged from the previous *observed* output. Elements equal to the nominal are inside by construction;
-the ends are computed for the others only. Every comparison asks "is inside": NaN is never inside.
-"""
+"""The verdict on rows of outputs: the stages of an operation in order, each judged from what was observed before."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from enum import Enum
-from typing import Any
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import VALUES, code_at, is_nan, ordinal
-from fusecheck.interface import RankOutputs
-from fusecheck.numerics import enclosure
-from fusecheck.numerics.rounding import Format
-from fusecheck.oracle import Oracle, Where
 from torch import Tensor
 
-SHOWN = 3
-"""Elements that a stage describes; all are counted."""
+from fusecheck.dataflow import Dataflow
+from fusecheck.formats.binary import Format
+from fusecheck.interface import RankOutputs
+from fusecheck.numerics import enclosure
+from fusecheck.oracle import Oracle, Where
+from fusecheck.stages.judgement import Element, Stage, Tally, differing, judge, raw
 
-
-class Stage(str, Enum):
-    """What is judged, in this order; the first stage that fails names the culprit."""
-
-    ALIVE = "alive"
-    AGREE = "ranks agree"
-    RESIDUAL = "residual"
-    NORM = "norm"
-    QUANT = "quant"
-    UNFUSED = "unfused"
-    AGAIN = "again"
-    PROPERTY = "property"
-
-
-@dataclass(frozen=True)
-class Element:
-    """One element outside its enclosure."""
-
-    row: int
-    column: int
-    got: str
-    admissible: str
-    context: str
-
-
-@dataclass
-class Tally:
-    """How many elements a stage saw, how many were not the nominal, and how many lay outside."""
-
-    stage: Stage
-    elements: int = 0
-    off_nominal: int = 0
-    outside: int = 0
-    shown: list[Element] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Merge another tally of the same stage."""
-        self.elements += other.elements
-        self.off_nominal += other.off_nominal
-        self.outside += other.outside
-        self.shown = (self.shown + other.shown)[:SHOWN]
-
-    def to_record(self) -> dict[str, Any]:
-        """As JSON-ready values."""
-        return {
-            "stage": self.stage.value,
-            "elements": self.elements,
-            "off_nominal": self.off_nominal,
-            "outside": self.outside,
-            "shown": [asdict(element) for element in self.shown],
-        }
-
-
-def raw(x: Tensor) -> Tensor:
-    """The bits of a bf16, fp16 or E4M3 tensor, as int16 or uint8."""
-    return x.view(torch.int16 if x.element_size() == 2 else torch.uint8)
-
-
-def differing(got: Tensor, nominal: Tensor) -> Where | None:
-    """Where two tensors of one dtype differ in bits; None when nowhere."""
-    left, right = raw(got), raw(nominal)
-    if torch.equal(left, right):
-        return None
-    rows, columns = torch.nonzero(left != right, as_tuple=True)
-    return rows, columns
-
-
-def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
-    """Which observed values are inside: NaN only where the nominal is NaN; both zeros unless their sign is kept."""
-    value = got.to(torch.float64)
-    inside = (lo <= value) & (value <= hi)
-    if flow.zero_sign == "kept":
-        zero = (value == 0) & (nominal == 0)
-        inside &= ~zero | (torch.signbit(got) == torch.signbit(nominal))
-    return inside | (value.isnan() & nominal.isnan())
-
-
-def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Which observed codes are inside; NaN of either sign only where a NaN code is admissible."""
-    place = ordinal(got)
-    inside = (lo <= place) & (place <= hi) & ~is_nan(got)
-    may_be_nan = is_nan(nominal) | (hi == 127) | (lo == -127)
-    return inside | (is_nan(got) & may_be_nan)
+__all__ = [
+    "Element",
+    "Stage",
+    "Tally",
+    "admissible_codes",
+    "admissible_scales",
+    "differing",
+    "judge_rows",
+    "off_nominal_budget",
+    "raw",
+]
 
 
 def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
-    """Judge the residual, norm and quant stages of some rows.
+    """Judge every stage of some rows that left an output, each from what was observed before it.
 
     Args:
         oracle: of exactly these rows.
-        outputs: the same rows of one rank's outputs.
+        outputs: the same rows of one rank's outputs; codes one a byte, scales [rows, groups].
         first_row: their place in the whole, for the report.
     """
-    residual = outputs.residual
-    tallies = [_judge_values(Stage.RESIDUAL, residual, oracle.residual(), oracle.residual_ends, oracle, first_row)]
+    stream = _stream(oracle, outputs)
+    tallies = [] if stream is None else judge(oracle.stream, stream, first_row)
     if outputs.norm is not None:
-
-        def norm_ends(where: Where) -> enclosure.Interval:
-            return oracle.norm_ends(residual, where)
-
-        tallies.append(_judge_values(Stage.NORM, outputs.norm, oracle.norm(residual), norm_ends, oracle, first_row))
+        tallies += judge(oracle.after_residual(stream), outputs.norm, first_row)
+    special = None
+    if outputs.scale is not None:
+        scales = oracle.scales(stream, outputs.norm)
+        special = scales.special
+        tallies += judge(scales, outputs.scale, first_row, special)
+        special = special.repeat_interleave(scales.size, dim=-1)
     if outputs.quant is not None:
-        tallies.append(_judge_codes(outputs, oracle, first_row))
+        codes = oracle.code_stage(stream, outputs.norm, outputs.scale)
+        tallies += judge(codes, outputs.quant, first_row, special)
     return tallies
 
 
-def _judge_values(
-    stage: Stage,
-    got: Tensor,
-    nominal: Tensor,
-    ends: Callable[[Where], enclosure.Interval],
-    oracle: Oracle,
-    first_row: int,
-) -> Tally:
-    tally = Tally(stage, elements=got.numel())
-    where = differing(got, nominal)
-    if where is None:
-        return tally
-    tally.off_nominal = len(where[0])
-    lo, hi = ends(where)
-    bad = torch.nonzero(~admits(got[where], nominal[where], lo, hi, oracle.flow))[:, 0]
-    tally.outside = len(bad)
-    for index in bad[:SHOWN].tolist():
-        row, column = int(where[0][index]), int(where[1][index])
-        low, high = float(lo[index]), float(hi[index])
-        wanted = describe(float(nominal[row, column]), oracle.format) if math.isnan(low + high) else ""
-        wanted = wanted or f"{describe(low, oracle.format)}..{describe(high, oracle.format)}"
-        context = operands_at(oracle, row, column)
-        tally.shown.append(
-            Element(first_row + row, column, describe(float(got[row, column]), oracle.format), wanted, context)
-        )
-    return tally
-
-
-def _judge_codes(outputs: RankOutputs, oracle: Oracle, first_row: int) -> Tally:
-    assert outputs.quant is not None
-    got = raw(outputs.quant)
-    tally = Tally(Stage.QUANT, elements=got.numel())
-    nominal = oracle.codes(outputs.residual, outputs.norm)
-    where = differing(got, nominal)
-    if where is None:
-        return tally
-    tally.off_nominal = len(where[0])
-    lo, hi = oracle.code_ends(outputs.residual, outputs.norm, where)
-    bad = torch.nonzero(~admits_codes(got[where], nominal[where], lo, hi))[:, 0]
-    tally.outside = len(bad)
-    quotients = oracle.quotient_ends(outputs.residual, outputs.norm, where) if len(bad) else (lo, hi)
-    for index in bad[:SHOWN].tolist():
-        row, column = int(where[0][index]), int(where[1][index])
-        wanted = f"{describe_ordinal(int(lo[index]))}..{describe_ordinal(int(hi[index]))}"
-        if is_nan(nominal[row, column]):
-            wanted = "0x7f (nan)"
-        span = f"y/scale in [{float(quotients[0][index]):.6g}, {float(quotients[1][index]):.6g}]"
-        context = f"{span}  {operands_at(oracle, row, column)}"
-        tally.shown.append(Element(first_row + row, column, describe_code(int(got[row, column])), wanted, context))
-    return tally
-
-
-def describe(value: float, fmt: Format) -> str:
-    """A native value with its bits."""
-    bits = torch.tensor(value, dtype=torch.float64).to(fmt.dtype).view(torch.int16)
-    return f"0x{int(bits) & 0xFFFF:04x} ({value:.6g})"
-
-
-def describe_code(code: int) -> str:
-    """A code with its value."""
-    return f"{code:#04x} ({VALUES[code]:g})"
-
-
-def describe_ordinal(index: int) -> str:
-    """The code at an ordinal; NaN beyond +-126."""
-    return "nan" if abs(index) > 126 else f"{code_at(index):#04x}"
-
-
-def operands_at(oracle: Oracle, row: int, column: int) -> str:
-    """The inputs of one element, as the report line shows them."""
-    operands = oracle.operands
-    partials = ", ".join(f"{float(partial[row, column]):.6g}" for partial in operands.partials)
-    residual, gamma = float(operands.residual[row, column]), float(operands.gamma[column])
-    return f"in=[{partials}] residual={residual:.6g} gamma={gamma:.6g} scale={operands.scale:.8g}"
-
-
 def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
-    """Over all elements of these rows: the number of admissible codes in total, and of elements."""
-    rows, hidden = outputs.residual.shape
-    device = outputs.residual.device
-    row = torch.arange(rows, device=device).repeat_interleave(hidden)
-    where = (row, torch.arange(hidden, device=device).repeat(rows))
-    lo, hi = oracle.code_ends(outputs.residual, outputs.norm, where)
-    return int((hi - lo + 1).clamp(min=1).sum()), rows * hidden
+    """Over all elements of these rows: the number of admissible codes in total, given the scales, and of elements."""
+    assert outputs.quant is not None
+    lo, hi = oracle.code_stage(_stream(oracle, outputs), outputs.norm, outputs.scale).ends(_everywhere(outputs.quant))
+    return int((hi - lo + 1).clamp(min=1).sum()), outputs.quant.numel()
 
 
-def off_nominal_budget(flow: Dataflow, fmt: Format, hidden: int, elements: int) -> float:
-    """How many norms of spread significands may differ from the nominal.
+def admissible_scales(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
+    """Over all groups of these rows: the number of admissible scales in total, and of groups."""
+    if outputs.scale is None:
+        return 0, 0
+    lo, hi = oracle.scales(_stream(oracle, outputs), outputs.norm).ends(_everywhere(outputs.scale))
+    places = raw(hi).to(torch.int64) - raw(lo).to(torch.int64) + 1
+    return int(places.clamp(min=1).sum()), outputs.scale.numel()
 
-    A relative shift d moves 2^(p-1) / ln 2 * d of log-uniform significands over a rounding boundary. The largest
-    legal d is that of L4 to L6; the nominal's own is at most 2.5 u. A quarter is added since Gaussian data are
-    only nearly log-uniform, and six standard deviations. The quotient of a twice-rounded norm may flip twice.
+
+def _stream(oracle: Oracle, outputs: RankOutputs) -> Tensor | None:
+    """What was observed of what the norm reads."""
+    stream: Tensor | None = outputs.residual if oracle.operands.op.residual else outputs.total
+    return stream
+
+
+def _everywhere(x: Tensor) -> Where:
+    row = torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
+    return row, torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
+
+
+FALSE_ALARM = 1e-9
+"""The chance that a right kernel's call exceeds its budget of off-nominal norms."""
+
+
+def off_nominal_share(flow: Dataflow, fmt: Format, hidden: int) -> float | None:
+    """The chance that a right kernel's norm differs from the nominal, at most, for spread significands.
+
+    Of values whose place between two rounding boundaries is spread evenly, a relative shift d takes the share
+    2^(p-1) E[m] d over a boundary, where m is the significand, below 2. The largest legal d is what L4 to L6 allow
+    the kernel (L5 enters halved) and what the nominal itself may be off: 2.5 u in its root, 2 u in its products. A
+    norm that is rounded twice may change twice. None where the norm reads what is no single value. The derivation is
+    on the page of the criterion, `verify/README.md`.
     """
-    shift = enclosure.kappa(flow, hidden) / 2 + (1.5 + 5 + 2.01 + 2.5) * enclosure.U
-    share = 1.25 * shift * 2.0 ** (fmt.precision - 1) / math.log(2) * (2 if flow.round_normed else 1)
-    return share * elements + 6 * math.sqrt(share * elements) + 6
+    if not (flow.norm_reads_rounded or flow.order == "rank"):
+        return None
+    root = (enclosure.kappa(flow, hidden) + enclosure.mean_error(flow, hidden)) / 2 + 0.5 * enclosure.U
+    shift = root + enclosure.RSQRT + 2.01 * enclosure.U + 4.5 * enclosure.U
+    return min(1.0, shift * 2.0**fmt.precision * (2 if flow.round_normed else 1))
+
+
+def off_nominal_budget(share: float, elements: int) -> float:
+    """How many of so many norms may differ from the nominal: more do in one call of `1 / FALSE_ALARM`.
+
+    Bernstein's inequality for independent events of mean m in all: P(count >= m + t) <= exp(-t^2 / 2(m + t/3)).
+    """
+    mean, nats = share * elements, -math.log(FALSE_ALARM)
+    return mean + nats / 3 + math.sqrt(nats**2 / 9 + 2 * nats * mean)

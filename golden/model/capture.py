@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import UNFUSED
 from fusecheck.eval.data import EMBEDDED, GENERATED, read_rows
@@ -23,9 +27,6 @@ from fusecheck.golden.model.export import write_safetensors
 from fusecheck.interface import RankInputs
 from fusecheck.ranks.pool import Pool
 from fusecheck.ranks.replies import values
-from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
 
 FOLDER = Path(__file__).parent
 ACTIVATIONS = FOLDER / "activations.safetensors"

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from fusecheck.golden.model.questions import SUBJECTS, Question, description, question, statement
 from fusecheck.golden.model.stories import TRAINED_STEPS, Story, story
 from fusecheck.golden.model.world import held_out
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
 VOCABULARY = 2048

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fusecheck.golden.model.network import Network
 from torch import Tensor, nn
+
+from fusecheck.golden.model.network import Network
 
 E4M3_MAX = 448.0
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

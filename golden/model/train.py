@@ -22,6 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
 from fusecheck.golden.model.corpus import END, TOKENIZER, draw_question, draw_story, load_gsm8k, token_stream
 from fusecheck.golden.model.export import (
     calibrate,
@@ -33,10 +38,6 @@ from fusecheck.golden.model.export import (
 )
 from fusecheck.golden.model.network import Network, Shape, initialise
 from fusecheck.golden.model.questions import SUBJECTS, description
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional
 
 RESIDUAL_OUTLIERS = (77, 391)
 NORM_OUTLIERS = (13, 77, 150, 268, 391, 470)

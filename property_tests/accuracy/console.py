@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from fusecheck.eval.command import register
 from typer.testing import CliRunner, Result
+
+from fusecheck.eval.command import register
 
 app = typer.Typer()
 register(app)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from fusecheck.eval.data import EMBEDDED, read_rows
 
 SUBJECTS = ("anatomy", "astronomy", "college_biology", "nutrition")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import ArmRecord, write_arm_record
 from fusecheck.eval.compare import compare

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
 from fusecheck.backends.operands import check_layout
 from fusecheck.backends.unfused import UnfusedKernel
 from fusecheck.eval.arm import ORACLE, UNFUSED
@@ -22,9 +26,6 @@ from fusecheck.eval.linear import Linear
 from fusecheck.eval.worker import EvalRank
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.property_tests.accuracy.tiny_models import GOLDEN, SoloRank
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("meta")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, UNFUSED
 from fusecheck.eval.engine import Engine, Next

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fusecheck.eval.gate import Flips, GateSettings, Verdict, count_flips, decide, judge, worst
 from fusecheck.eval.operating import SETTINGS, Setting, simulate, simulate_sequential
 from fusecheck.property_tests.accuracy_strategies import margins, paired_flips
-from hypothesis import given
-from hypothesis import strategies as st
 
 GATE = GateSettings()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED, ArmRecord, write_arm_record
 from fusecheck.property_tests.accuracy.console import call
 from fusecheck.property_tests.accuracy.made_runs import choice_rows, write_run

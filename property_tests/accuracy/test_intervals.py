@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from fusecheck.eval.gate import Flips
-from fusecheck.eval.intervals import clustered_difference, score_statistic, tango_interval, wilson_interval
-from fusecheck.property_tests.accuracy_strategies import levels, paired_flips
 from hypothesis import given
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, chi2, norm
+
+from fusecheck.eval.gate import Flips
+from fusecheck.eval.intervals import clustered_difference, score_statistic, tango_interval, wilson_interval
+from fusecheck.property_tests.accuracy_strategies import levels, paired_flips
 
 
 @given(paired_flips(), levels(), levels())

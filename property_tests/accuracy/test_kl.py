@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fusecheck.eval.gate import GateSettings, Verdict
-from fusecheck.eval.kl import Floats, divergence, judge_oracle, question_distances, summarise
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy, wilcoxon
+
+from fusecheck.eval.gate import GateSettings, Verdict
+from fusecheck.eval.kl import Floats, divergence, judge_oracle, question_distances, summarise
 
 GATE = GateSettings()
 logits = arrays(np.float64, (5, 4), elements=st.floats(-30, 5))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from fusecheck.errors import UsageError
 from fusecheck.eval import data
 from fusecheck.eval.arm import ORACLE
@@ -18,7 +20,6 @@ from fusecheck.eval.lm import EngineLM
 from fusecheck.eval.run import open_job
 from fusecheck.eval.tasks import prepare
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, GOLDEN, hugging_face_model, write_checkpoint
-from safetensors.torch import load_file
 
 lm_eval = pytest.importorskip("lm_eval")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.backends import backend
 from fusecheck.eval.arm import FUSED, UNFUSED
 from fusecheck.eval.gate import Verdict

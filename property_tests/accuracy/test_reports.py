@@ -8,6 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
+
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, Options
@@ -19,7 +21,6 @@ from fusecheck.property_tests.accuracy.made_runs import choice_rows, text_rows, 
 from fusecheck.property_tests.suite.report_pages import Page
 from fusecheck.report import write_result
 from fusecheck.report.visible import visible
-from rich.console import Console
 
 HOSTILE = "<script>alert(1)</script> | `x` **b** [l](javascript:x) \x1b[2J\x07 \u202e ]]> & \ud800 \ufffe"
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fusecheck.eval.arm import read_arm_record
 from fusecheck.property_tests.accuracy.console import call
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.sequential import STAKES, Evidence, SequentialPlan, load_state, run_sequential, stratified_order
-from hypothesis import given
-from hypothesis import strategies as st
 
 differences = st.lists(st.sampled_from([-1, 0, 0, 0, 1]), max_size=200)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.eval import data
 from fusecheck.eval.tasks import prepare

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+
 from fusecheck.eval.gate import Flips, decide
 from fusecheck.eval.intervals import tango_interval
 from fusecheck.eval.mcnemar import holm, mcnemar
@@ -11,9 +15,6 @@ from fusecheck.eval.peers import PEERS, smallest_flagged, smallest_found, smalle
 from fusecheck.eval.plan import chance_to_pass
 from fusecheck.eval.power import questions_to_decide, questions_to_pass, smallest_change, smallest_unpaired_change
 from fusecheck.property_tests.accuracy_strategies import paired_flips
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
 
 
 @given(paired_flips(largest=3000))

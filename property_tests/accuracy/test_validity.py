@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fusecheck.eval.arm import ArmRecord, write_arm_record
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict

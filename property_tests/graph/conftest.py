@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from fusecheck.graph.run import GraphChecker, Subject
 
 TIMEOUT = 120.0

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
 from fusecheck.graph import autodeploy, fused_ops
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.quant_fusion import FuseQuant
-from torch import Tensor
-from torch.fx import GraphModule
 
 assert fused_ops.NAMESPACE == "fusecheck"
 own = torch.ops.fusecheck

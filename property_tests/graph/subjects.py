@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 
+from torch.fx import GraphModule
+
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.passes import fuse_allreduce_residual_rmsnorm_quant_fp8
-from torch.fx import GraphModule
 
 
 def raises(gm: GraphModule) -> GraphModule:

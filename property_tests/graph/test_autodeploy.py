@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fusecheck.errors import UsageError
 from fusecheck.graph import autodeploy
 from fusecheck.graph.config import QUANT_PASS, SharedConfig

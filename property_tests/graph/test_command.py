@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fusecheck.cli import main
+
 from fusecheck.graph.build import build
 from fusecheck.graph.inspection import copy_graph
 from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.property_tests.suite import command_line
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The exit code of `fusecheck graph` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["fusecheck", "graph", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+    return command_line.run(monkeypatch, "graph", *arguments)
 
 
 def test_the_own_pass_passes_and_leaves_its_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fusecheck.graph.plan import GraphPlan, expectation
 from fusecheck.graph.rows import ROWS, Row
 from fusecheck.graph.run import GraphCase, GraphChecker, Subject, row_cases

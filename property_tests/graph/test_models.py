@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.graph.run import GraphCase, GraphChecker, GraphResult

@@ -7,17 +7,18 @@ from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed import ProcessGroup
+
 from fusecheck import backends
 from fusecheck.dataflow import dataflow
-from fusecheck.float8 import VALUES, decode, encode
+from fusecheck.formats.element import E4M3
 from fusecheck.graph import arithmetic
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.ops import SCHEMAS
 from fusecheck.interface import Strategy
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.distributed import ProcessGroup
 
 own = torch.ops.fusecheck
 
@@ -98,7 +99,8 @@ def test_a_layer_on_codes_is_exact_in_any_order(seed: int, outputs: int, inputs:
     again = arithmetic.linear_fp8(left[:, order], right[:, order], None, one, one, torch.float64)
     assert torch.equal(got, again)
     terms = [
-        Fraction(VALUES[a]) * Fraction(VALUES[b]) for a, b in zip(*(each[0].tolist() for each in drawn), strict=True)
+        Fraction(E4M3.values[a]) * Fraction(E4M3.values[b])
+        for a, b in zip(*(each[0].tolist() for each in drawn), strict=True)
     ]
     assert Fraction(float(got[0, 0])) == sum(terms)
 
@@ -109,10 +111,10 @@ def test_the_separate_quantise_is_the_table(alone: RankContext) -> None:
         step = torch.tensor(scale)
         got, _ = own.static_quantize_e4m3_per_tensor(every, step)
         scaled = (every.float() * (1.0 / step)).double()
-        wanted = encode(scaled)
+        wanted = E4M3.encode(scaled)
         known = ~scaled.isnan()
         assert torch.equal(got.view(torch.uint8)[known], wanted[known])
-        assert bool(decode(got.view(torch.uint8))[~known].isnan().all())
+        assert bool(E4M3.decode(got.view(torch.uint8))[~known].isnan().all())
 
 
 def test_norm_flavours_round_once_or_twice() -> None:

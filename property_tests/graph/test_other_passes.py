@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.faults.passes import FaultyPass, faulty_passes
 from fusecheck.graph.findings import Check

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import build
 from fusecheck.graph.config import (

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs
 from fusecheck.oracle import Operands
 from fusecheck.problem import Problem
-from torch import Tensor
 
 
 @dataclass(frozen=True)

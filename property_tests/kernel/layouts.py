@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.interface import RankInputs
 from fusecheck.property_tests.kernel.given import Given
-from torch import Tensor
 
 OPERANDS = ("partial", "residual", "gamma")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+
 from fusecheck.interface import RankInputs
 
 

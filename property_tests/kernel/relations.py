@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from fusecheck.interface import FusionOp, RankOutputs, Strategy
+from torch import Tensor
+
+from fusecheck.interface import Operation, RankOutputs, Strategy
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.verdict import raw
-from torch import Tensor
 
 Equal = Iterator[tuple[str, Tensor, Tensor]]
 """Name, what the first call makes one expect, what the second call gave."""
@@ -173,7 +174,7 @@ def two_strategies(given: Given) -> Related:
 
 def two_ops(given: Given, first: str, second: str) -> Related:
     """Two ops give the same bits in whatever both return."""
-    return Related(given.changed(op=FusionOp(first)), given.changed(op=FusionOp(second)), _everything)
+    return Related(given.changed(op=Operation.named(first)), given.changed(op=Operation.named(second)), _everything)
 
 
 RELATIONS: dict[str, Callable[..., Related]] = {

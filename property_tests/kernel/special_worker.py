@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case.worker import CaseWorker
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fusecheck.case.run import collect
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem
@@ -11,8 +14,6 @@ from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.kernel.layouts import OPERANDS
 from fusecheck.property_tests.strategies import PLAIN, STRATEGIES, problems
 from fusecheck.ranks import Reply
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 some = share(8, least=3)
 VIEWS = ("column-major", "gaps", "padded-rows", "misaligned", "offset", "expanded")

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fusecheck.interface import FusionOp, Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.strategies import ORDER_FREE, PLAIN, permutations, problems
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 moderate = share(2, least=5)

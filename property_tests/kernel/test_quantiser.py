@@ -7,6 +7,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fusecheck.case.run import collect
 from fusecheck.interface import FusionOp
 from fusecheck.problem import Problem
@@ -14,8 +17,6 @@ from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.strategies import scales
 from fusecheck.ranks import Reply
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 PATTERNS = 65536

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fusecheck.case.run import collect
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem
@@ -11,8 +14,6 @@ from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.kernel.refusals import SPOILERS
 from fusecheck.property_tests.strategies import PLAIN, problems
 from fusecheck.ranks import Reply
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 few = share(8, least=3)
 WILD = (8, 16, 8192, 8200, 8216, 16384, 16392, 32768, 65536, 65544, 131072)

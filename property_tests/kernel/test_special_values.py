@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
+
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.case.run import Outcome, request, run_case
 from fusecheck.interface import Strategy

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
 from fusecheck.backends import backend
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
 from fusecheck.backends.emulated_protocol import Lamport
 from fusecheck.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
 Floats = NDArray[np.float64]
 Outputs = dict[str, NDArray[np.uint8]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from fusecheck.dataflow import Dataflow
 
 
@@ -17,18 +18,22 @@ def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Data
         return bool(rng.random() < 0.5)
 
     reads_rounded = coin()
+    round_squares = reads_rounded and bool(rng.random() < 0.25)
     return Dataflow(
         "drawn",
         accumulate="fp32" if coin() else "native",
         order="rank" if coin() else "any",
         round_sum=coin(),
         norm_reads_rounded=reads_rounded,
-        round_squares=reads_rounded and bool(rng.random() < 0.25),
+        round_squares=round_squares,
+        scaled_squares=not round_squares and bool(rng.random() < 0.2),
         depth=depth,
+        mean_rule="approx" if coin() else "exact",
         round_normed=bool(rng.random() < 0.25),
         round_norm=coin(),
         scaling=(("multiply", "divide", "either") * 2)[int(rng.integers(6))],
         exact_reciprocal=coin(),
+        exact_pow2=coin(),
         flush_subnormals=coin(),
         sum_flushes=coin(),
     )
@@ -41,7 +46,7 @@ def draw_native(rng: np.random.Generator, flow: Dataflow) -> torch.dtype:
 
 def describe(flow: Dataflow) -> str:
     """The flags that are set, for a table or a failure message."""
-    flags = ("round_sum", "norm_reads_rounded", "round_squares", "round_normed", "round_norm", "exact_reciprocal")
-    return " ".join(
-        [flow.accumulate, flow.order, flow.scaling, f"depth={flow.depth}", *(f for f in flags if getattr(flow, f))]
-    )
+    flags: tuple[str, ...] = ("round_sum", "norm_reads_rounded", "round_squares", "scaled_squares", "round_normed")
+    flags += ("round_norm", "exact_reciprocal", "exact_pow2")
+    words = [flow.accumulate, flow.order, flow.scaling, f"mean={flow.mean_rule}", f"depth={flow.depth}"]
+    return " ".join([*words, *(f for f in flags if getattr(flow, f))])

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.journal import Journal, unfinished
 from fusecheck.property_tests.suite.launching import MARK, marked, marked_environment, mpirun, wait_until_gone
 from fusecheck.ranks import FailureKind, Pools, Request, culprits, enter, map_cases, open_pools
-from rich.console import Console
-from rich.table import Table
 
 DEADLINE = 2.0
 """Seconds that each call has."""

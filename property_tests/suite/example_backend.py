@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+
 from fusecheck import (
     DATAFLOWS,
     Dataflow,

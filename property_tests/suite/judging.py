@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from fusecheck import DATAFLOWS, Problem, RankOutputs
 from fusecheck.case.calls import blocks
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.verdict import judge_rows
-from torch import Tensor
 
 TOKENS, HIDDEN, WORLD_SIZE = 1024, 4096, 2
 ROUNDS = 7

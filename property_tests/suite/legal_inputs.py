@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from fusecheck.property_tests.suite.legal_kernels import Floats, Generator, Inputs, to_native
 
 Doubles = npt.NDArray[np.float64]

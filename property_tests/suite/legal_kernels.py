@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from fusecheck.dataflow import Dataflow
 
 Floats = npt.NDArray[np.float32]
@@ -173,12 +174,30 @@ def _nudge(x: Floats, ulps: int, rng: Generator) -> Floats:
     return moved
 
 
-def inverse_root(sums: Floats, hidden: int, eps: float, rng: Generator) -> Floats:
-    """1 / sqrt(sum / hidden + eps) within 2 ulp of the correctly rounded value, [tokens]."""
-    reciprocal = np.float32(1) / np.float32(hidden)
-    mean = sums / np.float32(hidden) if rng.random() < 0.5 else sums * reciprocal
-    mean = mean + np.float32(eps)
+def mean_square(sums: Floats, hidden: int, eps: float, flow: Dataflow, rng: Generator) -> Floats:
+    """Sum / hidden + eps as the declared rule forms it, [tokens]."""
+    mean: Floats = sums / np.float32(hidden)
+    if flow.mean_rule == "approx":
+        exact = flow.exact_pow2 and hidden & (hidden - 1) == 0
+        mean = mean if exact else _nudge(mean, 2, rng)
+    elif rng.random() < 0.5:
+        mean = sums * (np.float32(1) / np.float32(hidden))
+    shifted: Floats = mean + np.float32(eps)
+    return shifted
+
+
+def inverse_root(mean: Floats, rng: Generator) -> Floats:
+    """1 / sqrt(mean) within 2 ulp of the correctly rounded value, [tokens]."""
     return _nudge((1 / np.sqrt(mean.astype(np.float64))).astype(np.float32), 2, rng)
+
+
+def scaled_root(read: Floats, order: str, eps: float, flow: Dataflow, rng: Generator) -> tuple[Floats, int]:
+    """The reciprocal root of rows that are scaled down by powers of two before they are squared, and the depth."""
+    _, power = np.frexp(np.abs(read).max(axis=1, keepdims=True))
+    power = np.maximum(power, 0).astype(np.float64)
+    sums, depth = sum_squares((read * 2.0**-power).astype(np.float32), order, None, rng)
+    mean = mean_square(sums, read.shape[1], 0.0, flow, rng) + np.float32(eps) * (2.0 ** (-2 * power[:, 0]))
+    return (inverse_root(mean.astype(np.float32), rng) * 2.0 ** -power[:, 0]).astype(np.float32), depth
 
 
 def normalise(read: Floats, root: Floats, weight: Floats, inputs: Inputs, flow: Dataflow, rng: Generator) -> Floats:
@@ -195,7 +214,7 @@ def normalise(read: Floats, root: Floats, weight: Floats, inputs: Inputs, flow: 
 def reciprocal(scale: float, flow: Dataflow, rng: Generator) -> np.float32:
     """1 / scale: correctly rounded, or any float32 within one unit in the last place if so declared."""
     rounded: np.float32 = np.float32(1) / np.float32(scale)
-    if flow.exact_reciprocal or math.frexp(scale)[0] == 0.5:
+    if flow.exact_reciprocal or (flow.exact_pow2 and math.frexp(scale)[0] == 0.5):
         return rounded
     infinity = np.float32(np.inf)
     candidates = [np.nextafter(rounded, -infinity), rounded, np.nextafter(rounded, infinity)]
@@ -212,8 +231,8 @@ def quotient(norm: Floats, scale: float, flow: Dataflow, rng: Generator) -> Floa
     if way == "multiply":
         return norm * reciprocal(scale, flow, rng)
     exact = norm / np.float32(scale)
-    power_of_two = math.frexp(scale)[0] == 0.5
-    return _nudge(exact, 2, rng) if way == "approximate" and not power_of_two else exact
+    declared = flow.exact_pow2 and math.frexp(scale)[0] == 0.5
+    return _nudge(exact, 2, rng) if way == "approximate" and not declared else exact
 
 
 def choose_order(flow: Dataflow, hidden: int, rng: Generator) -> str:
@@ -240,8 +259,13 @@ def run(inputs: Inputs, flow: Dataflow, rng: Generator, order: str | None = None
     residual = to_native(wide, inputs.native)
     read = residual if flow.norm_reads_rounded else wide
     native = inputs.native if flow.round_squares else None
-    sums, depth = sum_squares(read, order or choose_order(flow, hidden, rng), native, rng)
+    order = order or choose_order(flow, hidden, rng)
+    if flow.scaled_squares:
+        root, depth = scaled_root(read, order, inputs.eps, flow, rng)
+    else:
+        sums, depth = sum_squares(read, order, native, rng)
+        root = inverse_root(mean_square(sums, hidden, inputs.eps, flow, rng), rng)
     weight = inputs.gamma + np.float32(inputs.weight_bias)
-    norm = normalise(read, inverse_root(sums, hidden, inputs.eps, rng), weight, inputs, flow, rng)
+    norm = normalise(read, root, weight, inputs, flow, rng)
     z = quotient(to_native(norm, inputs.native) if flow.round_norm else norm, inputs.scale, flow, rng)
     return Outputs(residual, norm, z, cast(z)), depth

@@ -11,11 +11,12 @@ import random
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from fusecheck.case import alive, digest
+
+from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import Step, rows_of, shard
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import FusionOp, RankOutputs
+from fusecheck.interface import STATIC_OPS, RankOutputs
 from fusecheck.onepass import judge, kernels
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, make
@@ -30,7 +31,7 @@ _FAMILIES = ("gaussian", "gaussian", "negative-zero", "special", "subnormal", "o
 
 def _problem(draw: random.Random) -> Problem:
     return Problem(
-        op=draw.choice(list(FusionOp)),
+        op=draw.choice(list(STATIC_OPS)),
         tokens=draw.choice([2, 3, 4]),
         hidden=draw.choice([64, 96, 520]),
         world_size=draw.choice([2, 4]),
@@ -60,7 +61,7 @@ def _step(problem: Problem, flow: Dataflow, index: int, share: range) -> tuple[S
 def _plant(kind: str, step: Step, row: int) -> bool:
     """Spoil one thing; whether there was such a thing."""
     assert step.outputs is not None
-    outputs = alive.named(step.outputs)
+    outputs = returned.named(step.outputs)
     if kind in outputs:
         raw(outputs[kind])[row, 5] ^= 4
     elif kind == "input":
@@ -69,7 +70,7 @@ def _plant(kind: str, step: Step, row: int) -> bool:
         assert isinstance(step.arena, FlatArena)
         step.arena.canary()[0] = 0
     elif kind == "unwritten":
-        raw(step.outputs.residual)[-1, 3] = alive.POISON[2]
+        raw(step.outputs.residual)[-1, 3] = alive.POISONS[0][2]
     else:
         return False
     return True
@@ -86,7 +87,7 @@ def _compare(draw: random.Random) -> None:
     judge.launch(step, made, share, counts)
     seen = [int(count) for count in counts]
     assert step.outputs is not None
-    assert judge.digests(seen, problem) == {n: digest.whole(t) for n, t in alive.named(step.outputs).items()}
+    assert judge.digests(seen, problem) == {n: digest.whole(t) for n, t in returned.named(step.outputs).items()}
     operands = Operands(
         list(made.partials), made.inputs.residual[share.start : share.stop], made.inputs.gamma,
         float(made.inputs.scale), problem.eps, problem.weight_bias,

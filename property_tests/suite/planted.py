@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import Lamport, Total, TwoShot, row_blocks
 from fusecheck.interface import Limits, Rank
-from torch import Tensor
 
 LANES = 8
 LEAST_HIDDEN = 256

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+
 from fusecheck.case.run import WORKER, collect, request, run_case
 from fusecheck.case.worker import CaseWorker
 from fusecheck.inputs.cells import hash64

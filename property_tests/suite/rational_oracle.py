@@ -7,7 +7,8 @@ small rows. Two things are computed for a row of H elements over R ranks:
 * the enclosure: the ends that every conforming kernel lies between (u = 2^-24, g_k = k u / (1 - k u)):
   the sum over ranks within g_(R-1) sum|x| in float32, or within the tree bound E_R in the native
   format, or at a point where the order is declared or the addends prove every order exact; the sum of
-  squares within g_(D+1); mean and eps within g_2, u and u more; the root within 5u; the two products
+  squares within g_(D+1); the mean within g_2, or 5u where its division is approximate; eps and its addition
+  within u each; the root within 5u; the two products
   within 2.01 u; the scaling within 5u, or at a point where it is declared.
 
 Subnormals, infinities and NaN are outside its scope.
@@ -153,8 +154,10 @@ def root_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -
     kappa = gamma((deepest if flow.depth is None else min(flow.depth, deepest)) + 1)
     underflow = row.hidden * TINY
     low, high = max(low * (1 - kappa) - underflow, Fraction(0)), high * (1 + kappa) + underflow
-    mean_low = (low / row.hidden * (1 - gamma(2)) + row.eps * (1 - U)) * (1 - U)
-    mean_high = (high / row.hidden * (1 + gamma(2)) + row.eps * (1 + U)) * (1 + U)
+    rounded = flow.mean_rule == "exact" or (flow.exact_pow2 and row.hidden & (row.hidden - 1) == 0)
+    divided = gamma(2) if rounded else 5 * U
+    mean_low = (low / row.hidden * (1 - divided) + row.eps * (1 - U)) * (1 - U)
+    mean_high = (high / row.hidden * (1 + divided) + row.eps * (1 + U)) * (1 + U)
     return Root(1, (1 - 5 * U) ** 2 / mean_high), Root(1, (1 + 5 * U) ** 2 / mean_low)
 
 
@@ -208,14 +211,14 @@ def quotient_ends(norm: Ends, row: Row, flow: Dataflow) -> Ends:
     """Enclose norm / scale as the cast reads it, from the ends of the norm before its last rounding."""
     low, high = (_as_read(end, row, flow) for end in norm)
     reciprocal = 1 / row.scale
-    power_of_two = last_place(row.scale) == row.scale
+    exact = flow.exact_pow2 and last_place(row.scale) == row.scale
     if flow.scaling == "either":
         low, high = low.times(reciprocal), high.times(reciprocal)
-        if not power_of_two:
+        if not exact:
             low, high = _widen(low, high, 5 * U)
     elif flow.scaling == "divide":
         low, high = low.times(reciprocal), high.times(reciprocal)
-    elif flow.exact_reciprocal or power_of_two:
+    elif flow.exact_reciprocal or exact:
         low, high = low.times(nearest(reciprocal, FP32)), high.times(nearest(reciprocal, FP32))
     else:  # a float32 within one unit in the last place of the exact reciprocal
         ulp = 2 * half_ulp(reciprocal, FP32)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_protocol import Lamport, TwoShot
-from torch import Tensor
 
 DELAY = 0.01
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import SENTINEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fusecheck.corpus import Kept, keep, read
 from fusecheck.errors import UsageError
 from fusecheck.problem import Call, Problem

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve

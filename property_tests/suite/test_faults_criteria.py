@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
 from fusecheck.faults.criteria import CRITERIA, Criterion
 from fusecheck.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
-from fusecheck.float8 import encode_float32
+from fusecheck.formats.element import E4M3
 
 BY_NAME = {criterion.name: criterion for criterion in CRITERIA}
 SCALE = 0.0125
@@ -22,7 +23,7 @@ def evidence(change: Change = lambda outputs: outputs) -> Evidence:
     """Outputs of 64 x 256 elements as they should be, then changed."""
     rng = np.random.default_rng(3)
     norm = torch.from_numpy(rng.normal(size=(64, 256))).to(torch.bfloat16)
-    codes: Codes = encode_float32(norm.float() / SCALE, saturate=True, code_of_nan="nan").numpy()
+    codes: Codes = E4M3.encode_float32(norm.float() / SCALE, saturate=True, code_of_nan="nan").numpy()
     right = Outputs(rng.normal(size=(64, 256)), norm.double().numpy(), codes)
     assert right.norm is not None
     got = change(Outputs(right.residual.copy(), right.norm.copy(), codes.copy()))

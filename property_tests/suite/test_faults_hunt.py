@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
 from fusecheck.errors import UsageError
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
@@ -20,8 +23,6 @@ from fusecheck.faults.hunt import Budget
 from fusecheck.faults.run import FaultRun, Settings
 from fusecheck.kernel.plan import Case
 from fusecheck.problem import Problem
-from rich.console import Console
-from typer.testing import CliRunner
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "faults.json"
 BUDGET = Budget(cases=60, timeout=5.0, shrink_seconds=3.0)

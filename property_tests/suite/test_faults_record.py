@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.faults import record

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+
 from fusecheck.faults import sensitivity
 from fusecheck.faults.command import MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP
 from fusecheck.faults.defects import DEFECTS, scaled_by

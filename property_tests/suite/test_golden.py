@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fusecheck.case.run import WORKER
 from fusecheck.errors import UsageError
 from fusecheck.golden import check, record

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
-from fusecheck import float8
+
 from fusecheck.case import digest
-from fusecheck.float8 import MIDPOINTS, VALUES, encode, encode_float32
+from fusecheck.formats import element
+from fusecheck.formats.element import E4M3
 from fusecheck.inputs import cells
 
 
@@ -24,16 +25,16 @@ def test_cells_hold_the_same_bits_whether_numpy_or_torch_made_them(seed: int, pa
 
 @pytest.mark.parametrize("saturate", [True, False])
 def test_thirteen_bits_and_a_sticky_one_decide_the_code_of_any_float32(saturate: bool) -> None:
-    edges = torch.tensor([v for v in (*MIDPOINTS, *VALUES, 2.0**-10) if v == v], dtype=torch.float32)
+    edges = torch.tensor([v for v in (*E4M3.midpoints, *E4M3.values, 2.0**-10) if v == v], dtype=torch.float32)
     edges = torch.cat((edges, -edges))
     beside = [torch.nextafter(edges, torch.tensor(way)) for way in (torch.inf, -torch.inf)]
     anything = torch.randint(-(2**31), 2**31 - 1, (1 << 20,), generator=torch.Generator().manual_seed(5))
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-45])
     x = torch.cat((edges, *beside, special, anything.to(torch.int32).view(torch.float32)))
     for code_of_nan in ("nan", "+max", "-max"):
-        exact = encode(x.double(), saturate=saturate, code_of_nan=code_of_nan)
-        assert torch.equal(encode_float32(x, saturate=saturate, code_of_nan=code_of_nan), exact)
-        assert torch.equal(float8._encode_bits(x, saturate=saturate, code_of_nan=code_of_nan), exact)
+        exact = E4M3.encode(x.double(), saturate=saturate, code_of_nan=code_of_nan)
+        assert torch.equal(E4M3.encode_float32(x, saturate=saturate, code_of_nan=code_of_nan), exact)
+        assert torch.equal(element._encode_bits(E4M3, x, saturate, code_of_nan, "even"), exact)
 
 
 def test_a_digest_is_the_sum_of_its_words_by_weight_modulo_2_to_the_64() -> None:

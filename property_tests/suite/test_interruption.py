@@ -7,6 +7,7 @@ import signal
 import weakref
 
 import pytest
+
 from fusecheck.report import Interruption
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+
 from fusecheck.property_tests.suite.launching import marked_environment, mpirun, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]

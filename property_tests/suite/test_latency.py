@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from fusecheck import golden
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.graph.config import QUANT_PASS, PolicyKind, load_transforms
@@ -14,7 +16,6 @@ from fusecheck.inputs.models import model
 from fusecheck.latency import analysis, command
 from fusecheck.latency.analysis import Timing
 from fusecheck.latency.worker import slowest
-from typer.testing import CliRunner
 
 RECORDED = Path(golden.__path__[0]) / "h200x2" / "latency"
 

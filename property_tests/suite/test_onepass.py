@@ -8,11 +8,20 @@ import sys
 from dataclasses import replace
 
 import torch
+
 from fusecheck.case import alive
 from fusecheck.case.run import WORKER, collect, request
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.exhaust import cast_against_table, positive_normals, ulps_apart, worst_of
-from fusecheck.float8 import encode
+from fusecheck.exhaust import (
+    POWERS,
+    cast_against_table,
+    exact_at_powers_of_two,
+    positive_normals,
+    significands,
+    ulps_apart,
+    worst_of,
+)
+from fusecheck.formats.element import E4M3
 from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.batch import available, takes
@@ -64,7 +73,7 @@ def test_a_write_beyond_any_buffer_of_the_flat_arena_is_found() -> None:
     first = arena.empty((3, 24), torch.bfloat16, "first")
     arena.empty((3, 24), torch.float8_e4m3fn, "second")
     assert first.data_ptr() % 16 == 0
-    assert bool((first.view(torch.int16) == alive.POISON[2]).all())
+    assert bool((first.view(torch.int16) == alive.POISONS[0][2]).all())
     assert arena.trampled() is None
     assert int(arena.canaries_lost()) == 0
     beyond = first.view(torch.uint8).reshape(-1).as_strided((1,), (1,), first.storage_offset() * 2 + first.numel() * 2)
@@ -77,10 +86,10 @@ def test_a_cast_that_truncates_is_told_from_the_table() -> None:
     bits = torch.arange(0x3F800000, 0x3F800000 + 2**20, 97, dtype=torch.int32)
 
     def right(piece: torch.Tensor) -> torch.Tensor:
-        return encode(piece.view(torch.float32).to(torch.float64))
+        return E4M3.encode(piece.view(torch.float32).to(torch.float64))
 
     def truncating(piece: torch.Tensor) -> torch.Tensor:
-        return encode((piece & ~0xFFFFF).view(torch.float32).to(torch.float64))
+        return E4M3.encode((piece & ~0xFFFFF).view(torch.float32).to(torch.float64))
 
     assert cast_against_table(right, iter([bits]))["wrong"] == 0
     found = cast_against_table(truncating, iter([bits]))
@@ -101,3 +110,21 @@ def test_an_error_of_one_ulp_is_counted_as_one() -> None:
     assert not worst["holds"]
     assert worst_of(lambda _: nearest, lambda _: exact, iter([x]), 0)["holds"]
     assert float(next(positive_normals(CPU))[0]) == 2.0**-126
+
+
+def test_a_division_that_is_not_exact_at_powers_of_two_is_counted_with_its_first_case() -> None:
+    values = significands(CPU)[:: 2**12]
+    assert exact_at_powers_of_two(torch.div, values) == {
+        "inputs": len(values) * len(POWERS),
+        "wrong": 0,
+        "first": None,
+        "holds": True,
+    }
+
+    def low(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        exact = torch.div(a, b)
+        return torch.where(b == 0.25, torch.nextafter(exact, torch.zeros_like(exact)), exact)
+
+    found = exact_at_powers_of_two(low, values)
+    assert (found["wrong"], found["holds"]) == (len(values), False)
+    assert found["first"].startswith("1.0 / 2^-2 -> 3.99999")

@@ -7,27 +7,19 @@ import json
 
 import pytest
 import torch
+
 from fusecheck import FusionOp, Problem, Strategy
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.inputs.properties import Sample
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.kernel.plan import Plan
+from fusecheck.operations import STATIC_OPS
 from fusecheck.problem import Call
+from fusecheck.property_tests.suite.samples import sample_of
 
 CPU = torch.device("cpu")
-
-
-def sample_of(problem: Problem) -> Sample:
-    """All rows of a Problem, as the properties see them."""
-    inputs = Inputs(problem, CPU)
-    partials = torch.stack(inputs.partials(range(problem.tokens))).double()
-    gamma = inputs.gamma().double()
-    return Sample(
-        partials, inputs.residual().double(), gamma, problem.eps, problem.scale, problem.format, problem.gamma
-    )
 
 
 def test_a_problem_and_its_schedule_survive_a_line_of_json() -> None:
@@ -147,7 +139,7 @@ def test_the_plan_visits_every_family_strategy_op_dtype_and_check() -> None:
     problems = [case.problem for case in cases]
     assert {p.family for p in problems} == set(FAMILIES)
     assert {p.strategy for p in problems} == set(Strategy)
-    assert {p.op for p in problems} == set(FusionOp)
+    assert {p.op for p in problems} == set(STATIC_OPS)
     assert {p.dtype for p in problems} == {"bf16", "fp16"}
     assert {p.gamma for p in problems} == set(GAMMAS)
     assert {p.weight_bias for p in problems} == {0.0, 1.0}

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+
 from fusecheck.protocol.explorer import Explorer
 from fusecheck.protocol.kernels.gather import Gather
 from fusecheck.protocol.language import (

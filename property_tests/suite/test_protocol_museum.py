@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from fusecheck.errors import UsageError
 from fusecheck.protocol import command
 from fusecheck.protocol.check import check_exhibit, smallest
@@ -15,7 +17,6 @@ from fusecheck.protocol.explorer import MEMORIES, Explorer
 from fusecheck.protocol.language import Size
 from fusecheck.protocol.museum import KERNELS, MUSEUM, Exhibit
 from fusecheck.protocol.schedule import reaches, schedule
-from typer.testing import CliRunner
 
 EXAMPLE = "fusecheck.property_tests.suite.example_protocol"
 MOST_STEPS = 30

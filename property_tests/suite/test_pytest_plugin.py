@@ -15,6 +15,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.launching import marked_environment, mpirun

@@ -6,9 +6,10 @@ import contextlib
 import itertools
 
 import pytest
-from fusecheck.ranks.frames import LARGEST, FrameReader, GarbageError, frame
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fusecheck.ranks.frames import LARGEST, FrameReader, GarbageError, frame
 
 
 @given(payloads=st.lists(st.binary(max_size=50), max_size=5), cuts=st.lists(st.integers(0, 400), max_size=8))

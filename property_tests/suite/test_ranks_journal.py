@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fusecheck.errors import UsageError
 from fusecheck.journal import Journal, finished, read, unfinished
 from fusecheck.property_tests.suite.repository.checkout import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_cases_are_told_apart_by_whether_they_ended(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.property_tests.suite.repository.checkout import ROOT
 from fusecheck.ranks.lease import choose_visible, lease_devices

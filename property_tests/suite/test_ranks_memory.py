@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from fusecheck.ranks import Pool, culprits, rank, values
 from fusecheck.ranks.rank import LocalRank
 from fusecheck.ranks.residue import PREFIX, hold, remove, sweep

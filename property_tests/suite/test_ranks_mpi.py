@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.property_tests.suite.deaths import MANNERS, measure_parent, survey
 from fusecheck.property_tests.suite.launching import marked_environment, mpirun, wait_until_gone

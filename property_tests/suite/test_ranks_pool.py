@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
 from fusecheck.property_tests.suite.launching import marked, marked_environment, wait_until_gone

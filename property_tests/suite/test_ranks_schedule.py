@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+
 from fusecheck.errors import UsageError
 from fusecheck.ranks import FailureKind, Pools, Request, culprits, map_cases, open_pools, values
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.property_tests.suite import legal_kernels, refutation
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw

@@ -15,6 +15,9 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.report_pages import Page
@@ -24,8 +27,6 @@ from fusecheck.report.junit import to_junit
 from fusecheck.report.markdown import to_markdown
 from fusecheck.report.page import to_html
 from fusecheck.report.record import parts, reproducible
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
     "pass": made.kernel,

@@ -6,7 +6,10 @@ import re
 from itertools import pairwise
 
 import pytest
-from fusecheck.float8 import VALUES, code_at
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fusecheck.formats.element import E4M3
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.report_pages import Page
 from fusecheck.report.page import to_html
@@ -18,8 +21,6 @@ from fusecheck.report.pictures.intervals import intervals
 from fusecheck.report.pictures.latency import HEIGHT, gain_plot, gains, steps, times
 from fusecheck.report.pictures.matrix import criteria, matrices
 from fusecheck.report.pictures.number_line import NumberLine, number_line
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 ZEROS = {"0x00", "0x80"}
 
@@ -27,7 +28,7 @@ ZEROS = {"0x00", "0x80"}
 @given(got=st.integers(-126, 126), low=st.integers(-126, 126), high=st.integers(-126, 126))
 def test_the_number_line_marks_what_was_got_and_exactly_the_admissible_codes(got: int, low: int, high: int) -> None:
     low, high = min(low, high), max(low, high)
-    names = [f"{code_at(index):#04x}" for index in (got, low, high)]
+    names = [f"{E4M3.code_at(index):#04x}" for index in (got, low, high)]
     line = number_line(f"rank 0 element[0,0] got {names[0]} (1) admissible {names[1]}..{names[2]}")
     assert line is not None
     assert line.kind == "E4M3"
@@ -35,7 +36,7 @@ def test_the_number_line_marks_what_was_got_and_exactly_the_admissible_codes(got
     assert places == sorted(places)
     assert all(0 < place < 100 for place in places)
     assert [tick.code for tick in line.ticks if tick.got] == [names[0]]
-    inside = {f"{code_at(index):#04x}" for index in range(low, high + 1)}
+    inside = {f"{E4M3.code_at(index):#04x}" for index in range(low, high + 1)}
     for tick in line.ticks:
         assert tick.admissible == (line.band[0] <= tick.x <= line.band[1])
         if tick.code not in ZEROS:
@@ -51,12 +52,14 @@ def _line(message: str, dtype: str = "") -> NumberLine:
 
 @given(index=st.integers(-125, 124), share=st.floats(0, 1))
 def test_the_enclosure_of_the_quotient_lies_between_the_codes_that_it_lies_between(index: int, share: float) -> None:
-    below, above = (VALUES[code_at(i)] for i in (index, index + 1))
+    below, above = (E4M3.values[E4M3.code_at(i)] for i in (index, index + 1))
     real = below + share * (above - below)
-    near = f"{code_at(index):#04x}"
-    line = _line(f"y/scale in [{real!r}, {real!r}]  in=[1] got {near} admissible {near}..{code_at(index + 1):#04x}")
+    near = f"{E4M3.code_at(index):#04x}"
+    line = _line(
+        f"y/scale in [{real!r}, {real!r}]  in=[1] got {near} admissible {near}..{E4M3.code_at(index + 1):#04x}"
+    )
     assert line.real is not None
-    left, right = (next(t.x for t in line.ticks if t.code == f"{code_at(i):#04x}") for i in (index, index + 1))
+    left, right = (next(t.x for t in line.ticks if t.code == f"{E4M3.code_at(i):#04x}") for i in (index, index + 1))
     assert left - 0.01 <= line.real[0] <= line.real[1] <= right + 0.01
 
 
@@ -98,7 +101,7 @@ def test_a_message_without_codes_has_no_picture() -> None:
 @example(low=113, wide=0, off=13)
 @given(low=st.integers(-126, 120), wide=st.integers(0, 6), off=st.integers(1, 60))
 def test_labels_do_not_touch_on_the_narrowest_screen(low: int, wide: int, off: int) -> None:
-    codes = [f"{code_at(min(index, 126)):#04x}" for index in (low + wide + off, low, low + wide)]
+    codes = [f"{E4M3.code_at(min(index, 126)):#04x}" for index in (low + wide + off, low, low + wide)]
     named = [t for t in _line(f"got {codes[0]} admissible {codes[1]}..{codes[2]}").ticks if t.named]
     assert any(t.got for t in named)
     assert all(b.x - a.x >= 4 * 7 / 3.2 for a, b in pairwise(named))

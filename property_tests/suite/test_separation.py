@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
+
 from fusecheck import DATAFLOWS
 from fusecheck.case.run import request, run_case
 from fusecheck.kernel.plan import Plan

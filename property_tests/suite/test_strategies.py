@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from fusecheck.inputs.families import FAMILIES
-from fusecheck.problem import Call, Problem
-from fusecheck.property_tests.strategies import LIMIT, ODD_HIDDEN, calls, problems, scales, token_counts, widths
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.problem import Call, Problem
+from fusecheck.property_tests.strategies import LIMIT, ODD_HIDDEN, calls, problems, scales, token_counts, widths
 
 often = settings(max_examples=400, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from fusecheck.backends import backend, tensorrt_llm
 from fusecheck.backends.tensorrt_llm import ACCUMULATE, TensorRTLLMBackend, TensorRTLLMKernel, outputs_of, shape_support
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.errors import UsageError
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankInputs, Strategy
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.lone_rank import LoneRank
 from fusecheck.verdict import judge_rows
-from torch import Tensor
 
 OLD = (
     "allreduce(Tensor input, Tensor? residual, Tensor? norm_weight, Tensor? scale, Tensor? bias, Tensor? workspace,"
@@ -75,7 +77,7 @@ def _kernel(variant: str = "") -> TensorRTLLMKernel:
     return TensorRTLLMKernel(TensorRTLLMBackend(variant), LoneRank(), torch.zeros(7, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("op", list(FusionOp))
+@pytest.mark.parametrize("op", list(STATIC_OPS))
 @pytest.mark.parametrize(("variant", "number"), [("", 5), ("nccl", 0), ("min-latency", 1), ("nccl-symmetric", 8)])
 def test_every_op_and_strategy_reaches_the_library_by_its_number_and_passes(
     stub: _Stub, op: FusionOp, variant: str, number: int
@@ -147,18 +149,52 @@ def test_without_the_library_it_says_that_it_has_not_been_run_there() -> None:
     assert "not yet run on TensorRT-LLM" in support.reason
 
 
-def test_the_environment_must_agree_with_the_declared_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ACCUMULATE, "1")
-    limits = Limits(4, 64, torch.bfloat16)
-    with pytest.raises(ValueError, match="must be unset for tensorrt_llm"):
-        TensorRTLLMBackend().open(LoneRank(), limits)
-    monkeypatch.delenv(ACCUMULATE)
-    with pytest.raises(ValueError, match="must be set for tensorrt_llm:fp32"):
-        TensorRTLLMBackend("fp32").open(LoneRank(), limits)
+@pytest.mark.parametrize(
+    ("version", "variable", "dataflow"),
+    [
+        ("1.3.0rc21", None, "trtllm"),
+        ("1.3.0rc21", "0", "trtllm-fp32"),
+        ("1.3.0rc15.post1", "1", "trtllm-fp32"),
+        ("1.2.1", None, "trtllm"),
+        ("1.3.0rc23", "1", "trtllm-fp32"),
+        ("1.3.0rc24", None, "trtllm-fp32"),
+        ("1.3.0rc24", "0", "trtllm"),
+        ("1.3.0", "1", "trtllm-fp32"),
+        (None, None, "trtllm-fp32"),
+    ],
+)
+def test_release_and_environment_decide_about_the_sums(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, variable: str | None, dataflow: str
+) -> None:
+    """Pull request 16753 made float32 the default in July 2026."""
+    _installed(monkeypatch, version, variable)
+    assert TensorRTLLMBackend().dataflow(Problem()).name == dataflow
+    other = "native" if dataflow == "trtllm-fp32" else "fp32"
+    with pytest.raises(ValueError, match=f"tensorrt_llm:{other}: this release adds up in"):
+        TensorRTLLMBackend(other).open(LoneRank(), Limits(4, 64, torch.bfloat16))
+
+
+def test_the_one_release_that_does_not_tell_is_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (None, "0"):
+        _installed(monkeypatch, "1.3.0rc23", variable)
+        with pytest.raises(ValueError, match=f"depends on the build: set {ACCUMULATE}=1"):
+            TensorRTLLMBackend().open(LoneRank(), Limits(4, 64, torch.bfloat16))
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, version: str | None, variable: str | None) -> None:
+    def answer(name: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", answer)
+    monkeypatch.delenv(ACCUMULATE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(ACCUMULATE, variable)
 
 
 def test_each_variant_declares_its_dataflow_and_unknown_ones_are_refused() -> None:
-    names = {v: TensorRTLLMBackend(v).dataflow(Problem()).name for v in ("", "fp32", "nccl", "min-latency")}
-    assert names == {"": "trtllm", "fp32": "trtllm-fp32", "nccl": "trtllm-nccl", "min-latency": "trtllm"}
+    names = {v: TensorRTLLMBackend(v).dataflow(Problem()).name for v in ("native", "fp32", "nccl", "fp32,min-latency")}
+    assert list(names.values()) == ["trtllm", "trtllm-fp32", "trtllm-nccl", "trtllm-fp32"]
     with pytest.raises(UsageError, match="variant 'ub'"):
         TensorRTLLMBackend("ub")

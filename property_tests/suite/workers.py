@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+
 from fusecheck.interface import Rank
 from fusecheck.ranks.rank import LocalRank
 

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.interface import RankInputs, RankOutputs
 from torch import Tensor
 from torch.nn.functional import hardshrink
+
+from fusecheck.backends.emulated_quantise import Quantising
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import Operation, RankInputs, RankOutputs
+from fusecheck.stages.experts import Experts
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value, code 0x7E."""
@@ -45,12 +48,16 @@ class Row:
         factor: what the normalised value is multiplied by, or divided by, [1], float32.
         divide: whether `factor` divides.
         eps: added to the mean square.
+        op: what is computed.
+        quantising: how scales and codes are made, where the scale is not given.
     """
 
     weight: Tensor
     factor: Tensor
     divide: bool
     eps: float
+    op: Operation = Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+    quantising: Quantising | None = None
 
 
 class Arithmetic:
@@ -61,6 +68,32 @@ class Arithmetic:
         self.dataflow = dataflow
         self.index = index
         self.world_size = world_size
+
+    # Experts of one rank.
+
+    def sum_experts(self, experts: Experts) -> Tensor:
+        """A rank's addend of the exchange, [tokens, hidden] native: terms ascending, routed factor, shared expert."""
+        rules, native = self.dataflow.experts, experts.tokens.dtype
+        kept = native if rules.accumulate == "native" else torch.float32
+        count = len(experts.tokens) if experts.rows is None else experts.rows.shape[1]
+        total = self.weighed(experts, 0).to(kept)
+        for term in range(1, count):
+            total = total + self.weighed(experts, term).to(kept)
+        if rules.scaling == "after_experts":
+            total = total * experts.routed_scaling
+        if rules.shared and experts.shared is not None:
+            total = total + experts.shared.to(kept)
+        return total.to(native)
+
+    def weighed(self, experts: Experts, term: int) -> Tensor:
+        """One term times its weight, [tokens, hidden]; zero where the route is missing."""
+        if experts.rows is None:
+            product = experts.tokens[term].float() * experts.scale[term][:, None].float()
+        else:
+            row = experts.rows[:, term].long()
+            product = experts.tokens[row.clamp(min=0)].float() * experts.scale[:, term, None].float()
+            product = product.where((row >= 0)[:, None], torch.zeros(()))
+        return product.to(experts.tokens.dtype) if self.dataflow.experts.product_rounded else product
 
     # Additions over ranks.
 
@@ -122,27 +155,55 @@ class Arithmetic:
         return inputs.eps
 
     def reciprocal(self, scale: Tensor) -> Tensor:
-        """1 / scale, [1] float32: correctly rounded, or truncated (within 1 ulp) where that is declared."""
+        """1 / scale, [1] float32: correctly rounded, or truncated where it may be off by 1 ulp.
+
+        Where not even powers of two are declared exact, theirs is the float32 below.
+        """
         if self.dataflow.flush_subnormals:
             scale = self.flush(scale.clone())
         exact = scale.double().reciprocal()
         factor = exact.float()
-        if not self.dataflow.exact_reciprocal and bool(factor.isfinite()) and bool(factor.double().abs() > exact.abs()):
+        reach = exact.abs() if self.dataflow.exact_pow2 else exact.abs() * (1 - 2.0**-40)
+        if not self.dataflow.exact_reciprocal and bool(factor.isfinite()) and bool(factor.double().abs() > reach):
             factor = torch.nextafter(factor, torch.zeros_like(factor))
         return self.flush(factor) if self.dataflow.flush_subnormals else factor
 
     def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
-        """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`."""
-        summed = self.add_residual(total, residual)
-        self.store(outputs.residual, summed)
-        read = summed.copy_(outputs.residual) if self.dataflow.norm_reads_rounded else summed
-        inverse = self.inverse_root(self.mean_square(read, residual.dtype), row.eps)
-        normed = self.normalise(read, inverse, row.weight, residual.dtype)
+        """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`.
+
+        Codes of a quantiser whose scale is not given are one a byte here, its scales [rows, groups].
+        """
+        if outputs.total is not None:
+            self.store(outputs.total, total)
+        if not row.op.norm:
+            return
+        summed = self.add_residual(total, residual) if row.op.residual else total.float()
+        rounded = summed.to(residual.dtype) if outputs.residual is None else outputs.residual
+        if outputs.residual is not None:
+            self.store(outputs.residual, summed)
+        measured = None
+        if self.dataflow.statistics is not None:
+            measured = rounded if self.dataflow.statistics == "rounded" else summed.clone()
+        read = summed.copy_(rounded) if self.dataflow.norm_reads_rounded else summed
+        mean = self.mean_square(read if measured is None else measured.float(), residual.dtype)
+        normed = self.normalise(read, self.inverse_root(mean, row.eps), row.weight, residual.dtype)
         if outputs.norm is not None:
             self.store(outputs.norm, normed)
-        if outputs.quant is not None:
+        if row.quantising is not None:
+            self.quantise(normed, row.quantising, outputs)
+        elif outputs.quant is not None:
             scaled = self.scale(self.quantiser_input(normed, outputs.norm, residual.dtype), row)
             self.store(outputs.quant, self.cast(scaled))
+
+    def quantise(self, normed: Tensor, quantising: Quantising, outputs: RankOutputs) -> None:
+        """A7 and A8 where the scale is not given: one block's scales and codes."""
+        if quantising.rules.reads == "rounded":
+            normed = normed.copy_(normed.to(quantising.native) if outputs.norm is None else outputs.norm)
+        scales, codes = quantising.run(normed)
+        if outputs.scale is not None:
+            self.store(outputs.scale, scales)
+        if outputs.quant is not None:
+            self.store(outputs.quant, codes)
 
     def store(self, output: Tensor, block: Tensor) -> None:
         """Write one block of an output; float32 values are rounded to native here, once."""
@@ -161,14 +222,21 @@ class Arithmetic:
     def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
         """A4: the mean of squares, [rows, 1]; a thread adds 8 lanes serially, then the threads a tree.
 
+        Of a row that was scaled it is a float64: float32 may not hold it.
+
         The tree halves hidden / 8 values: 7 + ceil(log2(hidden / 8)) additions above any square.
         """
         rows, hidden = read.shape
+        power = torch.zeros((), dtype=torch.float64)
+        if self.dataflow.scaled_squares:
+            power = torch.frexp(read.abs().amax(-1, keepdim=True))[1].clamp(min=0).double()
+            read = (read.double() * torch.exp2(-power)).float()
         lanes = self.squares(read, native).view(rows, hidden // LANES, LANES).numpy()
         partial = lanes[:, :, 0] + lanes[:, :, 1]
         for lane in range(2, LANES):
             partial += lanes[:, :, lane]
-        return self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        return mean.double() * torch.exp2(2 * power) if self.dataflow.scaled_squares else mean
 
     def squares(self, read: Tensor, native: torch.dtype) -> Tensor:
         """Each element squared in float32, rounded to native where that is declared."""
@@ -188,7 +256,7 @@ class Arithmetic:
 
     def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
         """A5: (mean square + eps)^(-1/2), [rows, 1] float32."""
-        return torch.rsqrt(mean_square + eps)
+        return torch.rsqrt(mean_square + eps).float()
 
     def normalise(self, read: Tensor, inverse: Tensor, weight: Tensor, native: torch.dtype) -> Tensor:
         """A6: (t * r) * gamma in float32, t * r rounded where declared; the rounding to norm_out comes after."""

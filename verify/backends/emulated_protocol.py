@@ -21,9 +21,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from fusecheck.interface import Limits, Rank
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fusecheck.interface import Limits, Rank
 
 SENTINEL = -0x8000
 """The bits of -0.0 in bf16 and fp16, as int16: "not yet written"."""

@@ -11,12 +11,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fusecheck.backends.flashinfer import installed, refused_here
 from fusecheck.backends.operands import allocate, check_dense
 from fusecheck.backends.unfused import all_reduce, check
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

@@ -1,23 +1,28 @@
 """TensorRT-LLM's fused kernel, `torch.ops.trtllm.allreduce`. Not yet run on TensorRT-LLM: see `STATUS`.
 
-Variants, after a colon and separated by commas: `fp32` (ALL_REDUCE_FUSION_KERNEL_ACC_FP32 is set in the environment)
-and one of the library's own strategies, `nccl`, `min-latency`, `nccl-symmetric`, in place of the Problem's.
+Variants, after a colon and separated by commas: `fp32` or `native`, the sums that are expected, and one of the
+library's own strategies, `nccl`, `min-latency`, `nccl-symmetric`, in place of the Problem's. How the kernel adds up
+depends on the release and on ALL_REDUCE_FUSION_KERNEL_ACC_FP32; see `sums`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.operands import check_layout
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
@@ -36,6 +41,8 @@ NAMED = {"nccl": 0, "min-latency": 1, "nccl-symmetric": 8}
 """`AllReduceStrategy` by value."""
 
 ACCUMULATE = "ALL_REDUCE_FUSION_KERNEL_ACC_FP32"
+MERGED_IN, FP32_SINCE = (1, 3, 0, 23), (1, 3, 0, 24)
+"""Pull request 16753 was merged while the main branch was called 1.3.0rc23; all that is newer has it."""
 ONESHOT_TOKENS = 128
 """`kOneShotMaxToken`: a longer one-shot call becomes two-shot."""
 
@@ -44,7 +51,7 @@ class TensorRTLLMBackend:
     """Backend `tensorrt_llm`: the op with the workspace that the library's own `AllReduce` module makes.
 
     Args:
-        variant: comma-separated: `fp32`, and at most one name of `NAMED`.
+        variant: comma-separated: at most one of `fp32` and `native`, and at most one name of `NAMED`.
 
     Raises:
         UsageError: an unknown variant.
@@ -54,10 +61,13 @@ class TensorRTLLMBackend:
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]
-        self.fp32 = "fp32" in given
-        named = [part for part in given if part != "fp32"]
-        if len(named) > 1 or any(part not in NAMED for part in named):
-            raise UsageError(f"tensorrt_llm variant {variant!r}, expected of: fp32 and one of {', '.join(NAMED)}")
+        asked = [part for part in given if part in ("fp32", "native")]
+        named = [part for part in given if part not in asked]
+        if len(asked) > 1 or len(named) > 1 or any(part not in NAMED for part in named):
+            raise UsageError(
+                f"tensorrt_llm variant {variant!r}, expected of: fp32 or native, and one of {', '.join(NAMED)}"
+            )
+        self.asked = asked[0] if asked else None
         self.strategy = named[0] if named else None
         self.name = f"tensorrt_llm:{','.join(given)}" if given else "tensorrt_llm"
 
@@ -65,26 +75,60 @@ class TensorRTLLMBackend:
         """Refuse without TensorRT-LLM, and what its kernel would abort the process for."""
         if importlib.util.find_spec("tensorrt_llm") is None:
             return Support(ok=False, reason=f"tensorrt_llm is not installed ({STATUS})")
-        return shape_support(problem)
+        reason = self._conflict()
+        return Support(ok=False, reason=reason) if reason else shape_support(problem)
 
     def dataflow(self, problem: Problem) -> Dataflow:
         """`trtllm`, `trtllm-fp32`, or `trtllm-nccl` where NCCL adds up and the rest are ops of their own."""
         del problem
         if self.strategy in ("nccl", "nccl-symmetric"):
             return dataflow("trtllm-nccl")
-        return dataflow("trtllm-fp32" if self.fp32 else "trtllm")
+        return dataflow("trtllm-fp32" if (self.asked or sums()) == "fp32" else "trtllm")
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.
 
         Raises:
-            ValueError: the accumulation of the environment is not that of the variant.
+            ValueError: the sums of this release in this environment are not those of the variant.
         """
         del limits
-        if (ACCUMULATE in os.environ) != self.fp32:
-            wanted = "set" if self.fp32 else "unset"
-            raise ValueError(f"{ACCUMULATE} must be {wanted} for {self.name}, before the ranks start")
+        if reason := self._conflict():
+            raise ValueError(reason)
         return TensorRTLLMKernel(self, rank, workspace(rank))
+
+    def _conflict(self) -> str:
+        """Why release and environment do not keep what the variant says; empty where they do."""
+        found, given = sums(), f"{ACCUMULATE}={os.environ.get(ACCUMULATE, '(unset)')}"
+        if found is None:
+            return f"whether 1.3.0rc23 adds up in float32 with {given} depends on the build: set {ACCUMULATE}=1"
+        if self.asked not in (None, found):
+            return f"{self.name}: this release adds up in {found} with {given}; set it before the ranks start"
+        return ""
+
+
+def sums() -> Literal["fp32", "native"] | None:
+    """How the fused kernel adds up in this release and environment; None where the release does not tell.
+
+    Until pull request 16753 (July 2026) float32 sums were asked for by setting the variable to whatever; since then
+    they are the default, and 0 turns them off.
+    """
+    given, found = os.environ.get(ACCUMULATE), release()
+    before: Literal["fp32", "native"] = "native" if given is None else "fp32"
+    since: Literal["fp32", "native"] = "native" if given == "0" else "fp32"
+    if before == since:
+        return since
+    return since if found >= FP32_SINCE else before if found < MERGED_IN else None
+
+
+def release() -> tuple[float, ...]:
+    """The numbers of the installed release, (1, 3, 0, 24) for 1.3.0rc24; beyond all where there is none."""
+    try:
+        text = metadata.version("tensorrt_llm")
+    except metadata.PackageNotFoundError:
+        return (math.inf,)
+    final, _, candidate = text.partition("rc")
+    numbers = [float(number) for number in re.findall(r"\d+", final)[:3]]
+    return (*numbers, float(re.findall(r"\d+", candidate)[0]) if candidate else math.inf)
 
 
 def shape_support(problem: Problem) -> Support:

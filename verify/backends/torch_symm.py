@@ -10,10 +10,11 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.unfused import check, finish
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

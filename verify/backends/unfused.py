@@ -7,14 +7,20 @@ activations' dtype where the dataflow `unfused` says so.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from fusecheck.dataflow import Dataflow, dataflow
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from fusecheck.backends.emulated_arithmetic import Arithmetic
+from fusecheck.backends.emulated_quantise import Quantising
+from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
+from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
@@ -52,23 +58,41 @@ def quantise(norm: Tensor, scale: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def finish(summed: Tensor, inputs: RankInputs, op: FusionOp) -> RankOutputs:
+def finish(summed: Tensor, inputs: RankInputs, op: Operation) -> RankOutputs:
     """The ops behind the all-reduce, whose result is `summed`, [tokens, hidden]: add, RMSNorm, quantise."""
-    residual = add_residual(summed, inputs.residual)
+    total = summed if "total" in op.returns else None
+    if not op.norm:
+        return RankOutputs(None, total=total)
+    residual = add_residual(summed, inputs.residual) if op.residual else summed
     norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
-    quant = quantise(norm, inputs.scale) if op.returns_quant else None
-    return RankOutputs(residual, norm if op.returns_norm else None, quant)
+    quant, scale = None, None
+    if op.quantiser == GIVEN_SCALE:
+        quant = quantise(norm, inputs.scale)
+    elif op.quantiser != "none":
+        quant, scale = quantise_with(op.quantiser, norm, inputs)
+    return RankOutputs(residual if op.residual else None, norm if op.returns_norm else None, quant, scale, total)
+
+
+def quantise_with(name: str, norm: Tensor, inputs: RankInputs) -> tuple[Tensor, Tensor]:
+    """Codes and scales as they are stored, by the steps of the emulated kernel and the rules of dataflow `unfused`."""
+    rules = dataflow("unfused").quant(name)
+    quantising = Quantising(quantiser(name), rules, inputs.scale, norm.dtype, inputs.layout)
+    scales, codes = quantising.run(norm.float())
+    return quantising.pack(codes), quantising.lay_out(scales, norm.shape[1])
 
 
 class UnfusedBackend:
-    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
+    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks."""
 
     name = "unfused"
+    operations = COMPOSITIONS
 
     def supports(self, problem: Problem) -> Support:
-        """Take every Problem; the strategy is the collective library's own business."""
+        """Take every Problem of a known quantiser; the strategy is the collective library's own business."""
         if problem.dtype not in ("bf16", "fp16"):
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
+        if not dataflow("unfused").declares(problem.op.quantiser):
+            return Support(ok=False, reason=f"quantiser {problem.op.quantiser} is none of its own")
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -77,13 +101,13 @@ class UnfusedBackend:
         return dataflow("unfused")
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
-        """Need nothing but the process group.
+        """Need nothing but the process group, or the board of virtual ranks.
 
         Raises:
-            ValueError: several ranks without a process group.
+            ValueError: several ranks with neither.
         """
         del limits
-        if rank.world_size > 1 and rank.group is None:
+        if rank.world_size > 1 and getattr(rank, "board", None) is None and rank.group is None:
             raise ValueError(f"no process group for {rank.world_size} ranks, expected one from torch.distributed")
         return UnfusedKernel(rank)
 
@@ -94,7 +118,7 @@ class UnfusedKernel:
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the four ops; a collective call.
 
         Raises:
@@ -102,7 +126,15 @@ class UnfusedKernel:
         """
         del strategy
         check(inputs)
-        return finish(all_reduce(inputs.partial, self.rank.group, self.rank.world_size), inputs, op)
+        board, summed = getattr(self.rank, "board", None), inputs.partial
+        if op.has_experts:
+            assert inputs.experts is not None
+            summed = Arithmetic(dataflow("unfused"), 0, 1).sum_experts(inputs.experts)
+        if op.collective is not Collective.NONE and board is not None:
+            summed = functools.reduce(torch.add, board.gather(self.rank.index, summed))
+        elif op.collective is not Collective.NONE:
+            summed = all_reduce(summed, self.rank.group, self.rank.world_size)
+        return finish(summed, inputs, op)
 
     def close(self) -> None:
         """Nothing was taken."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from fusecheck.case import alive
+
+from fusecheck.case import alive, returned
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Limits, RankInputs, RankOutputs
 from fusecheck.oracle import Operands
 from fusecheck.problem import Call, Problem
+from fusecheck.stages.layout import judge_layout
 from fusecheck.verdict import Tally
 
 BLOCK = 2**18
@@ -20,13 +22,17 @@ BLOCK = 2**18
 
 @dataclass
 class Done:
-    """One call that returned: what went in, what came out, and the operands judged last."""
+    """One call that returned: what went in, what came out (decoded), the operands judged last.
+
+    `layout` is what was found around the scales, where there are any.
+    """
 
     problem: Problem
     flow: Dataflow
     inputs: RankInputs
     outputs: RankOutputs
     judged: tuple[range, Operands] | None = None
+    layout: Tally | None = None
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Step:
         guarded: their copy between canaries, for the kernel.
         arena: where the copy and the outputs lie.
         outputs: what the kernel returned; None before.
+        overwrites: operands that the kernel may change.
         seconds: in the kernel.
         whole: stage 0 found nothing.
     """
@@ -51,6 +58,7 @@ class Step:
     made: RankInputs
     guarded: RankInputs
     arena: alive.Arena
+    overwrites: frozenset[str] = frozenset()
     outputs: RankOutputs | None = None
     seconds: float = 0.0
     whole: bool = True
@@ -63,19 +71,30 @@ class Step:
     def done(self) -> Done:
         """The call that returned."""
         assert self.outputs is not None
-        return Done(self.problem, self.flow, self.made, self.outputs)
+        outputs, layout = returned.decoded(self.outputs, self.problem), None
+        if self.outputs.scale is not None:
+            stored = self.outputs.scale
+            where = returned.layout_of(self.problem, self.flow)
+            layout = judge_layout(where, stored, self.arena.poison_of(stored))
+        return Done(self.problem, self.flow, self.made, outputs, layout=layout)
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the owner of the input buffer gives it other contents once the call has returned."""
+        return self.call.overwrite and "partial" not in self.overwrites  # else it may be an output by now
 
     def overwrite(self) -> None:
-        """Give the input buffer other contents, as its owner may once the call has returned."""
-        self.guarded.partial.fill_(torch.nan)
+        """Give the input buffer other contents."""
+        if self.overwritten:
+            self.guarded.partial.fill_(torch.nan)
 
     def wrong(self) -> Tally | None:
         """Stage 0 of a call that returned: a tally with what is wrong, or None."""
         assert self.outputs is not None
         made = self.made
-        if self.call.overwrite:
+        if self.overwritten:
             made = replace(made, partial=torch.full_like(made.partial, torch.nan))
-        tally = alive.intact(self.arena, made, self.guarded, self.outputs, self.problem)
+        tally = alive.intact(self.arena, made, self.guarded, self.outputs, self.problem, self.overwrites)
         self.whole = tally is None
         return tally
 
@@ -101,8 +120,7 @@ def part_of(operands: Operands, rows: slice) -> Operands:
 
 def rows_of(outputs: RankOutputs, rows: range) -> RankOutputs:
     """Some rows of the outputs."""
-    part = slice(rows.start, rows.stop)
-    return RankOutputs(**{name: tensor[part] for name, tensor in alive.named(outputs).items()})
+    return returned.mapped(outputs, lambda tensor: tensor[rows.start : rows.stop])
 
 
 def blocks(rows: range, hidden: int, device: torch.device) -> list[range]:

@@ -6,9 +6,11 @@ The only place where backends and ranks meet.
 from __future__ import annotations
 
 import torch
+
 from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of
+from fusecheck.case.returned import decoded
 from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
 from fusecheck.problem import Problem
 
@@ -56,7 +58,7 @@ class Workspaces:
         return outputs
 
     def again(self, backend: Backend, made: RankInputs, problem: Problem) -> RankOutputs:
-        """One more call on these inputs."""
+        """One more call on these inputs; its outputs decoded."""
         arena = alive.Arena(self.rank.device)
         inputs = arena.guard(made)
-        return self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena)
+        return decoded(self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena), problem)

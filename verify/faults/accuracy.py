@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from fusecheck.eval.arm import FUSED, UNFUSED, ArmRecord
 from fusecheck.eval.rows import Key, Sample
 from fusecheck.eval.samples import Run, TaskRun

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import E4M3_MAX, E4M3_TIE, LANES, Arithmetic, Row
 from fusecheck.interface import RankOutputs
-from torch import Tensor
 
 NAN_CODE = 0x7F
 PACK = 2 * LANES

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.errors import UsageError
 from fusecheck.faults import listed, record, screen, sensitivity
 from fusecheck.faults.catalogue import GROUPS, Fault, catalogue
@@ -15,8 +18,6 @@ from fusecheck.faults.results import Result
 from fusecheck.faults.run import FaultRun, Settings
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir, place
-from rich.console import Console
-from rich.table import Table
 
 console = Console()
 

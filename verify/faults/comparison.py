@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from fusecheck.float8 import VALUES
 from numpy.typing import NDArray
+
+from fusecheck.formats.element import E4M3
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-_VALUES: Floats = np.asarray(VALUES, dtype=np.float64)
+_VALUES: Floats = np.asarray(E4M3.values, dtype=np.float64)
 
 
 @dataclass(frozen=True)

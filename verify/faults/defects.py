@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.faults.casts import CastsUnsaturated, ClampsAt240, RoundsScaled, TiesAway
 from fusecheck.interface import RankInputs
-from torch import Tensor
 
 
 class ScalesBy(Arithmetic):

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated import EmulatedKernel
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.backends.unfused import UnfusedKernel
 from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
-from torch import Tensor
 
 WRAP = 2**16
 """KA-23: elements after which an offset wraps; 2^31 in the original."""

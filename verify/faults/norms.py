@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import LANES, Arithmetic, Row
 from fusecheck.interface import RankInputs
-from torch import Tensor
 
 WARP = 32
 """Threads of a warp; each holds LANES elements."""

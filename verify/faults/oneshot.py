@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_protocol import FLAG, SENTINEL, THIRDS, Lamport, Total
 from fusecheck.interface import Limits, Rank
-from torch import Tensor
 
 SKEW_SECONDS = 0.03
 """How long the last rank is held up where a fault needs ranks out of step; harmless in a right kernel."""

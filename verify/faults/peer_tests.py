@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from fusecheck.interface import RankInputs
 from fusecheck.oracle import Operands
-from torch import Tensor
 
 MOST_ELEMENTS = 2**15
 """tokens * hidden of the largest shape that is run."""

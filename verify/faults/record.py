@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from filelock import FileLock
+
 from fusecheck.errors import UsageError
 from fusecheck.faults.catalogue import GROUPS, catalogue
 from fusecheck.faults.results import Report, Result

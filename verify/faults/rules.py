@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from fusecheck.faults.comparison import Codes, Evidence, Floats, close, decoded, far, lattice, raw_key, ulps
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.faults.criteria import CRITERIA
 from fusecheck.faults.listed import Judged
 from fusecheck.faults.results import Report, Result
 from fusecheck.faults.sensitivity import RUNS, RowResult
-from rich.console import Console
-from rich.table import Table
 
 MARKS = {"kill": "x", "miss": ".", "hang": "h"}
 

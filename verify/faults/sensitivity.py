@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.dataflow import Dataflow
 from fusecheck.faults.defects import DEFECTS, Defect, scaled_by
@@ -14,8 +16,8 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Problem
-from fusecheck.verdict import admits_codes, differing, judge_rows
-from torch import Tensor
+from fusecheck.stages.code import admits_codes
+from fusecheck.verdict import differing, judge_rows
 
 RUNS, TOKENS, HIDDEN, RANKS = 8, 64, 4096, 4
 DEPTH = 16

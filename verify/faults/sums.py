@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from fusecheck.backends.emulated_arithmetic import E4M3_MAX, Arithmetic
 from torch import Tensor
+
+from fusecheck.backends.emulated_arithmetic import E4M3_MAX, Arithmetic
 
 
 class KeepsSumWide(Arithmetic):

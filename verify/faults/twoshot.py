@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck.backends.emulated_protocol import (
     ARRIVED,
     Total,
@@ -15,7 +17,6 @@ from fusecheck.backends.emulated_protocol import (
 )
 from fusecheck.faults.oneshot import SKEW_SECONDS
 from fusecheck.interface import Limits, Rank
-from torch import Tensor
 
 STALE_BYTES = 4096
 """KP-06: partial sums larger than this are read stale; about 1.2 MB in the original."""

@@ -9,17 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from fusecheck import verdict
+from torch import Tensor
+
 from fusecheck.case import alive, checks, judging
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import is_nan
+from fusecheck.formats.element import E4M3
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
+from fusecheck.stages import code, values
 from fusecheck.verdict import Stage, Tally
-from torch import Tensor
 
 
 def _right(owner: Any, name: str) -> Any:
@@ -63,18 +64,28 @@ def no_alive() -> None:
     """Outputs are not poisoned, and nobody looks beyond their ends."""
 
     def intact(
-        arena: alive.Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem
+        arena: alive.Arena,
+        made: RankInputs,
+        inputs: RankInputs,
+        outputs: RankOutputs,
+        problem: Problem,
+        overwrites: frozenset[str],
     ) -> None:
-        del arena, made, inputs, outputs, problem
+        del arena, made, inputs, outputs, problem, overwrites
+
+    def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
+        del outputs, problem
+        return {}
 
     _patch(alive, "intact", intact)
+    _patch(alive, "suspects", suspects)
 
 
 def no_again() -> None:
     """Nothing is run a second time."""
 
-    def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
-        del tally, name, first, second
+    def compare_bits(tally: Tally, what: str, first: Tensor, second: Tensor, *, payloads: bool = False) -> None:
+        del tally, what, first, second, payloads
 
     _patch(checks, "compare_bits", compare_bits)
 
@@ -96,16 +107,16 @@ def rank_zero_only() -> None:
 
 def accepts_nan() -> None:
     """A NaN is never a mismatch."""
-    values, codes = verdict.admits, verdict.admits_codes
+    right_values, right_codes = values.admits, code.admits_codes
 
     def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
-        return values(got, nominal, lo, hi, flow) | got.isnan()
+        return right_values(got, nominal, lo, hi, flow) | got.isnan()
 
     def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return codes(got, nominal, lo, hi) | is_nan(got)
+        return right_codes(got, nominal, lo, hi) | E4M3.is_nan(got)
 
-    _patch(verdict, "admits", admits)
-    _patch(verdict, "admits_codes", admits_codes)
+    _patch(values, "admits", admits)
+    _patch(code, "admits_codes", admits_codes)
 
 
 def wide_tolerance() -> None:
@@ -116,7 +127,7 @@ def wide_tolerance() -> None:
         distance = (got.double() - nominal.double()).abs()
         return (distance <= 0.8 + 0.01 * nominal.double().abs()) | (got.isnan() & nominal.isnan()) | (got == nominal)
 
-    _patch(verdict, "admits", admits)
+    _patch(values, "admits", admits)
 
 
 def one_percent() -> None:

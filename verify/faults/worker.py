@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck import backends
 from fusecheck.case import digest
 from fusecheck.case.calls import pause
@@ -20,7 +22,6 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Backend, FusionOp, Limits, RankInputs, RankOutputs, Strategy
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Call, Problem
-from torch import Tensor
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.dialect import Dialect, Operator
-from torch.fx import GraphModule
 
 NAME = "autodeploy"
 PACKAGE = "tensorrt_llm"

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
 from fusecheck.graph.canvas import Canvas
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.readers import Readers
-from torch import Tensor
-from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

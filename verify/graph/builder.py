@@ -6,11 +6,12 @@ import zlib
 from typing import Any
 
 import torch
-from fusecheck.graph import nodes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from fusecheck.graph import nodes
 
 
 class GraphBuilder:

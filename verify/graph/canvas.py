@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.fx import Node
+
 from fusecheck.graph.builder import GraphBuilder
 from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.plan import GraphPlan
-from torch import Tensor
-from torch.fx import Node
 
 FP8 = torch.float8_e4m3fn
 

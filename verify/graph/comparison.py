@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.context import RankContext
 from fusecheck.graph.dialect import Dialect
@@ -19,8 +22,6 @@ from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.inspection import count_roles, fused_nodes
 from fusecheck.interface import FusionOp
-from torch import Tensor
-from torch.fx import GraphModule
 
 
 @dataclass

@@ -9,12 +9,13 @@ from __future__ import annotations
 import operator
 
 import torch
+from torch import Tensor
+from torch.fx import Node
+
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.builder import GraphBuilder
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.model_plan import ModelPlan
-from torch import Tensor
-from torch.fx import Node
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

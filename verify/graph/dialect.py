@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.fx import Node
+
 from fusecheck.graph.fused_ops import NAMESPACE
 from fusecheck.interface import FusionOp
-from torch.fx import Node
 
 Operator = Callable[..., object]
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
 from fusecheck.graph import nodes
 from fusecheck.graph.arithmetic import quantize
 from fusecheck.graph.context import RankContext
@@ -16,8 +19,6 @@ from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS
 from fusecheck.interface import FusionOp, RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.verdict import judge_rows
-from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
 
 Values = tuple[Any, ...]
 

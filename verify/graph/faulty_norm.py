@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.fx import Node
+from typing_extensions import override
+
 from fusecheck.graph import nodes
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.transform import RefusedError
-from torch.fx import Node
-from typing_extensions import override
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from fusecheck.graph import nodes
-from fusecheck.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
-from fusecheck.graph.transform import RefusedError
 from torch import Tensor
 from torch.fx import Node
 from typing_extensions import override
+
+from fusecheck.graph import nodes
+from fusecheck.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
+from fusecheck.graph.transform import RefusedError
 
 
 class FirstScale(FuseQuant):

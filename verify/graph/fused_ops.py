@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import torch
+from torch import Tensor
+
 from fusecheck.graph import arithmetic
 from fusecheck.graph.context import active
 from fusecheck.graph.ops import FP8, NAMESPACE, SEPARATE_STRATEGIES, STRATEGIES, all_reduce, fake, implement, quantize
 from fusecheck.interface import FusionOp, RankInputs, Strategy
-from torch import Tensor
 
 __all__ = ["NAMESPACE", "resolve"]
 

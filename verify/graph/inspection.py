@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
 from fusecheck.graph import nodes
 from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.interface import FusionOp
-from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
 
 NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4}
 QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5}

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.decoder import build_decoder
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.model_plan import DECODER, ModelPlan
-from torch import Tensor, nn
 
 E4M3_MAX = 448.0
 VOCABULARY = 96

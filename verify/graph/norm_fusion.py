@@ -6,10 +6,11 @@ import operator
 from dataclasses import dataclass, replace
 
 import torch
+from torch.fx import Node
+
 from fusecheck.graph import nodes
 from fusecheck.graph.config import NORM_PASS
 from fusecheck.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
-from torch.fx import Node
 
 _add = torch.ops.aten.add.Tensor
 

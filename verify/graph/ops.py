@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+
 from fusecheck.graph import arithmetic
 from fusecheck.graph.context import active
 from fusecheck.interface import Strategy
-from torch import Tensor
 
 NAMESPACE = "fusecheck"
 FP8 = torch.float8_e4m3fn

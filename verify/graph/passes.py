@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch.fx import GraphModule
+
 from fusecheck.graph.config import BOTH_ENABLED, SharedConfig
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.quant_fusion import FuseQuant
-from torch.fx import GraphModule
 
 
 def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:

@@ -7,12 +7,13 @@ import operator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.fx import Node
+
 from fusecheck.graph import nodes
 from fusecheck.graph.config import QUANT_PASS
 from fusecheck.graph.ops import FP8
 from fusecheck.graph.transform import RefusedError, Transform, check_activations
-from torch import Tensor
-from torch.fx import Node
 
 LINEAR_SCALE, QUANTIZE_SCALE = 3, 1
 """Where a linear layer and a quantise have their input scale."""

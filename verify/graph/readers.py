@@ -6,11 +6,12 @@ import operator
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.fx import Node
+
 from fusecheck.graph import fused_ops  # noqa: F401 - registers the operators
 from fusecheck.graph.canvas import FP8, Canvas
 from fusecheck.graph.plan import SCALES, ReaderPlan
-from torch import Tensor
-from torch.fx import Node
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
 from fusecheck.graph.findings import Check
 from fusecheck.graph.ops import SEPARATE_STRATEGIES
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.run import GraphResult, Status, Subject, systemic
 from fusecheck.report import Verdict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 SHOWN = 12
 """Findings printed; all are in result.json."""

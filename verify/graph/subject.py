@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.fx import GraphModule
+
 from fusecheck.errors import UsageError
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.dialect import FUSECHECK, Dialect
-from torch.fx import GraphModule
+from fusecheck.plugins import plug_in
 
 NAMED = {
     NORM_PASS: f"fusecheck.graph.passes:{NORM_PASS}",
@@ -33,7 +34,7 @@ def load_pass(name: str) -> Callable[..., Any]:
     if not path:
         raise UsageError(f"pass {name!r}: expected package.module:function, or one of {', '.join(NAMED)}")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = plug_in(module)
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"pass {name!r}: importing {module} raised {told}; mend or install it") from error

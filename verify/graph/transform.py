@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig, TransformConfig
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.ops import STRATEGIES
-from torch import Tensor
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 ACTIVATIONS = (torch.bfloat16, torch.float16)
 LANES = 8

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
+
 from fusecheck import backends
 from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
 from fusecheck.graph.comparison import Comparison, Graphs
@@ -23,7 +25,6 @@ from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.subject import PassError, apply_pass, load_pass
 from fusecheck.interface import FusionOp, Rank
 from fusecheck.problem import Problem
-from torch.fx import GraphModule
 
 
 @dataclass(frozen=True)

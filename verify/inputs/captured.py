@@ -14,11 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from fusecheck.errors import UsageError
-from fusecheck.inputs.cells import CALL_STEP, Cells, hash64
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from fusecheck.errors import UsageError
+from fusecheck.inputs.cells import CALL_STEP, Cells, hash64
 
 RECORDING = Path(str(files("fusecheck.golden"))) / "model" / "activations.safetensors"
 RANKS = 8

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from fusecheck.float8 import LARGEST
-from fusecheck.inputs.captured import recording, to_width
-from fusecheck.numerics.rounding import E4M3, Format, round_to, trailing_unit, ulp
 from torch import Tensor
+
+from fusecheck.formats.binary import Format, round_to, trailing_unit, ulp
+from fusecheck.formats.element import E4M3
+from fusecheck.inputs.captured import recording, to_width
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""
@@ -97,7 +98,7 @@ def order_free(sample: Sample) -> str | None:
 def code_ties(sample: Sample) -> str | None:
     """Some quotients lie exactly between two codes."""
     quotient = (sample.normed / sample.scale).abs()
-    share = _share((quotient < LARGEST) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
+    share = _share((quotient < E4M3.largest) & (torch.remainder(quotient / ulp(quotient, E4M3), 1) == 0.5))
     least = 2.0 ** (1 - sample.format.precision)  # an eighth of one in 2^(p - 4), the share on the native grid
     return _expect(not sample.enough or share > least, f"{share:.2%} ties, expected more than {least:.2%}")
 
@@ -147,6 +148,20 @@ def negative_zeros(sample: Sample) -> str | None:
     minus = (sample.partials == 0) & torch.signbit(sample.partials)
     found = sample.residual.numel() < FEW or bool(minus.flatten(1).any(1).all())
     return _expect(found, "a rank without a negative zero, expected some on all")
+
+
+def on_scale_edges(sample: Sample) -> str | None:
+    """Groups of sixteen have their largest magnitude at 1.75 and 1.5 times a power of two, beside these, and at 0."""
+    groups = sample.normed.shape[-1] // 16
+    if groups < FEW or sample.gamma_kind != "edges" or sample.eps > 1e-5:
+        return None
+    largest = sample.normed[:, : 16 * groups].abs().unflatten(-1, (groups, 16)).amax(-1)  # type: ignore[no-untyped-call]
+    mantissa = 2 * torch.frexp(largest)[0]
+    step = 2.0 ** (1 - sample.format.precision)
+    wanted = {f"{at + side * step:g}": at + side * step for at in (1.75, 1.5) for side in (-1, 0, 1)}
+    missing = [name for name, value in wanted.items() if not bool((mantissa == value).any())]
+    missing += [] if bool((largest == 0).any()) else ["0"]
+    return _expect(not missing, f"no group's largest magnitude at {', '.join(missing)} times a power of two")
 
 
 def special(sample: Sample) -> str | None:

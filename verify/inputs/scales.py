@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from fusecheck.float8 import LARGEST, MIDPOINTS
+
+from fusecheck.formats.element import E4M3
 from fusecheck.inputs.captured import captured_scale
 from fusecheck.inputs.cells import hash64
 
@@ -30,12 +31,12 @@ def _one(_: int) -> float:
 def _tie(seed: int) -> float:
     """A bf16 value over a midpoint: that value's quotient is a tie but for the scale's own rounding."""
     value = (128 + hash64(seed, 13) % 128) / 128
-    return value / MIDPOINTS[8 + hash64(seed, 14) % (len(MIDPOINTS) - 8)]
+    return value / E4M3.midpoints[8 + hash64(seed, 14) % (len(E4M3.midpoints) - 8)]
 
 
 def _amax(seed: int) -> float:
     """A calibrated scale: the largest magnitude, a bf16 value, over 448."""
-    return (3 + hash64(seed, 15) % 96 / 32) / LARGEST
+    return (3 + hash64(seed, 15) % 96 / 32) / E4M3.largest
 
 
 def _tiny(seed: int) -> float:
@@ -48,7 +49,7 @@ def _huge(seed: int) -> float:
 
 def _saturating(seed: int) -> float:
     """448 lies at 2.1 to 2.4 standard deviations of the normed activations."""
-    return (2.15 + 0.2 * _unit(seed)) / LARGEST
+    return (2.15 + 0.2 * _unit(seed)) / E4M3.largest
 
 
 def _subnormal(seed: int) -> float:

@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
 from fusecheck import backends
 from fusecheck.case.calls import shard
 from fusecheck.case.run import Finding, collect, request
 from fusecheck.errors import UsageError
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import FusionOp, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Strategy
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
-from rich.console import Console
 
 PEER_RATE = 79
 """Cases a second of FlashInfer's own test of this kernel on two H200s, measured; it compares no codes."""
@@ -49,7 +50,7 @@ class Pace:
 
 def problems(tokens: Sequence[int], hidden: Sequence[int], world_size: int, seed: int) -> Iterator[Problem]:
     """An endless mix of every shape, op and strategy, with fresh data each."""
-    ops, strategies = tuple(FusionOp), (Strategy.ONESHOT, Strategy.TWOSHOT, Strategy.AUTO)
+    ops, strategies = STATIC_OPS, (Strategy.ONESHOT, Strategy.TWOSHOT, Strategy.AUTO)
     for index, (op, strategy, rows, columns) in enumerate(
         itertools.cycle(itertools.product(ops, strategies, tokens, hidden))
     ):
@@ -91,6 +92,8 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
                 pool.submit(method, cases, timeout=120.0)
                 following = more()
             _read(pace, done, got)
+            if pace.findings:
+                pool.cancel()  # the batch that follows is under way
             if late or pace.findings:
                 break
     pace.interrupted = stop.happened
@@ -164,8 +167,8 @@ def command(
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,128,1024,2048",
     hidden: Annotated[str, typer.Option(help="Hidden sizes, comma-separated.")] = "1024,2048,4096,8192",
-    seconds: Annotated[float, typer.Option(help="How long to measure, after a warm-up.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Cases per message.")] = 144,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, after a warm-up.")] = 10.0,
+    batch: Annotated[int, typer.Option(min=1, help="Cases per message.")] = 144,
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
@@ -192,7 +195,8 @@ def command(
             raise KeyboardInterrupt  # nothing was measured yet
         if not pace.findings:
             pace = measure(pool, backend, mix, seconds=seconds, batch=batch, method=method)
-        copied = [] if pace.interrupted else pool.call("copy_bandwidth", timeout=60.0)
+        ended = pace.interrupted or pace.findings
+        copied = [] if ended else pool.call("copy_bandwidth", timeout=60.0)
     pace.copy = min((reply.value for reply in copied if reply.ok), default=0.0)
     found = summary(pace, tp)
     fast = found["cases_per_second"] >= at_least

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from fusecheck.kernel.report import KernelReport, Subject
-from fusecheck.kernel.run import Run
-from fusecheck.ranks.mpi import detect
-from fusecheck.report import Verdict
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from fusecheck.kernel.report import KernelReport, Subject
+from fusecheck.kernel.run import Run
+from fusecheck.ranks.mpi import detect
+from fusecheck.report import Verdict
 
 COLUMNS = (
     ("backend", "tp", "cases", "refused", "elements", "seconds", "failed"),
@@ -90,8 +91,6 @@ def show_kernel(report: KernelReport, console: Console) -> None:
         console.print(finding.line(), markup=False, highlight=False, soft_wrap=True)
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN} more findings, in result.json")
-    for names in list(report.suggestions.values())[:1]:
-        console.print(f"every element of that case is explained by: {', '.join(names)}", markup=False)
     console.print(_sentence(report), highlight=False, soft_wrap=True)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from fusecheck.journal import FILE_NAME, Journal
 from fusecheck.kernel.report import KernelReport
 from fusecheck.kernel.run import Run
 from fusecheck.kernel.screen import KernelProgress, show_kernel
 from fusecheck.report import make_run_dir, write_markdown, write_result
-from rich.console import Console
 
 console = Console()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.models import model as model_named
-from fusecheck.interface import FusionOp
+from fusecheck.interface import STATIC_OPS, FusionOp
 from fusecheck.latency import analysis
 from fusecheck.latency.analysis import Site, Timing
 from fusecheck.latency.plot import draw
@@ -19,11 +23,9 @@ from fusecheck.ranks import Pool, require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 from fusecheck.report.result import write_aside
-from rich.console import Console
-from rich.table import Table
 
 WORKER = "fusecheck.latency.worker:LatencyWorker"
-QUANTISING = tuple(op for op in FusionOp if op.returns_quant)
+QUANTISING = tuple(op for op in STATIC_OPS if op.returns_quant)
 """Ops whose quantiser can be left to a kernel of its own."""
 
 
@@ -101,6 +103,8 @@ def command(
 
     Writes result.json, policy.yaml (for `fusecheck graph`) and latency.svg into the run's directory.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Inconclusive("the plot needs matplotlib, which is not installed; pip install 'fusecheck[latency]'")
     shape = model_named(model)
     allowed = _fraction(max_regression)
     sequences = _numbers(concurrency)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fusecheck import backends
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, Strategy
 from torch import Tensor
+
+from fusecheck import backends
+from fusecheck.interface import FusionOp, Kernel, Limits, Operation, Rank, RankInputs, Strategy
 
 CALLS = 20
 """Calls in one graph; a replay's time is divided by it."""
@@ -61,7 +62,7 @@ class LatencyWorker:
         """
         shape = Shape(tokens, hidden)
         kernel = self._kernel(backend, Limits(most, hidden, shape.dtype))
-        paths = self._paths(kernel, self._inputs(shape), FusionOp(op))
+        paths = self._paths(kernel, self._inputs(shape), Operation.named(op))
         runs = {name: self._captured(call) if graphs else _repeated(call) for name, call in paths.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(replays):

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import encode_float32, ordinal
-from fusecheck.numerics.rounding import FP32, Format, round_to, trailing_unit, ulp
 from torch import Tensor
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.formats.binary import FP32, Format, round_to, trailing_unit, ulp
+from fusecheck.formats.element import E4M3
 
 U = 2.0**-24
 """Unit roundoff of float32."""
@@ -24,9 +25,14 @@ SLACK = 2.0**-48
 RSQRT = 5 * U
 """Reciprocal root within 2 ulp of the correctly rounded one (A3)."""
 QUOTIENT = 5 * U
-"""Undeclared scaling: division within 2 ulp, or a reciprocal within 1 ulp and a product (A4)."""
+"""A division within 2 ulp of the correctly rounded one; also a reciprocal within 1 ulp and a product (A4)."""
 
 Interval = tuple[Tensor, Tensor]
+
+
+def is_power_of_two(x: float) -> bool:
+    """Whether |x| is one, negative exponents included."""
+    return math.isfinite(x) and math.frexp(x)[0] in (0.5, -0.5)
 
 
 def gamma_factor(count: int) -> float:
@@ -109,31 +115,46 @@ def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
     most = torch.maximum(lo * lo, hi * hi)
     if flow.round_squares:
         least, most = round_to(least, fmt), round_to(most, fmt)
-    elif bool((most > FP32.largest).any()):
+    elif not flow.scaled_squares and bool((most > FP32.largest).any()):
         least, most = round_to(least, FP32), round_to(most, FP32)  # an overflowing square is infinite
     return least.sum(-1, keepdim=True), most.sum(-1, keepdim=True)
 
 
-def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
-    """rsqrt(v / H + eps), L4 and L5."""
-    relative = kappa(flow, hidden)
+def mean_error(flow: Dataflow, hidden: int) -> float:
+    """Relative error of v / H (L5): two roundings where 1 / H is rounded, or a division within 2 ulp."""
+    exact = flow.mean_rule == "exact" or (flow.exact_pow2 and is_power_of_two(hidden))
+    return gamma_factor(2) if exact else QUOTIENT
+
+
+def mean_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
+    """V / H + eps as float32 holds it, from the exact sum of squares v (L4, and the first half of L5).
+
+    What underflows in a row that was scaled is below hidden * 2^-125 of the sum, and so within SLACK.
+    """
+    relative, divided = kappa(flow, hidden), mean_error(flow, hidden)
     least = (squares[0] * (1 - relative) * (1 - SLACK) - hidden * TINY).clamp(min=0.0)
     most = squares[1] * (1 + relative) * (1 + SLACK) + hidden * TINY
-    most = torch.where(most > FP32.largest * (1 + U), torch.inf, most)
-    least = torch.where(least > FP32.largest * (1 + U), torch.inf, least)
-    low = (least / hidden * (1 - gamma_factor(2)) + eps * (1 - U)) * (1 - U)
-    high = (most / hidden * (1 + gamma_factor(2)) + eps * (1 + U)) * (1 + U)
+    if not flow.scaled_squares:
+        most = torch.where(most > FP32.largest * (1 + U), torch.inf, most)
+        least = torch.where(least > FP32.largest * (1 + U), torch.inf, least)
+    low = (least / hidden * (1 - divided) + eps * (1 - U)) * (1 - U)
+    high = (most / hidden * (1 + divided) + eps * (1 + U)) * (1 + U)
+    return low, high
+
+
+def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Interval:
+    """rsqrt(v / H + eps), L4 and L5."""
+    low, high = mean_ends(squares, hidden, eps, flow)
     return (1 - RSQRT) * high.rsqrt(), (1 + RSQRT) * low.rsqrt()
 
 
-def _widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
-    """Outward by a relative error and an underflow; an end of exactly zero stays."""
-    lo = torch.where(lo == 0, lo, lo - relative * lo.abs() - TINY)
-    hi = torch.where(hi == 0, hi, hi + relative * hi.abs() + TINY)
-    return lo, hi
+def widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
+    """Outward by a relative error and an underflow; an end that is zero or infinite stays."""
+    low, high = lo - relative * lo.abs() - TINY, hi + relative * hi.abs() + TINY
+    return torch.where((lo == 0) | lo.isinf(), lo, low), torch.where((hi == 0) | hi.isinf(), hi, high)
 
 
-def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:
+def corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:
     """The product of an interval and an interval of one sign or both."""
     products = torch.stack((lo * low_factor, lo * high_factor, hi * low_factor, hi * high_factor))
     return products.amin(0), products.amax(0)
@@ -141,31 +162,32 @@ def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) ->
 
 def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     """T * r * gamma before the last rounding (L6). `factor` is the float32 weight, float64 here."""
-    lo, hi = _corners(*stream, *root)
+    lo, hi = corners(*stream, *root)
     if not flow.round_normed:
-        return _widen(*_corners(lo, hi, factor, factor), 2.01 * U)
-    lo, hi = _widen(lo, hi, 1.01 * U)
-    lo, hi = _corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
+        return widen(*corners(lo, hi, factor, factor), 2.01 * U)
+    lo, hi = widen(lo, hi, 1.01 * U)
+    lo, hi = corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
     exact = round_to(factor, fmt) == factor  # two native numbers have an exact product in float32
-    return _widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
+    return widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
 
 
 def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
     """Y / scale as the dataflow forms it, over y in [lo, hi] (L6). `inverse` is the nominal reciprocal.
 
-    An exact float32 product or quotient is one more monotone rounding (L0).
+    An exact float32 product or quotient is one more monotone rounding (L0). What is not correctly rounded keeps its
+    slack at every scale, unless the dataflow declares it exact at powers of two.
     """
-    power = math.isfinite(scale) and math.frexp(scale)[0] in (0.5, -0.5)
+    exact = flow.exact_pow2 and is_power_of_two(scale)
     if flow.scaling == "divide":
         ends = _sorted(lo / scale, hi / scale)
     elif flow.scaling == "multiply":
-        slack = 0.0 if flow.exact_reciprocal or power or not math.isfinite(inverse) else 2 * U
+        slack = 0.0 if flow.exact_reciprocal or exact or not math.isfinite(inverse) else 2 * U
         low, high = inverse * (1 - slack), inverse * (1 + slack)
         factors = torch.tensor([low, high], dtype=torch.float64, device=lo.device)
-        ends = _corners(lo, hi, factors[0], factors[1])
+        ends = corners(lo, hi, factors[0], factors[1])
     else:
         ends = _sorted(lo / scale, hi / scale)
-        ends = ends if power else _widen(*ends, QUOTIENT)
+        ends = ends if exact else widen(*ends, QUOTIENT)
     return round_to(ends[0], FP32), round_to(ends[1], FP32)
 
 
@@ -179,5 +201,5 @@ def code_ends(lo: Tensor, hi: Tensor, flow: Dataflow) -> tuple[Tensor, Tensor]:
     `lo` and `hi` are float32 values in float64, as `quotient_ends` gives them.
     """
     ends = torch.stack((lo, hi)).to(torch.float32)
-    low, high = ordinal(encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
+    low, high = E4M3.ordinal(E4M3.encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
     return low, high

@@ -11,10 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from fusecheck.dataflow import Dataflow
-from fusecheck.float8 import encode_float32
-from fusecheck.numerics.rounding import Format
 from torch import Tensor
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.formats.binary import Format
+from fusecheck.formats.element import E4M3
 
 LEAST_NORMAL = 2.0**-126
 _SAFE_EXPONENT = 17 << 7
@@ -63,6 +64,9 @@ def add_residual(total: Tensor, residual: Tensor, flow: Dataflow, *, flushing: b
 
 def inverse_root(stream: Tensor, eps: float, flow: Dataflow, native: torch.dtype) -> Tensor:
     """rsqrt(mean(stream^2) + eps) per row, [rows, 1], float32."""
+    if flow.scaled_squares:  # in float64 no square of a float32 overflows or underflows
+        mean = stream.to(torch.float64).square().mean(-1, keepdim=True) + float(np.float32(eps))
+        return mean.rsqrt().to(torch.float32)
     if flow.round_squares:
         squares = stream.to(native) * stream.to(native)
     else:
@@ -126,4 +130,4 @@ def codes_of_float32(y: Tensor, scale: float, flow: Dataflow) -> Tensor:
         quotient = y / torch.tensor(scale, dtype=torch.float32, device=y.device)
     else:
         quotient = y * torch.tensor(reciprocal(scale, flow), dtype=torch.float32, device=y.device)
-    return encode_float32(quotient, saturate=flow.saturate, code_of_nan=flow.code_of_nan)
+    return E4M3.encode_float32(quotient, saturate=flow.saturate, code_of_nan=flow.code_of_nan)

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fusecheck.case import alive
+from torch import Tensor
+
+from fusecheck.case import alive, returned
 from fusecheck.case.calls import Step, shard
 from fusecheck.dataflow import Dataflow
+from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import Kernel, Rank
 from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import make
 from fusecheck.problem import Call, Problem
-from torch import Tensor
+from fusecheck.verdict import off_nominal_share
 
 SLOTS = 16
 """Counts of a case; `kernels.SLOTS`, which cannot be imported without Triton."""
@@ -35,7 +38,8 @@ def available(device: torch.device) -> bool:
 def takes(case: dict[str, Any], problem: Problem, flow: Dataflow) -> bool:
     """Whether a case is one plain call that one pass can judge."""
     plain = not (problem.schedule or case.get("fresh") or case.get("checks"))
-    return plain and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem)
+    bits = FAMILIES[problem.family].finite or flow.nan_payload == "kept"  # one pass compares ranks bit by bit
+    return plain and bits and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem)
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Batch:
         with alive.Poisoned(arena):
             step.outputs = kernel.run(step.guarded, op=problem.op, strategy=problem.strategy)
         events.append(_now(device))
-        doubted = bool(alive.misshapen(step.outputs, problem)) or not _dense(step.outputs)
+        doubted = bool(returned.misshapen(step.outputs, problem)) or not _dense(step.outputs)
         if not doubted:
             judge.launch(step, made, share, self._counts[place])
         events.append(_now(device))
@@ -98,6 +102,7 @@ class Batch:
             "making_seconds": spans[0],
             "judge_seconds": spans[2],
             "dataflow": step.flow.name,
+            "off_nominal_share": off_nominal_share(step.flow, problem.format, problem.hidden),
             "digests": judge.digests(counts, problem),
             "tallies": [tally.to_record() for tally in judge.tallies(counts, problem, pending.share)],
         }

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fusecheck.case.calls import Step
 from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.numerics import nominal
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, power_of_two
+from fusecheck.operations import STATIC_OPS
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally, raw
-from torch import Tensor
 
 WIDEST = 16384
 """Columns that one program's registers hold."""
@@ -27,8 +29,10 @@ _NAN_CODE = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
 def takes(flow: Dataflow, problem: Problem) -> bool:
     """Whether the kernel forms this dataflow's nominal values."""
     rounded = (flow.round_sum or flow.accumulate == "native") and flow.sum_flushes
-    staged = flow.norm_reads_rounded and flow.round_norm and not (flow.round_squares or flow.round_normed)
-    return rounded and staged and flow.saturate and problem.hidden <= WIDEST
+    squared = not (flow.round_squares or flow.scaled_squares)
+    staged = flow.norm_reads_rounded and flow.round_norm and squared and not flow.round_normed
+    today = problem.op in STATIC_OPS and flow.statistics is None
+    return today and rounded and staged and flow.saturate and problem.hidden <= WIDEST
 
 
 def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:

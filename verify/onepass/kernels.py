@@ -78,7 +78,7 @@ def _bits(x, HALF: tl.constexpr):
 
 @triton.jit
 def _code(y, factor, DIVIDE: tl.constexpr, NAN_CODE: tl.constexpr):
-    """`float8.encode_float32` of y over the scale, saturating."""
+    """`E4M3.encode_float32` of y over the scale, saturating."""
     quotient = tl.div_rn(y, factor) if DIVIDE else y * factor
     bits = quotient.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from fusecheck.formats.binary import Format
 from fusecheck.inputs.cells import hash64, normal_table
 from fusecheck.inputs.gammas import GAMMA_SEED
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs
-from fusecheck.numerics.rounding import Format
 from fusecheck.problem import Problem
-from torch import Tensor
 
 _RESIDUAL = 100
 """The residual's stream of random bits, as in `families`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from fusecheck.case.worker import CaseWorker
 
 _COPIED = 2**31

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from fusecheck.errors import UsageError
 from fusecheck.protocol.check import check_museum, smallest
 from fusecheck.protocol.explorer import MEMORIES
@@ -14,8 +17,6 @@ from fusecheck.protocol.language import Model, Size
 from fusecheck.protocol.museum import KERNELS, LEFT_OUT, MUSEUM
 from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
-from rich.console import Console
-from rich.table import Table
 
 console = Console()
 DEFAULT = Size(2, 2, 7)

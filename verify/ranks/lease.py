@@ -20,6 +20,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from filelock import BaseFileLock, FileLock, Timeout
+
 from fusecheck.errors import Inconclusive, UsageError
 
 _POLL_SECONDS = 0.2

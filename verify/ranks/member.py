@@ -14,6 +14,7 @@ import traceback
 from typing import Any
 
 import torch
+
 from fusecheck.ranks.frames import FrameReader, frame
 from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
 from fusecheck.ranks.rank import LocalRank

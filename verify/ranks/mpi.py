@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+
 from fusecheck.errors import UsageError
 from fusecheck.ranks import dialling
 from fusecheck.ranks.dialling import Welcome, dial, free_port, own_addresses, read_line

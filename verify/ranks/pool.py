@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+
 from fusecheck.errors import UsageError
 from fusecheck.ranks.flight import Flight
 from fusecheck.ranks.hosts import Host, Link, LocalHost

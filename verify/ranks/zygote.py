@@ -101,6 +101,7 @@ def main(descriptor: int) -> None:
 
     import psutil
     import torch.distributed
+
     from fusecheck.ranks.keeper import Keeper
     from fusecheck.ranks.processes import adopt_orphans, die_with, kill_descendants
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
 from fusecheck.errors import UsageError
 from fusecheck.report.groups import sentence
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir, place
 from fusecheck.report.record import parts, read_run
 from fusecheck.report.result import Verdict, make_run_dir, write_aside, write_markdown, write_result
-from rich.console import Console
 
 console = Console()
 

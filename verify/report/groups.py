@@ -11,6 +11,7 @@ from fusecheck.report.record import Part
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
+    "protocol": "Is the protocol between ranks right in every interleaving?",
     "graph": "Does the graph rewrite put it where it belongs, and nowhere else?",
     "accuracy": "Does the model answer as before?",
     "latency": "Where does it pay, and where does it cost?",
@@ -54,6 +55,7 @@ def sentence(part: Part) -> str:
 def finding_line(finding: dict[str, Any]) -> str:
     """A finding as one line: what, and the command that shows it again."""
     what = finding.get("stage") or finding.get("check") or finding.get("kind") or finding.get("title") or "finding"
+    what = f"{what} (computes like {', '.join(finding['computes_like'])})" if finding.get("computes_like") else what
     where = finding.get("case") or finding.get("fault") or finding.get("subject") or ""
     said = finding.get("message") or finding.get("detail") or ""
     line = ": ".join(str(x) for x in (what, where, said) if x)
@@ -145,6 +147,23 @@ def _of_faults(part: Part) -> Iterator[Group]:
         yield Group("right kernels", "fail", _findings(loose), _text(loose))
 
 
+def _of_protocol(part: Part) -> Iterator[Group]:
+    for row in part.summary.get("exhibits", []):
+        wrong = [x for x in row["repaired"] if x["verdict"] != "pass"]
+        found = row["faulty"]
+        note = f"{found['kind']} in {found['memory']} memory" if row["killed"] else "no schedule found"
+        verdict = _verdict(wrong) if row["killed"] else "fail"
+        yield Group(f"{row['id']}: {row['title']}", verdict, f"{note}; repaired: {'wrong' if wrong else 'right'}")
+    for row in part.summary.get("kernels", []):
+        for found in row["outcomes"]:
+            note = "; ".join(found.get("outcome", [])) or f"{count(found['states'])} states"
+            # The museum shows kernels as they are; only what was asked about by name is judged.
+            shown = found["verdict"] if not part.summary.get("exhibits") else "pass"
+            yield Group(
+                f"{row['title']}, {found['size']}, {found['memory']}", shown, note, "" if shown == "pass" else note
+            )
+
+
 def _of_accuracy(part: Part) -> Iterator[Group]:
     tasks = part.summary.get("tasks") or {}
     for name, task in tasks.items():
@@ -188,6 +207,7 @@ def _plain(part: Part) -> Iterator[Group]:
 _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
     "kernel": _of_kernel,
     "graph": _of_graph,
+    "protocol": _of_protocol,
     "faults": _of_faults,
     "accuracy": _of_accuracy,
     "latency": _of_latency,
@@ -225,6 +245,19 @@ def _faults_sentence(part: Part) -> str:
     return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults caught, {alarms or 'no'} false alarms"
 
 
+def _protocol_sentence(part: Part) -> str:
+    s = part.summary
+    if s.get("faults"):
+        wrong = [row["title"] for row in s["kernels"] if any(x["verdict"] == "fail" for x in row["outcomes"])]
+        shown = f"; as they are today, wrong: {'; '.join(wrong)}" if wrong else ""
+        return f"{s['killed']} of {s['faults']} published faults shown, {s['false_alarms'] or 'no'} false alarms{shown}"
+    names = ", ".join(row["title"] for row in s.get("kernels", []))
+    if part.findings:
+        return f"{names}: {part.findings[0].get('message', '')}"
+    states = sum(x["states"] for row in s.get("kernels", []) for x in row["outcomes"])
+    return f"{names}: {count(states)} states, no finding"
+
+
 def _accuracy_sentence(part: Part) -> str:
     headline = str(part.summary.get("headline", ""))
     return headline.partition("  ")[2] or headline or _plain_sentence(part)
@@ -253,6 +286,7 @@ def _plain_sentence(part: Part) -> str:
 _SENTENCES: dict[str, Callable[[Part], str]] = {
     "kernel": _kernel_sentence,
     "graph": _graph_sentence,
+    "protocol": _protocol_sentence,
     "faults": _faults_sentence,
     "accuracy": _accuracy_sentence,
     "latency": _latency_sentence,

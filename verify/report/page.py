@@ -9,12 +9,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from fusecheck.report.groups import QUESTIONS, count, sentence, verdict_sentence
 from fusecheck.report.record import Part, parts
 from fusecheck.report.views import left_out, view
 from fusecheck.report.visible import visible
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 
 def to_html(record: dict[str, Any]) -> str:
@@ -58,7 +59,7 @@ def _hash(text: str) -> str:
 
 
 def _questions(everything: list[Part]) -> list[dict[str, str]]:
-    """The five questions, each with its verdict, its evidence and the place of it, or why it was not asked."""
+    """The questions, each with its verdict, its evidence and the place of it, or why it was not asked."""
     asked = {part.question: (number, part) for number, part in enumerate(everything, 1)}
     left = {x["part"]: x["reason"] for part in everything for x in part.summary.get("not_run", [])}
     found = []

@@ -14,11 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
+
 from fusecheck.errors import UsageError
-from fusecheck.report.junit import to_junit
-from fusecheck.report.markdown import to_markdown
-from fusecheck.report.page import to_html
 from fusecheck.report.record import SCHEMA
 
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
@@ -52,6 +50,8 @@ class Verdict(str, Enum):
 @cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, JSON-ready; no names of users, hosts or paths."""
+    import torch
+
     installed: dict[str, str] = {}
     for found in metadata.distributions():
         installed.setdefault(
@@ -86,7 +86,29 @@ def make_run_dir(command: str, run_dir: Path | None) -> Path:
         raise UsageError(
             f"run directory {path}: cannot be written ({error.strerror}); give another --run-dir"
         ) from None
+    _claim(path)
     return path
+
+
+_CLAIMED: dict[Path, FileLock] = {}
+"""The run directories of this process, until it ends."""
+
+
+def _claim(path: Path) -> None:
+    """Keep other processes out of a run directory: two runs would mix their files.
+
+    Raises:
+        UsageError: another process writes there.
+    """
+    place = path.resolve()
+    lock = _CLAIMED.setdefault(place, FileLock(place / ".in-use"))
+    try:
+        if not lock.is_locked:
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"run directory {path} is in use by another run; wait for its end, or give another --run-dir"
+        ) from None
 
 
 def write_aside(path: Path, text: str) -> None:
@@ -124,6 +146,9 @@ def write_result(
     Raises:
         UsageError: a file cannot be written.
     """
+    from fusecheck.report.junit import to_junit
+    from fusecheck.report.page import to_html
+
     record = {
         "schema": SCHEMA,
         "command": command,
@@ -150,4 +175,6 @@ def write_markdown(path: Path, record: dict[str, Any]) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
+    from fusecheck.report.markdown import to_markdown
+
     write_aside(path, to_markdown(json.loads(json.dumps(record))))

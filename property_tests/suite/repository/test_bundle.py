@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 

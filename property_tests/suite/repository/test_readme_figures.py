@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fusecheck import backends, verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.faults import sensitivity

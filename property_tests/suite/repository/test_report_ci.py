@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+
 from fusecheck.property_tests.suite.repository.checkout import ROOT
 
 TEMPLATES = ("github-actions.yml", "gitlab-ci.yml", "buildkite.yml", "Jenkinsfile")

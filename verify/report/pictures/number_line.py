@@ -8,7 +8,7 @@ import re
 import struct
 from dataclasses import dataclass, replace
 
-from fusecheck.float8 import LARGEST_CODE, VALUES
+from fusecheck.formats.element import E4M3
 
 _CODE = r"(0x[0-9a-f]{2,4}|nan)(?: \((?!\d+ elements\))([^)]*)\))?"
 _GOT = re.compile(rf"\bgot {_CODE} admissible {_CODE}(?:\.\.{_CODE})?")
@@ -21,7 +21,7 @@ _MOST_TICKS = 16
 _PHONE = 3.2
 """Pixels of a percent on the narrowest screen; labels are left out where they would touch there."""
 
-_POSITIVE = VALUES[: LARGEST_CODE + 1]
+_POSITIVE = E4M3.values[: E4M3.largest_code + 1]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def number_line(message: str, dtype: str = "") -> NumberLine | None:
 def _said(pair: tuple[str, str | None]) -> str:
     code, value = pair
     if value is None and len(code) == 4:
-        value = f"{VALUES[int(code, 16)]:g}"
+        value = f"{E4M3.values[int(code, 16)]:g}"
     return f"{code} ({value})" if value else code
 
 
@@ -132,7 +132,7 @@ class _Bits:
     @property
     def largest(self) -> int:
         """The magnitude of the largest finite code, or of the infinity where there is one."""
-        return {"E4M3": LARGEST_CODE, "bf16": 0x7F80, "fp16": 0x7C00}.get(self.kind, 0x7FFF)
+        return {"E4M3": E4M3.largest_code, "bf16": 0x7F80, "fp16": 0x7C00}.get(self.kind, 0x7FFF)
 
     def code(self, index: int) -> str:
         """As text; the width of the format tells how many digits."""
@@ -146,7 +146,7 @@ class _Bits:
             return f"{struct.unpack('>f', struct.pack('>I', number << 16))[0]:.4g}"
         if self.kind == "fp16":
             return f"{struct.unpack('>e', struct.pack('>H', number))[0]:.4g}"
-        return f"{VALUES[number]:.4g}" if self.kind == "E4M3" else said or ""
+        return f"{E4M3.values[number]:.4g}" if self.kind == "E4M3" else said or ""
 
 
 def _away(at: int | None, low: int | None, high: int | None) -> str:
@@ -214,8 +214,8 @@ def _between(value: float) -> float:
     if value < 0:
         return -1 - _between(-value)
     index = bisect.bisect_right(_POSITIVE, value) - 1
-    if index >= LARGEST_CODE:
-        return LARGEST_CODE + min((value - _POSITIVE[-1]) / 64, 0.5)
+    if index >= E4M3.largest_code:
+        return E4M3.largest_code + min((value - _POSITIVE[-1]) / 64, 0.5)
     return index + (value - _POSITIVE[index]) / (_POSITIVE[index + 1] - _POSITIVE[index])
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fusecheck.quantflow import Ties
+
 
 @dataclass(frozen=True)
 class Format:
@@ -36,33 +38,48 @@ class Format:
         """The least subnormal."""
         return 2.0 ** (self.emin - self.precision + 1)
 
+    @property
+    def overflows(self) -> bool:
+        """Whether what rounds beyond `largest` is infinite."""
+        return True
+
 
 BF16 = Format("bf16", 8, -126, float(2**128 - 2**120), torch.bfloat16)
 FP16 = Format("fp16", 11, -14, 65504.0, torch.float16)
 FP32 = Format("fp32", 24, -126, float(2**128 - 2**104), torch.float32)
-E4M3 = Format("e4m3", 4, -6, 448.0, torch.float8_e4m3fn)
 
 NATIVE = {fmt.name: fmt for fmt in (BF16, FP16)}
 """The activation formats by the names that Problems use."""
 
-_SIGN = -(2**63)
+
+def nearest_whole(x: Tensor, ties: Ties) -> Tensor:
+    """The nearest whole numbers to non-negative ones, of their dtype."""
+    if ties == "even":
+        return torch.round(x)
+    below = torch.floor(x)
+    return below + ((x - below >= 0.5) if ties == "away" else (x - below > 0.5))
 
 
-def round_to(x: Tensor, fmt: Format) -> Tensor:
-    """Round float64 to `fmt` once, ties to even; the result is float64.
+def tie_addend(bits: Tensor, drop: int, ties: Ties) -> Tensor | int:
+    """What to add to a magnitude's bits so that cutting `drop` of them rounds it."""
+    half = 1 << (drop - 1)
+    return half - 1 + ((bits >> drop) & 1) if ties == "even" else half - (ties == "toward_zero")
 
-    Magnitudes that round beyond `fmt.largest` become infinite, except for E4M3, whose overflow is a
-    matter of the cast (`float8.encode`) and which is rounded as if its exponents went on.
+
+def round_to(x: Tensor, fmt: Format, ties: Ties = "even") -> Tensor:
+    """Round float64 to `fmt` once; the result is float64.
+
+    Magnitudes that round beyond `fmt.largest` become infinite, except for elements, whose overflow is a
+    matter of the cast (`Element.encode`) and which are rounded as if their exponents went on.
     """
-    if fmt is FP32:
+    if fmt is FP32 and ties == "even":
         return x.to(torch.float32).to(torch.float64)
     drop = 53 - fmt.precision
     bits = x.contiguous().view(torch.int64)
-    odd = (bits >> drop) & 1
-    normal = ((bits + ((1 << (drop - 1)) - 1) + odd) & -(1 << drop)).view(torch.float64)
-    tiny = torch.round(x / fmt.quantum) * fmt.quantum  # torch.round is half to even
+    normal = ((bits + tie_addend(bits, drop, ties)) & -(1 << drop)).view(torch.float64)
+    tiny = torch.copysign(nearest_whole((x / fmt.quantum).abs(), ties), x) * fmt.quantum
     rounded = torch.where(x.abs() < 2.0**fmt.emin, tiny, normal)
-    if fmt is not E4M3:
+    if fmt.overflows:
         rounded = torch.where(rounded.abs() > fmt.largest, torch.copysign(torch.full_like(x, torch.inf), x), rounded)
     return torch.where(x.isnan(), x, rounded)
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from fusecheck import float8
+
+from fusecheck.formats.element import E4M3
 
 Codes = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -57,7 +58,7 @@ def _finish(code: npt.NDArray[np.int64], negative: npt.NDArray[np.bool_], *, sat
 
 
 def _encode(x: Float64, *, saturate: bool = True) -> Codes:
-    codes: Codes = float8.encode(torch.from_numpy(x), saturate=saturate).numpy()
+    codes: Codes = E4M3.encode(torch.from_numpy(x), saturate=saturate).numpy()
     return codes
 
 
@@ -83,29 +84,29 @@ def _scales() -> list[float]:
 def test_all_256_codes_have_the_value_that_the_standard_defines() -> None:
     for code in range(256):
         if code & 0x7F == 0x7F:
-            assert math.isnan(float8.value(code))
+            assert math.isnan(E4M3.value(code))
             continue
-        assert Fraction(float8.value(code)) == EXACT[code & 0x7F] * (-1 if code & 0x80 else 1)
-    assert math.copysign(1, float8.value(0x80)) == -1
+        assert Fraction(E4M3.value(code)) == EXACT[code & 0x7F] * (-1 if code & 0x80 else 1)
+    assert math.copysign(1, E4M3.value(0x80)) == -1
     assert EXACT[-1] == 448
 
 
 def test_all_256_codes_survive_a_round_trip() -> None:
     codes = torch.arange(256, dtype=torch.int64).to(torch.uint8)
-    again = float8.encode(float8.decode(codes))
-    same = (again == codes) | (float8.is_nan(again) & float8.is_nan(codes))
+    again = E4M3.encode(E4M3.decode(codes))
+    same = (again == codes) | (E4M3.is_nan(again) & E4M3.is_nan(codes))
     assert bool(same.all())
-    assert int(float8.is_nan(codes).sum()) == 2
+    assert int(E4M3.is_nan(codes).sum()) == 2
 
 
 def test_the_framework_reads_the_same_values_from_the_same_codes() -> None:
     codes = torch.arange(256, dtype=torch.int64).to(torch.uint8)
     theirs = codes.view(torch.float8_e4m3fn).to(torch.float64)
-    assert torch.equal(torch.nan_to_num(float8.decode(codes), nan=1e9), torch.nan_to_num(theirs, nan=1e9))
+    assert torch.equal(torch.nan_to_num(E4M3.decode(codes), nan=1e9), torch.nan_to_num(theirs, nan=1e9))
 
 
 def test_the_midpoints_are_where_the_cast_turns() -> None:
-    assert [Fraction(midpoint) for midpoint in float8.MIDPOINTS] == TURNS
+    assert [Fraction(midpoint) for midpoint in E4M3.midpoints] == TURNS
 
 
 @pytest.mark.parametrize("saturate", [True, False])
@@ -156,7 +157,7 @@ def test_the_frameworks_cast_of_clamped_float32_is_the_same() -> None:
     x = torch.from_numpy(_bf16_values()).to(torch.float32)
     x = x[~x.isnan()] * 1.0009765625
     theirs = x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
-    assert torch.equal(float8.encode(x.to(torch.float64)), theirs)
+    assert torch.equal(E4M3.encode(x.to(torch.float64)), theirs)
 
 
 def test_float64_just_beside_a_midpoint_is_not_rounded_twice() -> None:
@@ -164,16 +165,16 @@ def test_float64_just_beside_a_midpoint_is_not_rounded_twice() -> None:
     below = TURNS64[:-1] * (1 - 2.0**-40)
     assert _encode(above).tolist() == list(range(1, 127))
     assert _encode(below).tolist() == list(range(126))
-    through_float32 = float8.encode(torch.from_numpy(above).to(torch.float32).to(torch.float64))
+    through_float32 = E4M3.encode(torch.from_numpy(above).to(torch.float32).to(torch.float64))
     assert int((through_float32.numpy() != _encode(above)).sum()) == 63  # what two roundings would do
 
 
 @pytest.mark.parametrize(("x", "saturated"), [(464.0, 0x7E), (464.00003, 0x7E), (1e300, 0x7E), (math.inf, 0x7E)])
 def test_overflow_saturates_or_becomes_nan_as_declared(x: float, saturated: int) -> None:
     pair = torch.tensor([x, -x], dtype=torch.float64)
-    assert float8.encode(pair).tolist() == [saturated, saturated | 0x80]
-    strict = float8.encode(pair, saturate=False)
-    assert bool(float8.is_nan(strict).all()) is (x > 464)
+    assert E4M3.encode(pair).tolist() == [saturated, saturated | 0x80]
+    strict = E4M3.encode(pair, saturate=False)
+    assert bool(E4M3.is_nan(strict).all()) is (x > 464)
     if x == 464.0:
         assert strict.tolist() == [0x7E, 0xFE]
 
@@ -181,48 +182,48 @@ def test_overflow_saturates_or_becomes_nan_as_declared(x: float, saturated: int)
 @pytest.mark.parametrize("saturate", [True, False])
 def test_nan_becomes_what_the_dataflow_declares(saturate: bool) -> None:
     x = torch.tensor([math.nan, -math.nan, 1.0], dtype=torch.float64)
-    assert bool(float8.is_nan(float8.encode(x, saturate=saturate, code_of_nan="nan")[:2]).all())
-    assert float8.encode(x, saturate=saturate, code_of_nan="+max").tolist() == [0x7E, 0x7E, 0x38]
-    assert float8.encode(x, saturate=saturate, code_of_nan="-max").tolist() == [0xFE, 0xFE, 0x38]
+    assert bool(E4M3.is_nan(E4M3.encode(x, saturate=saturate, code_of_nan="nan")[:2]).all())
+    assert E4M3.encode(x, saturate=saturate, code_of_nan="+max").tolist() == [0x7E, 0x7E, 0x38]
+    assert E4M3.encode(x, saturate=saturate, code_of_nan="-max").tolist() == [0xFE, 0xFE, 0x38]
 
 
 def test_the_sign_of_zero_and_of_what_rounds_to_zero_is_kept() -> None:
     x = torch.tensor([0.0, -0.0, 2.0**-10, -(2.0**-10), 5e-324, -5e-324], dtype=torch.float64)
-    assert float8.encode(x).tolist() == [0x00, 0x80, 0x00, 0x80, 0x00, 0x80]
+    assert E4M3.encode(x).tolist() == [0x00, 0x80, 0x00, 0x80, 0x00, 0x80]
 
 
 def test_ordinals_follow_the_values_and_both_zeros_share_one() -> None:
     codes = torch.tensor([c for c in range(256) if c & 0x7F != 0x7F], dtype=torch.uint8)
-    index, value = float8.ordinal(codes).to(torch.int64), float8.decode(codes)
+    index, value = E4M3.ordinal(codes).to(torch.int64), E4M3.decode(codes)
     assert sorted(set(index.tolist())) == list(range(-126, 127))
     order = torch.argsort(index)
     assert bool((value[order].diff() >= 0).all())
-    assert float8.ordinal(torch.tensor([0x00, 0x80, 0x7F, 0xFF], dtype=torch.uint8)).abs().tolist() == [0, 0, 127, 127]
-    assert [float8.code_at(i) for i in (-126, -1, 0, 1, 126)] == [0xFE, 0x81, 0x00, 0x01, 0x7E]
+    assert E4M3.ordinal(torch.tensor([0x00, 0x80, 0x7F, 0xFF], dtype=torch.uint8)).abs().tolist() == [0, 0, 127, 127]
+    assert [E4M3.code_at(i) for i in (-126, -1, 0, 1, 126)] == [0xFE, 0x81, 0x00, 0x01, 0x7E]
 
 
 @pytest.mark.parametrize("beyond", [-127, 127])
 def test_there_is_no_code_beyond_the_largest_ordinal(beyond: int) -> None:
     with pytest.raises(ValueError, match="ordinal"):
-        float8.code_at(beyond)
+        E4M3.code_at(beyond)
 
 
 def test_neighbours_are_the_values_next_below_and_above() -> None:
-    by_value = sorted({float8.value(c) for c in range(256) if c & 0x7F != 0x7F})
+    by_value = sorted({E4M3.value(c) for c in range(256) if c & 0x7F != 0x7F})
     for code in range(256):
         if code & 0x7F == 0x7F:
             with pytest.raises(ValueError, match="NaN"):
-                float8.neighbours(code)
+                E4M3.neighbours(code)
             continue
-        place = by_value.index(float8.value(code))
-        below, above = float8.neighbours(code)
-        assert float8.value(below) == by_value[max(place - 1, 0)]
-        assert float8.value(above) == by_value[min(place + 1, len(by_value) - 1)]
+        place = by_value.index(E4M3.value(code))
+        below, above = E4M3.neighbours(code)
+        assert E4M3.value(below) == by_value[max(place - 1, 0)]
+        assert E4M3.value(above) == by_value[min(place + 1, len(by_value) - 1)]
 
 
 def test_the_cast_takes_any_shape_and_layout() -> None:
     x = torch.arange(24, dtype=torch.float64).reshape(4, 6)
-    assert torch.equal(float8.encode(x.t()), float8.encode(x).t())
-    assert torch.equal(float8.encode(x[:, ::2]), float8.encode(x)[:, ::2])
-    assert float8.encode(torch.empty(0, 8, dtype=torch.float64)).shape == (0, 8)
-    assert float8.encode(torch.tensor(1.0, dtype=torch.float64)).item() == 0x38
+    assert torch.equal(E4M3.encode(x.t()), E4M3.encode(x).t())
+    assert torch.equal(E4M3.encode(x[:, ::2]), E4M3.encode(x)[:, ::2])
+    assert E4M3.encode(torch.empty(0, 8, dtype=torch.float64)).shape == (0, 8)
+    assert E4M3.encode(torch.tensor(1.0, dtype=torch.float64)).item() == 0x38

@@ -1,0 +1,249 @@
+"""`fusecheck.testing`: one function judges the tensors that a test already holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import UsageError
+from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
+from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
+from fusecheck.quantisers.known import QUANTISERS, quantiser
+from fusecheck.ranks import Pool, values
+from fusecheck.testing import Conforming, NotConforming, assert_conforms, assert_quantised, conforms
+
+WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
+RANKS = 4
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Pool]:
+    with Pool(WORKER, RANKS, preload=("fusecheck.testing",)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def call() -> dict[str, Any]:
+    """A right call of four ranks, all of whose tensors one process holds."""
+    partials = [operands(rank)[0] for rank in range(RANKS)]
+    _, residual_in, gamma = operands(0)
+    residual, norm, quant = fused(partials, residual_in, gamma)
+    made = {"residual": residual, "norm": norm, "quant": quant, "partials": partials, "residual_in": residual_in}
+    return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
+
+
+def test_a_right_call_conforms_and_the_dataflow_that_explains_it_is_named(call: dict[str, Any]) -> None:
+    found = assert_conforms(**call)
+    assert found
+    assert (found.verdict, found.elements) == ("pass", 3 * TOKENS * HIDDEN)
+    assert "trtllm-fp32" in found.explained_by
+    assert "trtllm" not in found.explained_by
+    assert str(conforms(**call, dataflow="trtllm-fp32")) == "conforms to trtllm-fp32: 4608 elements"
+
+
+@pytest.mark.parametrize("left_out", ["residual", "norm", "quant", "residual norm", "residual quant", "norm quant"])
+def test_any_subset_of_the_outputs_is_judged(call: dict[str, Any], left_out: str) -> None:
+    given = {name: value for name, value in call.items() if name not in left_out.split()}
+    assert conforms(**given, dataflow="trtllm-fp32").elements == (3 - len(left_out.split())) * TOKENS * HIDDEN
+    kept = next(name for name in ("quant", "norm", "residual") if name in given)
+    given[kept] = spoilt(given[kept])
+    with pytest.raises(NotConforming, match=rf"^{kept}: element\[3,5\] .* admissible .* \(1 of 1536 elements\)"):
+        assert_conforms(**given, dataflow="trtllm-fp32")
+
+
+def spoilt(output: Tensor) -> Tensor:
+    """The same with one element one step off."""
+    bits = output.view(torch.uint8 if output.element_size() == 1 else torch.int16).clone()
+    bits[3, 5] ^= 1
+    return bits.view(output.dtype)
+
+
+def test_a_call_without_a_collective_has_one_addend(call: dict[str, Any]) -> None:
+    alone = call["partials"][0]
+    call["residual"], call["norm"], call["quant"] = fused([alone], call["residual_in"], call["gamma"])
+    assert {"trtllm", "trtllm-fp32"} <= set(assert_conforms(**(call | {"partials": alone})).explained_by)
+
+
+def test_a_wrong_declaration_fails_and_the_right_one_is_named(call: dict[str, Any]) -> None:
+    with pytest.raises(NotConforming, match=r"judged by dataflow trtllm; computes like: .*trtllm-fp32") as raised:
+        assert_conforms(**call, dataflow="trtllm")
+    assert raised.value.conformity is not None
+    assert raised.value.conformity.findings[0].startswith("residual: element[")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"partials": []}, "partials is empty, expected a tensor a rank"),
+        ({"partials": [torch.ones(2, 8)]}, r"partials\[0\] is torch.float32, expected torch.bfloat16 or torch.float16"),
+        ({"partials": [torch.ones(8).bfloat16()]}, r"partials\[0\] has shape \[8\], expected \[tokens, hidden\]"),
+        ({"residual_in": torch.ones(2, 8).bfloat16()}, r"residual_in has shape \[2, 8\], expected \[6, 256\]"),
+        ({"norm": torch.ones(TOKENS, HIDDEN)}, "norm is torch.float32, expected torch.bfloat16"),
+        ({"gamma": None}, "gamma is missing, expected it beside norm="),
+        ({"eps": None}, "eps is missing, expected it beside norm="),
+        ({"scale": None}, "scale is missing, expected it beside quant="),
+        ({"scale": torch.ones(3)}, "scale has 3 elements, expected one"),
+        ({"quant": torch.ones(TOKENS, HIDDEN)}, "quant is torch.float32, expected torch.float8_e4m3fn or torch.uint8"),
+        ({"residual": None, "norm": None, "quant": None}, "got no output, expected at least one"),
+        ({"dataflow": "trtlm"}, "unknown dataflow 'trtlm', expected one of: trtllm"),
+        ({"gamma": torch.ones(HIDDEN, device="meta").bfloat16()}, "gamma is on meta, expected cpu"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_named(call: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        conforms(**(call | change))
+
+
+RULES = [
+    (name, flow)
+    for name in (*QUANTISERS, "group-fp8-32", "group-fp8-packed-64")
+    for flow in QUANT_FLOWS[name if name in QUANT_FLOWS else name.rpartition("-")[0]].values()
+]
+
+
+def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Codes and scales as a kernel stores them."""
+    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
+    scales = made.scales(norm, flow, given)
+    codes = made.element.pack(made.codes(norm, scales, flow, given))
+    if name == "static-fp8":
+        return codes, given
+    layout = made.layout(norm.shape[0], norm.shape[1], flow)
+    stored = layout.allocate(0)
+    layout.write(scales, stored)
+    return codes, stored
+
+
+@pytest.mark.parametrize(("name", "flow"), RULES, ids=[f"{name}-{flow.name}" for name, flow in RULES])
+def test_every_known_quantiser_is_explained_and_a_code_or_scale_one_step_off_is_not(name: str, flow: QuantFlow) -> None:
+    norm = 3 * operands(0)[0]
+    norm[1] = 0
+    codes, stored = quantised(name, flow, norm)
+    assert assert_quantised(codes, stored, of=norm, format=name, flow=flow) == flow.name
+    assert assert_quantised(codes, stored, of=norm, format=name)
+    with pytest.raises(NotConforming, match=rf"^code: \[2,\d+\] .* judged as {name} by"):
+        assert_quantised(spoilt_code(codes), stored, of=norm, format=name)
+    if isinstance(stored, Tensor):
+        bits = stored.clone().as_strided((stored.untyped_storage().nbytes() // stored.element_size(),), (1,))
+        bits.view(torch.uint8)[0] ^= (
+            16 if stored.dtype is torch.float32 else 1
+        )  # an approximate division may be 2 ulp off
+        wrong = bits.as_strided(stored.shape, stored.stride())
+        with pytest.raises(NotConforming, match=r"^(scale|code): "):
+            assert_quantised(codes, wrong, of=norm, format=name, flow=flow)
+
+
+def spoilt_code(codes: Tensor) -> Tensor:
+    """The same with one code one step off, in the middle of its range."""
+    bits = codes.clone().view(torch.uint8)
+    bits[2, int(torch.argmax(codes.float()[2].abs() if codes.dtype != torch.uint8 else (bits[2] & 7).float()))] ^= 1
+    return bits.view(codes.dtype)
+
+
+@pytest.mark.parametrize("quantised_by", ["dynamic-fp8", "group-fp8-packed-64", "mxfp8", "nvfp4"])
+def test_scales_and_codes_of_a_fused_call_are_judged(call: dict[str, Any], quantised_by: str) -> None:
+    flow = DATAFLOWS["flashinfer-fp32"].quant(quantised_by)
+    codes, stored = quantised(quantised_by, flow, call["norm"])
+    call |= {
+        "quant": codes,
+        "scale_out": stored,
+        "quantiser": quantised_by,
+        "scale": 1.0,
+        "dataflow": "flashinfer-fp32",
+    }
+    assert assert_conforms(**call)
+    assert assert_conforms(**(call | {"norm": None}))
+    with pytest.raises(NotConforming, match=r"^code: element\[2,"):
+        assert_conforms(**(call | {"quant": spoilt_code(codes)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "group-fp8-96"}, "group"),
+        ({"format": "int8"}, "quantiser='int8', expected one of"),
+        ({"of": torch.ones(6, 256)}, "of is \\[6, 256\\] torch.float32, expected the activations"),
+        ({"codes": torch.zeros(6, 128, dtype=torch.uint8)}, "expected one-byte codes \\[6, 256\\] of dynamic-fp8"),
+        ({"scale": torch.ones(5, 1)}, "scale_out: got scales torch.float32 \\[5, 1\\]"),
+        ({"scale": 0.5}, "scale is float, expected the tensor of scales"),
+        ({"flow": "cublas"}, "flow='cublas' is not known for dynamic-fp8, expected one of: flashinfer"),
+        ({"layout": "zigzag"}, "zigzag"),
+    ],
+)
+def test_an_argument_of_a_quantiser_that_cannot_be_meant_is_named(change: dict[str, Any], message: str) -> None:
+    codes, stored = quantised("dynamic-fp8", QUANT_FLOWS["dynamic-fp8"]["flashinfer"], operands(0)[0])
+    given = {"codes": codes, "scale": stored, "of": operands(0)[0], "format": "dynamic-fp8"} | change
+    with pytest.raises(UsageError, match=message):
+        assert_quantised(**given)
+
+
+def said(replies: Any) -> list[str]:
+    return [str(value) for value in values(replies)]
+
+
+def test_in_a_group_each_rank_gives_its_own_addend_and_gets_the_same_verdict(ranks: Pool) -> None:
+    verdicts = said(ranks.call("judge", timeout=60))
+    assert len(set(verdicts)) == 1
+    assert verdicts[0].endswith(": 4608 elements")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("code", "NotConforming: ranks agree: quant differs between ranks"),
+        ("code everywhere", r"NotConforming: quant: every rank element[3,5]"),
+        ("gamma", "UsageError: gamma differs between ranks, expected the same on all of them"),
+        ("eps", "UsageError: eps, weight_bias or scale differs between ranks"),
+        ("shape", "UsageError: rank 1: residual_in has shape [6, 256], expected [5, 256]"),
+        ("dtype", "UsageError: rank 1: partials[0] is torch.float64, expected torch.bfloat16 or torch.float16"),
+        ("output", "UsageError: rank 1 holds partials [6, 256] torch.bfloat16 and the outputs quant, residual"),
+    ],
+)
+def test_what_one_rank_has_wrong_is_raised_on_every_rank_alike(ranks: Pool, spoil: str, message: str) -> None:
+    raised = said(ranks.call("judge", spoil, timeout=30))
+    assert len(set(raised)) == 1
+    assert raised[0].startswith(message)
+
+
+def test_in_a_group_a_wrong_declaration_fails_with_the_right_one_named(ranks: Pool) -> None:
+    raised = said(ranks.call("judge", "", 1, "trtllm", timeout=60))
+    assert len(set(raised)) == 1
+    assert raised[0].startswith("NotConforming: residual: every rank element[")
+    assert "computes like: trtllm-fp32" in raised[0]
+
+
+def test_tensors_that_differ_between_ranks_are_named_with_their_bits(ranks: Pool) -> None:
+    assert set(said(ranks.call("same", False, timeout=30))) == {"same"}
+    message = (
+        "NotConforming: ranks agree: sums[1, 2] differs: rank 0 0x40c0, rank 1 0x4110, rank 2 0x40c0, rank 3 0x40c0"
+        " (1 of 12 elements)"
+    )
+    assert set(said(ranks.call("same", True, timeout=30))) == {message}
+
+
+def test_a_session_of_judged_calls_leaves_one_record_and_one_page(call: dict[str, Any], tmp_path: Any) -> None:
+    with Conforming(tmp_path) as collector:
+        collector.assert_conforms(**call, dataflow="trtllm-fp32", title="right")
+        with pytest.raises(NotConforming):
+            collector.assert_conforms(**call, dataflow="trtllm", title="wrongly declared")
+    assert collector.verdict == "fail"
+    page = next(tmp_path.rglob("report.html")).read_text(encoding="utf-8")
+    assert "wrongly declared" in page
+    assert Conforming().verdict == "inconclusive"
+
+
+def test_judging_needs_torch_and_numpy_only() -> None:
+    script = (
+        "import sys, torch, numpy; before = set(sys.modules); import fusecheck.testing as t; "
+        "x = torch.ones(2, 16).bfloat16(); assert t.conforms(x + x, partials=[x], residual_in=x); "
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - {'fusecheck', 'torch', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(eval(done.stdout)) <= set(sys.stdlib_module_names)

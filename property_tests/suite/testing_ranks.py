@@ -1,0 +1,83 @@
+"""Ranks that hold a call as a user's test does, and judge it by `fusecheck.testing`; what they raise comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusecheck.interface import Rank
+from fusecheck.testing import assert_conforms, assert_same_on_ranks
+
+TOKENS, HIDDEN, SCALE, EPS = 6, 256, 0.02, 1e-6
+
+
+def fused(partials: list[Tensor], residual: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual, norm and codes as a kernel with float32 sums computes them."""
+    total = partials[0].float()
+    for partial in partials[1:]:
+        total = total + partial.float()
+    stream = total.to(residual.dtype) + residual
+    wide = stream.float()
+    norm = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * gamma.float()).to(residual.dtype)
+    return stream, norm, (norm.float() * (1 / torch.tensor(SCALE))).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def operands(rank: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's addend, the residual and the weight; the last two are equal on all ranks."""
+    shared = torch.Generator().manual_seed(1)
+    own = torch.Generator().manual_seed(2 + rank)
+    partial = torch.randn(TOKENS, HIDDEN, generator=own).to(dtype)
+    residual = torch.randn(TOKENS, HIDDEN, generator=shared).to(dtype)
+    return partial, residual, torch.rand(HIDDEN, generator=shared).to(dtype)
+
+
+class TestingRank:
+    """One rank of a user's test."""
+
+    __test__ = False
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+
+    def judge(self, spoil: str = "", on: int = 1, dataflow: str | None = None) -> str:
+        """A right call, or one in which rank `on` spoils something; what `assert_conforms` said or raised."""
+        mine = self.rank.index == on
+        partials = [operands(rank)[0] for rank in range(self.rank.world_size)]
+        partial, residual_in, gamma = operands(self.rank.index)
+        residual, norm, quant = fused(partials, residual_in, gamma)
+        arguments: dict[str, Any] = {"residual_in": residual_in, "gamma": gamma, "scale": SCALE, "eps": EPS}
+        if (spoil == "code" and mine) or spoil == "code everywhere":
+            quant.view(torch.uint8)[3, 5] ^= 1
+        elif spoil == "gamma" and mine:
+            arguments["gamma"] = gamma * 2
+        elif spoil == "eps" and mine:
+            arguments["eps"] = 1e-5
+        elif spoil == "shape" and mine:
+            partial = partial[:-1]
+        elif spoil == "dtype" and mine:
+            partial = partial.double()
+        elif spoil == "output" and mine:
+            return self._said((residual, None, quant), partial, arguments, dataflow)
+        return self._said((residual, norm, quant), partial, arguments, dataflow)
+
+    def same(self, differs: bool) -> str:
+        """A tensor that is equal on all ranks, or not."""
+        tensor = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
+        if differs and self.rank.index == 1:
+            tensor[1, 2] = 9
+        try:
+            assert_same_on_ranks(self.rank.group, sums=tensor)
+        except (AssertionError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "same"
+
+    def _said(
+        self, outputs: tuple[Tensor | None, ...], partial: Tensor, arguments: dict[str, Any], dataflow: str | None
+    ) -> str:
+        try:
+            found = assert_conforms(*outputs, partials=partial, group=self.rank.group, dataflow=dataflow, **arguments)
+        except (AssertionError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        return str(found)

@@ -1,0 +1,160 @@
+"""One call as a test holds it: the operands and outputs of one rank, checked before anything is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusecheck.errors import UsageError
+from fusecheck.operations import GIVEN_SCALE, Collective, Operation, compose
+from fusecheck.quantisers.known import quantiser
+
+NATIVE = (torch.bfloat16, torch.float16)
+"""The dtypes of activations that the family computes in."""
+CODES = (torch.float8_e4m3fn, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What went into one call and what came out of it, on one rank; operands as `conforms` describes them.
+
+    Attributes:
+        outputs: those that are there, of `residual`, `norm`, `quant`, `scale_out`.
+    """
+
+    partials: tuple[Tensor, ...]
+    residual_in: Tensor | None
+    gamma: Tensor | None
+    scale: Tensor | float | None
+    eps: float | None
+    weight_bias: float
+    outputs: dict[str, Tensor]
+    quantiser: str = GIVEN_SCALE
+    layout: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, hidden)."""
+        tokens, hidden = self.partials[0].shape
+        return tokens, hidden
+
+    @property
+    def op(self) -> Operation:
+        """What was computed, as far as the outputs and operands tell."""
+        quantised = self.quantiser if {"quant", "scale_out"} & set(self.outputs) else "none"
+        if self.gamma is None and self.residual_in is None:
+            return Operation.named("ALL_REDUCE")
+        residual, norm_out = self.residual_in is not None, "norm" in self.outputs
+        return compose(Collective.ALL_REDUCE, residual=residual, quantiser=quantised, norm_out=norm_out)
+
+    def detached(self) -> Call:
+        """The same call, its tensors out of autograd's sight."""
+        plain = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
+        tensors = {name: value.detach() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        plain["partials"] = tuple(partial.detach() for partial in self.partials)
+        plain["outputs"] = {name: output.detach() for name, output in self.outputs.items()}
+        return Call(**plain | tensors)
+
+
+def check(call: Call) -> None:
+    """Refuse a call that cannot be judged.
+
+    Raises:
+        UsageError: the argument's name, what was got, what was expected.
+    """
+    _check_partials(call.partials)
+    if not call.outputs:
+        raise UsageError("got no output, expected at least one of residual=, norm=, quant=")
+    device, native, (tokens, hidden) = call.partials[0].device, call.partials[0].dtype, call.shape
+    wide = {"residual_in": call.residual_in} | {name: call.outputs.get(name) for name in ("residual", "norm")}
+    for name, tensor in wide.items():
+        _check_tensor(name, tensor, (tokens, hidden), (native,), device)
+    _check_quantised(call, device)
+    _check_tensor("gamma", call.gamma, (hidden,), (native, torch.float32), device)
+    _check_present(call)
+    _check_scale(call, device)
+
+
+def _check_partials(partials: Sequence[Tensor]) -> None:
+    if not partials:
+        raise UsageError("partials is empty, expected a tensor a rank; one tensor where there is no collective")
+    for index, partial in enumerate(partials):
+        if not isinstance(partial, Tensor):
+            raise UsageError(f"partials[{index}] is {type(partial).__name__}, expected a tensor [tokens, hidden]")
+        if partial.ndim != 2 or not partial.numel():
+            raise UsageError(f"partials[{index}] has shape {list(partial.shape)}, expected [tokens, hidden], not empty")
+        if partial.dtype not in NATIVE:
+            raise UsageError(f"partials[{index}] is {partial.dtype}, expected {_either(NATIVE)}")
+        _check_tensor(f"partials[{index}]", partial, tuple(partials[0].shape), (partials[0].dtype,), partials[0].device)
+
+
+def _check_tensor(
+    name: str,
+    got: Tensor | None,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+) -> None:
+    if got is None:
+        return
+    if not isinstance(got, Tensor):
+        raise UsageError(f"{name} is {type(got).__name__}, expected a tensor")
+    if tuple(got.shape) != shape:
+        raise UsageError(f"{name} has shape {list(got.shape)}, expected {list(shape)}, as partials has")
+    if got.dtype not in dtypes:
+        raise UsageError(f"{name} is {got.dtype}, expected {_either(dtypes)}")
+    if got.device != device:
+        raise UsageError(f"{name} is on {got.device}, expected {device}, where partials[0] is")
+
+
+def _check_quantised(call: Call, device: torch.device) -> None:
+    """Codes and scales: shapes and dtypes are those of the quantiser."""
+    tokens, hidden = call.shape
+    made = quantiser(call.quantiser)
+    made.groups(hidden)
+    halves = made.element.bits == 4
+    _check_tensor(
+        "quant", call.outputs.get("quant"), (tokens, hidden // 2 if halves else hidden), CODES[halves:], device
+    )
+    stored = call.outputs.get("scale_out")
+    if stored is None:
+        return
+    if call.quantiser == GIVEN_SCALE:
+        raise UsageError("scale_out= beside quantiser static-fp8, which makes no scales; name the one that does")
+    if not isinstance(stored, Tensor) or stored.device != device:
+        raise UsageError(f"scale_out is {_told(stored)}, expected a tensor on {device}, where partials[0] is")
+
+
+def _told(value: object) -> str:
+    return f"on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_present(call: Call) -> None:
+    """An output needs the operands that it is made of."""
+    for output, needs in (("norm", ("gamma", "eps")), ("quant", ("gamma", "eps")), ("scale_out", ("gamma", "eps"))):
+        for need in needs:
+            if output in call.outputs and getattr(call, need) is None:
+                raise UsageError(f"{need} is missing, expected it beside {output}=: give {need}=")
+    if "quant" not in call.outputs:
+        return
+    if call.quantiser == GIVEN_SCALE and call.scale is None:
+        raise UsageError("scale is missing, expected it beside quant=: give scale=, or scale_out= and quantiser=")
+    if call.quantiser != GIVEN_SCALE and "scale_out" not in call.outputs:
+        raise UsageError(f"scale_out is missing, expected it beside quant= of {call.quantiser}: give scale_out=")
+
+
+def _check_scale(call: Call, device: torch.device) -> None:
+    if isinstance(call.scale, Tensor):
+        if call.scale.numel() != 1:
+            raise UsageError(f"scale has {call.scale.numel()} elements, expected one: the dequantisation scale")
+        if call.scale.dtype is not torch.float32:
+            raise UsageError(f"scale is {call.scale.dtype}, expected torch.float32")
+        if call.scale.device != device and call.scale.device.type != "cpu":
+            raise UsageError(f"scale is on {call.scale.device}, expected {device}, where partials[0] is")
+
+
+def _either(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))

@@ -1,0 +1,100 @@
+"""Judging one rank's call by a declared dataflow, or finding the known dataflow that explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
+from fusecheck.errors import UsageError
+from fusecheck.interface import RankOutputs
+from fusecheck.oracle import Operands, Oracle
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import Layout
+from fusecheck.stages.layout import judge_layout
+from fusecheck.testing.call import Call
+from fusecheck.verdict import Stage, Tally, judge_rows
+
+CPU_BLOCK, GPU_BLOCK = 2**18, 2**26
+"""Elements judged at a time, so that intermediates stay in cache, or in bounds."""
+SAMPLED = 8
+"""Rows by which a dataflow is tried before all rows are."""
+
+
+def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
+    """Judge some rows of a call, in blocks; a tally for each stage that has an output."""
+    merged: dict[Stage, Tally] = {}
+    scales = None
+    if "scale_out" in call.outputs:
+        layout = quantiser(call.quantiser).layout(*call.shape, flow.quant(call.quantiser), call.layout)
+        scales = read_scales(layout, call.outputs["scale_out"])
+        if not rows.start:
+            merged[Stage.LAYOUT] = judge_layout(layout, call.outputs["scale_out"], None)
+    size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
+    step = max(1, size // call.shape[1])
+    for start in range(rows.start, rows.stop, step):
+        part = range(start, min(start + step, rows.stop))
+        for tally in _judge(call, flow, part, scales):
+            merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
+    return sorted(merged.values(), key=lambda tally: list(Stage).index(tally.stage))
+
+
+def read_scales(layout: Layout, stored: Tensor) -> Tensor:
+    """The scales, [tokens, groups].
+
+    Raises:
+        UsageError: the tensor is not one of this layout.
+    """
+    try:
+        return layout.read(stored)
+    except ValueError as error:
+        raise UsageError(f"scale_out: {error}, for layout {layout.name}") from None
+
+
+def outside(judged: Iterable[Tally]) -> int:
+    """Elements outside their enclosures, over all stages."""
+    return sum(tally.outside for tally in judged)
+
+
+def explaining(call: Call, rows: range, among: Iterable[Dataflow] = ()) -> list[str]:
+    """The known dataflows under which every element of these rows is inside, by name."""
+    few = range(rows.start, min(rows.stop, rows.start + SAMPLED))
+    candidates = [flow for flow in among or DATAFLOWS.values() if not outside(tallies(call, flow, few))]
+    return [flow.name for flow in candidates if not outside(tallies(call, flow, rows))]
+
+
+def nearest(call: Call, rows: range) -> Dataflow:
+    """The known dataflow that leaves the fewest elements of some rows outside."""
+    few = range(rows.start, min(rows.stop, rows.start + SAMPLED))
+    return min(DATAFLOWS.values(), key=lambda flow: outside(tallies(call, flow, few)))
+
+
+def _judge(call: Call, flow: Dataflow, rows: range, scales: Tensor | None) -> list[Tally]:
+    part = slice(rows.start, rows.stop)
+    partials = [partial[part] for partial in call.partials]
+    operands = Operands(
+        partials=partials,
+        residual=partials[0] if call.residual_in is None else call.residual_in[part],
+        gamma=partials[0][0] if call.gamma is None else call.gamma,
+        scale=1.0 if call.scale is None else float(call.scale),
+        eps=0.0 if call.eps is None else call.eps,
+        weight_bias=call.weight_bias,
+        op=call.op,
+    )
+    observed = {name: tensor[part] for name, tensor in call.outputs.items() if name != "scale_out"}
+    if not call.op.residual and "residual" in observed:
+        observed["total"] = observed.pop("residual")
+    if "quant" in observed:
+        observed["quant"] = quantiser(call.quantiser).element.unpack(observed["quant"])
+    shown = RankOutputs(observed.pop("residual", None), **observed, scale=None if scales is None else scales[part])
+    return judge_rows(Oracle(flow, operands), shown, rows.start)
+
+
+def named(flow: str | Dataflow) -> Dataflow:
+    """A dataflow by its name, or itself.
+
+    Raises:
+        UsageError: no known dataflow has the name.
+    """
+    return dataflow(flow) if isinstance(flow, str) else flow
