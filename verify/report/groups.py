@@ -199,21 +199,16 @@ _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
 def _kernel_sentence(part: Part) -> str:
     s = part.summary
     subjects = s.get("subjects", [])
-    sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in subjects})))
-    who = f"{judged(part)}, at tp {sizes}"
-    facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} outputs of {who}"
+    cases = f"{count(s.get('cases', 0))} cases"
     if part.findings:
-        failed = sum(subject["failed"] for subject in subjects)
-        first = part.findings[0]
-        return (
-            f"{failed} of {count(s.get('cases', 0))} cases show what no kernel may do that computes as declared, first "
-            f"at stage {first.get('stage', 'unknown')}{_like(first)}; judged: {who}"
-        )
+        failed, first = sum(subject["failed"] for subject in subjects), part.findings[0]
+        told = f"{count(failed)} of {cases} break the declared arithmetic"
+        return f"{told}, first at stage {first.get('stage', 'unknown')}{_like(first)}; judged: {judged(part)}"
     if not s.get("cases"):
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)
-    told = f"every one of {facts}, is one that the declared arithmetic allows"
-    return told + (f"; {idle} backends ran nothing" if idle else "")
+    told = f"all {count(s.get('elements', 0))} outputs of {cases} are what the declared arithmetic allows"
+    return f"{told}; judged: {judged(part)}" + (f"; {idle} backends ran nothing" if idle else "")
 
 
 def _like(finding: dict[str, Any]) -> str:

@@ -91,9 +91,9 @@ def _questions(everything: list[Part]) -> list[dict[str, str]]:
 
 def _unasked(everything: list[Part]) -> list[str]:
     """The questions that this run did not ask, by their commands."""
-    asked = {part.question for part in everything}
-    asked |= {x["part"] for part in everything for x in part.summary.get("not_run", []) if x.get("unanswered")}
-    return [name for name in QUESTIONS if name not in asked]
+    named = {part.question for part in everything}
+    named |= {x["part"] for part in everything for x in part.summary.get("not_run", [])}
+    return [name for name in QUESTIONS if name not in named]
 
 
 def _commands(everything: list[Part]) -> list[dict[str, Any]]:

@@ -11,16 +11,17 @@ EMULATED = "emulated"
 
 
 def judged(part: Part) -> str:
-    """The kernels of the kernel question in words: `13 emulated dataflows on this CPU; no real kernel`."""
+    """The kernels of the kernel question in words: `13 emulated dataflows on this CPU, tp 2, 4; no real kernel`."""
     names = list(dict.fromkeys(str(subject["backend"]) for subject in part.summary.get("subjects", [])))
     emulated = [name for name in names if name.partition(":")[0] == EMULATED]
     real = [name for name in names if name not in emulated]
+    sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in part.summary.get("subjects", [])})))
     known = part.environment.get("kernels") or {}
     told = [f"{name} ({known[name]})" if name in known else name for name in real]
     if emulated:
         flows = "1 emulated dataflow" if len(emulated) == 1 else f"{len(emulated)} emulated dataflows"
-        told.append(f"{flows} on this CPU" + ("" if real else "; no real kernel"))
-    return " and ".join(told)
+        told.append(f"{flows} on this CPU")
+    return f"{' and '.join(told)}, tp {sizes}" + ("; no real kernel" if told and not real else "")
 
 
 def machine(environment: dict[str, Any]) -> str:

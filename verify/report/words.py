@@ -32,6 +32,7 @@ WORDS = (
     ("experts", "Only for mixtures of experts: the sum over the experts, before the exchange."),
     ("residual, norm, scale, quant, code", "Stages, each judged from what the stage before was seen to return."),
     ("layout, special", "Stages: where scales and padding lie; what is declared for NaN, infinities and zeros."),
+    ("property", "A stage of the inputs: that they have what their family is named for."),
     ("unfused", "The separate ops on the same inputs; as a stage, that a difference is one which both may have."),
     ("again", "The last stage: the same bits when repeated, captured, or called by another exchange."),
     ("computes like", "Known dataflows under which every output of the failed case would be right."),
