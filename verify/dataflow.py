@@ -252,7 +252,7 @@ DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _kno
 def dataflow(name: str) -> Dataflow:
     """Look a known dataflow up by its name.
 
-    Behind a slash, as in `vllm-c/deepgemm`, comes the implementation whose quantisers it shall have, where that has any.
+    Behind a slash, as in `vllm-c/deepgemm`, comes the implementation whose quantisers it shall have.
 
     Raises:
         UsageError: no dataflow has this name, or no quantiser is computed by an implementation of that name.
