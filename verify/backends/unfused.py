@@ -19,7 +19,7 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
 from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
@@ -85,11 +85,14 @@ class UnfusedBackend:
     """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks."""
 
     name = "unfused"
+    operations = COMPOSITIONS
 
     def supports(self, problem: Problem) -> Support:
-        """Take every Problem; the strategy is the collective library's own business."""
+        """Take every Problem of a known quantiser; the strategy is the collective library's own business."""
         if problem.dtype not in ("bf16", "fp16"):
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
+        if not dataflow("unfused").declares(problem.op.quantiser):
+            return Support(ok=False, reason=f"quantiser {problem.op.quantiser} is none of its own")
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
