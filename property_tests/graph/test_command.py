@@ -11,8 +11,8 @@ import torch
 
 from fusecheck.cli import main
 from fusecheck.graph.build import build
-from fusecheck.graph.inspection import copy_graph
 from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.structure import copy_graph
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fusecheck.graph.cases import GraphCase, Subject, row_cases
 from fusecheck.graph.plan import GraphPlan, expectation
 from fusecheck.graph.rows import ROWS, Row
-from fusecheck.graph.run import GraphCase, GraphChecker, Subject, row_cases
+from fusecheck.graph.run import GraphChecker
 from fusecheck.interface import FusionOp
 
 MULTI_RANK = [row for row in ROWS if row.world_size is None]

@@ -8,11 +8,13 @@ import pytest
 
 from fusecheck.errors import UsageError
 from fusecheck.faults.passes import FaultyPass, faulty_passes
+from fusecheck.graph.cases import GraphCase, Subject
 from fusecheck.graph.findings import Check
 from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.results import Status, systemic
 from fusecheck.graph.rows import ROWS
-from fusecheck.graph.run import GraphCase, GraphChecker, Status, Subject, systemic
+from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.subject import load_pass
 
 HERE = "fusecheck.property_tests.graph"

@@ -69,7 +69,8 @@ def replay(finding: dict[str, Any]) -> str:
         words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
         return shlex.join(words)
     if "graph" in finding:
-        return f"{finding.get('replay', 'fusecheck graph')} --graph {shlex.quote(str(finding['graph']))}"
+        line = str(finding.get("replay", "fusecheck graph"))
+        return line if "--graph" in line else f"{line} --graph {shlex.quote(str(finding['graph']))}"
     if "fault" in finding:
         return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
     return ""
