@@ -21,7 +21,7 @@ step() {
     echo "== $name: exit $code (expected $expected), $((SECONDS - began)) s"
     tail -n "${SHOWN:-3}" "$out/$name.log" | cut -c1-400
 }
-kernel() { echo "$python -m fusecheck.cli kernel --case-timeout 20"; }
+kernel() { echo "$python -m fusecheck kernel --case-timeout 20"; }
 
 steps=${STEPS:-tp virtual rejected others tests}
 for group in $steps; do

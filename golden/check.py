@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fusecheck.case import alive, digest
+from fusecheck.case import digest, returned
 from fusecheck.case.run import Caller, request
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import Inconclusive
@@ -79,7 +79,7 @@ def _judge_whole(entry: Entry, flow: Dataflow, checked: Checked) -> None:
         norm=entry.outputs["norm"].view(native) if "norm" in entry.outputs else None,
         quant=entry.outputs["quant"].view(torch.float8_e4m3fn) if "quant" in entry.outputs else None,
     )
-    for name, tensor in alive.named(recorded).items():
+    for name, tensor in returned.named(recorded).items():
         checked.outputs += 1
         if digest.whole(tensor) != entry.digests[name]:
             checked.wrong.append(f"{name}: the tensor is not the one whose digest was recorded: {line}")

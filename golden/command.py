@@ -21,7 +21,7 @@ from fusecheck.report.places import JsonFile, RunDir, check_place
 HERE = Path(__file__).parent
 """Where the committed recordings lie: `golden/*/records/*.json`."""
 
-app = typer.Typer(help="Record what a real kernel returns, and check such records.", no_args_is_help=True)
+app = typer.Typer(help="Record what a real kernel returns, and check such records.")
 
 
 def register(root: typer.Typer) -> None:

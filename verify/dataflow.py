@@ -7,12 +7,13 @@ conforms, whatever the evaluation order inside a stage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Literal
 
 from fusecheck.errors import UsageError
-from fusecheck.quantflow import CodeOfNan
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.quantflow import QUANT_FLOWS, CodeOfNan, CodeRule, QuantFlow, Reads
 
 Accumulate = Literal["fp32", "native"]
 Order = Literal["rank", "any"]
@@ -57,6 +58,8 @@ class Dataflow:
         zero_sign: whether the sign of a zero survives the exchange.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
+        statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
+        quants: how every other quantiser than the one with a given scale computes, by its name.
     """
 
     name: str
@@ -79,6 +82,40 @@ class Dataflow:
     zero_sign: ZeroSign = "any"
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
+    statistics: Reads | None = None
+    quants: tuple[tuple[str, QuantFlow], ...] = ()
+
+    def quant(self, quantiser: str) -> QuantFlow:
+        """How a quantiser computes, by its name, with or without the size of its groups.
+
+        Raises:
+            UsageError: the dataflow does not declare it.
+        """
+        if quantiser == GIVEN_SCALE:
+            return self._static
+        declared = dict(self.quants)
+        found = declared.get(quantiser) or declared.get(quantiser.rstrip("0123456789").removesuffix("-"))
+        if found is None:
+            known = ", ".join(declared) or "none"
+            raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")
+        return found
+
+    @cached_property
+    def _static(self) -> QuantFlow:
+        rule: CodeRule = "divide" if self.scaling == "divide" else "either"
+        if self.scaling == "multiply":
+            rule = "reciprocal" if self.exact_reciprocal else "rcp"
+        return QuantFlow(
+            self.name,
+            reads="rounded" if self.round_norm else "unrounded",
+            given="scale",
+            scale_rule="given",
+            code_rule=rule,
+            exact_pow2=self.exact_pow2,
+            code_of_nan=self.code_of_nan,
+            flush=self.flush_subnormals,
+            saturate=self.saturate,
+        )
 
 
 def _known() -> tuple[Dataflow, ...]:
@@ -154,7 +191,30 @@ def _known() -> tuple[Dataflow, ...]:
     )
 
 
-DATAFLOWS: dict[str, Dataflow] = {flow.name: flow for flow in _known()}
+_LIKE = {
+    "flashinfer": ("flashinfer",),
+    "flashinfer-mnnvl-twoshot": ("flashinfer-mnnvl-twoshot", "trtllm"),
+    "flashinfer-mnnvl-oneshot": ("flashinfer", "trtllm"),
+    "vllm": ("vllm", "deepgemm", "torchao-rceil", "trtllm"),
+    "trtllm": ("trtllm",),
+    "unfused": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
+    "torch": ("torch", "vllm-native", "torchao"),
+}
+"""Whose quantisers go with a dataflow, the first that there is, by the longest beginning of its name."""
+
+
+def _with_quants(flow: Dataflow) -> Dataflow:
+    """The dataflow with a declaration of every quantiser: its library's where there is one, else the first known."""
+    beginning = max((name for name in _LIKE if flow.name.startswith(name)), key=len)
+    chosen = []
+    for quantiser, known in QUANT_FLOWS.items():
+        if quantiser != GIVEN_SCALE:
+            name = next((name for name in _LIKE[beginning] if name in known), next(iter(known)))
+            chosen.append((quantiser, known[name]))
+    return replace(flow, quants=tuple(chosen))
+
+
+DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _known()}
 """The known dataflows by name."""
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
@@ -79,11 +78,14 @@ class RankInputs:
 
     Attributes:
         partial: this rank's addend of the all-reduce, [tokens, hidden], bf16 or fp16.
-        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`.
+        residual: equal on all ranks, [tokens, hidden], the dtype of `partial`; not to be read where the operation has
+            no residual.
         gamma: the norm's weight, [hidden], the dtype of `partial`.
-        scale: the dequantisation scale (x ~ q * scale), [1], float32.
+        scale: [1], float32: the dequantisation scale (x ~ q * scale) of a quantiser whose scale is given, NVFP4's
+            factor of the tensor; not to be read by others.
         eps: added to the mean square before the reciprocal root.
         weight_bias: added to gamma in float32 (1.0 for Gemma, else 0.0).
+        layout: the name of the layout that the scales of the codes shall have; empty: the quantiser's first.
     """
 
     partial: Tensor
@@ -92,21 +94,27 @@ class RankInputs:
     scale: Tensor
     eps: float
     weight_bias: float
+    layout: str = ""
 
 
 @dataclass(frozen=True)
 class RankOutputs:
-    """One rank's results, each [tokens, hidden]; `norm` and `quant` as the op returns them.
+    """One rank's results; those that the operation does not return are None.
 
     Attributes:
-        residual: the sum over ranks plus the residual, in the activations' dtype.
-        norm: the normalised activations in the activations' dtype, or None.
-        quant: their codes, float8_e4m3fn, or None.
+        residual: the sum over ranks plus the residual, [tokens, hidden], in the activations' dtype.
+        norm: the normalised activations, [tokens, hidden], in the activations' dtype.
+        quant: their codes: float8_e4m3fn [tokens, hidden]; of four-bit formats uint8 [tokens, hidden / 2], the even
+            element in the low half.
+        scale: the scales of the codes as stored, packing and padding included; see the quantiser's `layout`.
+        total: the sum over ranks alone, [tokens, hidden], in the activations' dtype.
     """
 
-    residual: Tensor
+    residual: Tensor | Any  # None is for the operations without one; Any spares all others an assertion
     norm: Tensor | None = None
     quant: Tensor | None = None
+    scale: Tensor | None = None
+    total: Tensor | None = None
 
 
 @runtime_checkable

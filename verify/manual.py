@@ -11,9 +11,8 @@ import typer
 
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.models import models
-from fusecheck.interface import STATIC_OPS, Strategy
+from fusecheck.operations import STATIC_OPS, Strategy
 
 NARROWEST, WIDEST = 30, 110
 """Columns of a help page, however wide the terminal is."""
@@ -97,6 +96,8 @@ def some_model(incomplete: str) -> Iterator[str]:
 
 def some_families(incomplete: str) -> Iterator[str]:
     """Input families, comma-separated."""
+    from fusecheck.inputs.families import FAMILIES
+
     return _listed(incomplete, FAMILIES)
 
 

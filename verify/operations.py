@@ -20,6 +20,9 @@ RETURNED = ("total", "residual", "norm", "quant", "scale")
 GIVEN_SCALE = "static-fp8"
 """The quantiser whose scale is an operand; every other one makes its scales and returns them."""
 
+WORLD_SIZES = (1, 2, 4, 8, 16)
+"""Ranks of a tensor-parallel group."""
+
 
 class Collective(str, Enum):
     """What happens between the ranks before the residual is added."""

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
 from fusecheck.numerics.enclosure import Interval
-from fusecheck.stages.code import Code
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.quantisers.known import quantiser
+from fusecheck.stages.code import Code, StaticCode
 from fusecheck.stages.norm import Norm
 from fusecheck.stages.operands import Operands, Where
 from fusecheck.stages.residual import Residual
+from fusecheck.stages.scale import Scale
 
 __all__ = ["Operands", "Oracle", "Where"]
 
@@ -32,13 +35,27 @@ class Oracle:
         self.format = operands.format
         self.stream = Residual(flow, operands)
 
-    def after_residual(self, residual_out: Tensor) -> Norm:
+    def after_residual(self, residual_out: Tensor | None) -> Norm:
         """The stage of the norm, given the observed residual_out."""
         return Norm(self.flow, self.operands, self.stream, residual_out)
 
-    def after_norm(self, residual_out: Tensor, norm_out: Tensor | None) -> Code:
-        """The stage of the codes, given the observed residual_out, and the observed norm if there is one."""
-        return Code(self.flow, self.operands, self.after_residual(residual_out), norm_out)
+    def scales(self, residual_out: Tensor | None, norm_out: Tensor | None) -> Scale:
+        """The stage of the scales, given the observed residual_out and norm, where they were returned."""
+        name = self.operands.op.quantiser
+        before = self.after_residual(residual_out)
+        return Scale(self.operands, quantiser(name), self.flow.quant(name), before, norm_out)
+
+    def static_codes(self, residual_out: Tensor | None, norm_out: Tensor | None) -> StaticCode:
+        """The stage of codes by a given scale."""
+        return StaticCode(self.flow, self.operands, self.after_residual(residual_out), norm_out)
+
+    def code_stage(
+        self, residual_out: Tensor | None, norm_out: Tensor | None, stored: Tensor | None
+    ) -> Code | StaticCode:
+        """The stage of the codes, given all that was observed before it."""
+        if self.operands.op.quantiser == GIVEN_SCALE or stored is None:
+            return self.static_codes(residual_out, norm_out)
+        return Code(self.operands, self.scales(residual_out, norm_out), stored)
 
     def residual(self) -> Tensor:
         """The nominal residual_out, [rows, hidden], native."""
@@ -65,13 +82,13 @@ class Oracle:
         return self.after_residual(residual_out).ends(where)
 
     def quotient_ends(self, residual_out: Tensor, norm_out: Tensor | None, where: Where) -> Interval:
-        """Enclosure of y / scale at some elements: from the observed norm if the dataflow rounds it and it is given."""
-        return self.after_norm(residual_out, norm_out).quotient_ends(where)
+        """Enclosure of y / the given scale at some elements: from the observed norm where it is read and given."""
+        return self.static_codes(residual_out, norm_out).quotient_ends(where)
 
     def codes(self, residual_out: Tensor, norm_out: Tensor | None) -> Tensor:
-        """The nominal codes, [rows, hidden], uint8; from the observed norm if it is given and is what is read."""
-        return self.after_norm(residual_out, norm_out).nominal()
+        """The nominal codes by a given scale, [rows, hidden], uint8; from the observed norm where it is read."""
+        return self.static_codes(residual_out, norm_out).nominal()
 
     def code_ends(self, residual_out: Tensor, norm_out: Tensor | None, where: Where) -> tuple[Tensor, Tensor]:
-        """Ordinals of the least and greatest admissible code at some elements, [n] each, int16."""
-        return self.after_norm(residual_out, norm_out).ends(where)
+        """Ordinals of the least and greatest admissible code by a given scale at some elements, [n] each, int16."""
+        return self.static_codes(residual_out, norm_out).ends(where)

@@ -14,9 +14,8 @@ from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.operations import Operation, Strategy
+from fusecheck.operations import WORLD_SIZES, Operation, Strategy
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 _SEEDS = 2**63 - 2**63 % CALL_STEP
 """Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
 
@@ -70,6 +69,7 @@ class Problem:
         family: kind of activations, a key of `families.FAMILIES`.
         seed: of the data; every rank makes the same from it.
         schedule: earlier calls on the same workspace, in order.
+        layout: how the scales of the codes lie, where the quantiser has several layouts; empty: its first.
 
     Raises:
         UsageError: a field is out of its range; the message names field, value and remedy.
@@ -88,6 +88,7 @@ class Problem:
     family: str = "gaussian"
     seed: int = 0
     schedule: tuple[Call, ...] = field(default=())
+    layout: str = ""
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, *(call.dtype for call in self.schedule if call.dtype is not None)):
@@ -138,8 +139,9 @@ class Problem:
         record["schedule"] = [_compact(call) for call in self.schedule]
         for name in ("scale", "eps", "weight_bias"):
             record[name] = _number(record[name])
-        if not record["schedule"]:
-            del record["schedule"]
+        for name in ("schedule", "layout"):
+            if not record[name]:
+                del record[name]
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -196,7 +198,7 @@ def _value(name: str, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise UsageError(f"{name}={value!r}, expected a number") from None
-    if name in ("dtype", "gamma", "family"):
+    if name in ("dtype", "gamma", "family", "layout"):
         _require(isinstance(value, str), name, value, "a name")
     elif name in ("late", "overwrite", "reopen"):
         _require(isinstance(value, bool), name, value, "true or false")

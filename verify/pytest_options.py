@@ -13,7 +13,7 @@ from fusecheck import backends
 from fusecheck.corpus import Corpus, Kept, read
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
-from fusecheck.problem import WORLD_SIZES
+from fusecheck.operations import WORLD_SIZES
 
 PROFILES = {"dev": 12, "ci": 80, "nightly": 2000}
 """Hypothesis profiles and the examples that each test tries."""

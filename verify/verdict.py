@@ -5,42 +5,77 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
 from fusecheck.formats.binary import Format
 from fusecheck.interface import RankOutputs
 from fusecheck.numerics import enclosure
-from fusecheck.oracle import Oracle
+from fusecheck.oracle import Oracle, Where
 from fusecheck.stages.judgement import Element, Stage, Tally, differing, judge, raw
 
-__all__ = ["Element", "Stage", "Tally", "admissible_codes", "differing", "judge_rows", "off_nominal_budget", "raw"]
+__all__ = [
+    "Element",
+    "Stage",
+    "Tally",
+    "admissible_codes",
+    "admissible_scales",
+    "differing",
+    "judge_rows",
+    "off_nominal_budget",
+    "raw",
+]
 
 
 def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
-    """Judge the residual, norm and quant stages of some rows.
+    """Judge every stage of some rows that left an output, each from what was observed before it.
 
     Args:
         oracle: of exactly these rows.
-        outputs: the same rows of one rank's outputs.
+        outputs: the same rows of one rank's outputs; codes one a byte, scales [rows, groups].
         first_row: their place in the whole, for the report.
     """
-    residual = outputs.residual
-    tallies = [judge(oracle.stream, residual, first_row)]
+    stream = _stream(oracle, outputs)
+    tallies = [] if stream is None else judge(oracle.stream, stream, first_row)
     if outputs.norm is not None:
-        tallies.append(judge(oracle.after_residual(residual), outputs.norm, first_row))
+        tallies += judge(oracle.after_residual(stream), outputs.norm, first_row)
+    special = None
+    if outputs.scale is not None:
+        scales = oracle.scales(stream, outputs.norm)
+        special = scales.special
+        tallies += judge(scales, outputs.scale, first_row, special)
+        special = special.repeat_interleave(scales.size, dim=-1)
     if outputs.quant is not None:
-        tallies.append(judge(oracle.after_norm(residual, outputs.norm), outputs.quant, first_row))
+        codes = oracle.code_stage(stream, outputs.norm, outputs.scale)
+        tallies += judge(codes, outputs.quant, first_row, special)
     return tallies
 
 
 def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
-    """Over all elements of these rows: the number of admissible codes in total, and of elements."""
-    rows, hidden = outputs.residual.shape
-    device = outputs.residual.device
-    row = torch.arange(rows, device=device).repeat_interleave(hidden)
-    where = (row, torch.arange(hidden, device=device).repeat(rows))
-    lo, hi = oracle.code_ends(outputs.residual, outputs.norm, where)
-    return int((hi - lo + 1).clamp(min=1).sum()), rows * hidden
+    """Over all elements of these rows: the number of admissible codes in total, given the scales, and of elements."""
+    assert outputs.quant is not None
+    lo, hi = oracle.code_stage(_stream(oracle, outputs), outputs.norm, outputs.scale).ends(_everywhere(outputs.quant))
+    return int((hi - lo + 1).clamp(min=1).sum()), outputs.quant.numel()
+
+
+def admissible_scales(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
+    """Over all groups of these rows: the number of admissible scales in total, and of groups."""
+    if outputs.scale is None:
+        return 0, 0
+    lo, hi = oracle.scales(_stream(oracle, outputs), outputs.norm).ends(_everywhere(outputs.scale))
+    places = raw(hi).to(torch.int64) - raw(lo).to(torch.int64) + 1
+    return int(places.clamp(min=1).sum()), outputs.scale.numel()
+
+
+def _stream(oracle: Oracle, outputs: RankOutputs) -> Tensor | None:
+    """What was observed of what the norm reads."""
+    stream: Tensor | None = outputs.residual if oracle.operands.op.residual else outputs.total
+    return stream
+
+
+def _everywhere(x: Tensor) -> Where:
+    row = torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
+    return row, torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
 
 
 FALSE_ALARM = 1e-9

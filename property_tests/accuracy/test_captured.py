@@ -16,7 +16,7 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.kernel.plan import Plan
 from fusecheck.problem import Call, Problem
-from fusecheck.property_tests.suite.test_problem import sample_of
+from fusecheck.property_tests.suite.samples import sample_of
 
 CPU = torch.device("cpu")
 SITES, ROWS = 8, 24

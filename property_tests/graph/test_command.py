@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from fusecheck.cli import main
 from fusecheck.graph.build import build
 from fusecheck.graph.plan import GraphPlan, SitePlan
+<<<<<<< HEAD
 from fusecheck.graph.structure import copy_graph
+=======
+from fusecheck.property_tests.suite import command_line
+>>>>>>> main
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The exit code of `fusecheck graph` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["fusecheck", "graph", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+    return command_line.run(monkeypatch, "graph", *arguments)
 
 
 def test_the_own_pass_passes_and_leaves_its_files(

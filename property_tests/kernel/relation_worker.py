@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from fusecheck.case import alive, digest
+from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import limits_of, rows_of, shard
 from fusecheck.case.compare import compare_bits
 from fusecheck.case.worker import CaseWorker
@@ -183,7 +183,7 @@ class RelationWorker(CaseWorker):
             return outputs, record | {"tallies": [wrong.to_record()], "broken": True}
         share = shard(problem.tokens, self.rank.index, problem.world_size)
         tallies = [] if not share else self._judge_given(flow, given, outputs, share)
-        digests = {name: digest.whole(tensor) for name, tensor in alive.named(outputs).items()}
+        digests = {name: digest.whole(tensor) for name, tensor in returned.named(outputs).items()}
         return outputs, record | {"tallies": [tally.to_record() for tally in tallies], "digests": digests}
 
     def _judge_given(self, flow: Dataflow, given: Given, outputs: RankOutputs, rows: range) -> list[Tally]:

@@ -12,7 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from fusecheck.case import alive, digest
+from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import Step, rows_of, shard
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.inputs.rank_inputs import Inputs
@@ -61,7 +61,7 @@ def _step(problem: Problem, flow: Dataflow, index: int, share: range) -> tuple[S
 def _plant(kind: str, step: Step, row: int) -> bool:
     """Spoil one thing; whether there was such a thing."""
     assert step.outputs is not None
-    outputs = alive.named(step.outputs)
+    outputs = returned.named(step.outputs)
     if kind in outputs:
         raw(outputs[kind])[row, 5] ^= 4
     elif kind == "input":
@@ -87,7 +87,7 @@ def _compare(draw: random.Random) -> None:
     judge.launch(step, made, share, counts)
     seen = [int(count) for count in counts]
     assert step.outputs is not None
-    assert judge.digests(seen, problem) == {n: digest.whole(t) for n, t in alive.named(step.outputs).items()}
+    assert judge.digests(seen, problem) == {n: digest.whole(t) for n, t in returned.named(step.outputs).items()}
     operands = Operands(
         list(made.partials), made.inputs.residual[share.start : share.stop], made.inputs.gamma,
         float(made.inputs.scale), problem.eps, problem.weight_bias,

@@ -8,6 +8,7 @@ by a bound that is broken on purpose (no error granted to the sum of squares), w
 The numbers that matter are those of the unquantised norm: a code hides nearly every violation.
 
     python -m fusecheck.property_tests.suite.refutation --checks 1e8
+    python -m fusecheck.property_tests.suite.refutation --checks 1e8 --format all
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from torch import Tensor
 from fusecheck.dataflow import Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.oracle import Operands, Oracle
-from fusecheck.property_tests.suite import legal_kernels
+from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation
 from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
+from fusecheck.quantisers.known import QUANTISERS
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)
 STAGES = ("residual", "norm", "quotient", "code")
@@ -176,8 +178,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks", type=float, default=1e8, help="elements to judge by each sound bound")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--elements", type=int, default=Plan.elements, help="outputs of one call")
+    parser.add_argument("--format", choices=[*QUANTISERS, "all"], help="a quantiser's scales and codes instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.format:
+        names = list(QUANTISERS) if options.format == "all" else [options.format]
+        return quantiser_refutation.report(names, int(options.checks), options.elements, options.seed)
     start = time.monotonic()
     tallies: dict[str, Tally] = {}
     problems = 0

@@ -7,6 +7,17 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from importlib import resources
+
+STYLE = (resources.files("fusecheck.report") / "templates" / "report.css").read_text(encoding="utf-8")
+THEMES = dict(
+    zip(
+        ("light", "dark", "print"),
+        (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in re.findall(r":root \{[^}]*\}", STYLE)),
+        strict=True,
+    )
+)
+"""The colours of each way to show the page, by name."""
 
 VOID = {"meta", "br"}
 DRAWN = {"line", "rect", "path", "circle", "polyline", "polygon"}

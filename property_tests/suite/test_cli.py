@@ -14,18 +14,10 @@ import pytest
 from rich.console import Console
 
 from fusecheck import DATAFLOWS, Problem
-from fusecheck.cli import main
 from fusecheck.journal import FILE_NAME, read
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.screen import show_kernel
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit code of `fusecheck` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["fusecheck", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+from fusecheck.property_tests.suite.command_line import run
 
 
 def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,7 +75,10 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     [
         (("kernel", "--backend", "nope"), "unknown backend 'nope'"),
         (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
-        (("kernel", "--backend", "fusecheck.property_tests.suite.test_cli:run"), "cannot be made without arguments"),
+        (
+            ("kernel", "--backend", "fusecheck.property_tests.suite.command_line:run"),
+            "cannot be made without arguments",
+        ),
         (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
         (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope'"),
         (("kernel", "--hidden", "100"), "hidden=100, expected a multiple of 8"),
@@ -172,7 +167,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
 def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     done = subprocess.run(
-        [sys.executable, "-m", "fusecheck.cli", "kernel", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fusecheck", "kernel", "--help"], capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if not line.lstrip().startswith("fusecheck ")]
     assert 30 < max(map(len, lines)) <= 40

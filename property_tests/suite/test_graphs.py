@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.unfused import quantise, rms_norm
-from fusecheck.case import alive, graphs
+from fusecheck.case import alive, graphs, returned
 from fusecheck.case.calls import Step
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.rank_inputs import Inputs
@@ -108,7 +108,7 @@ class _RunsAhead(_Kernel):
 
 
 def _overwrite(outputs: RankOutputs, fresh: RankOutputs) -> None:
-    for name, tensor in alive.named(outputs).items():
+    for name, tensor in returned.named(outputs).items():
         source: Tensor = getattr(fresh, name)
         tensor.copy_(source)
 

@@ -10,7 +10,7 @@ from fusecheck import toml
 from fusecheck.errors import UsageError
 from fusecheck.formats.binary import NATIVE
 from fusecheck.inputs.models import Model, model, models
-from fusecheck.problem import WORLD_SIZES
+from fusecheck.operations import WORLD_SIZES
 
 
 def test_the_table_spans_models_from_1b_to_405b_with_the_odd_sizes_among_them() -> None:

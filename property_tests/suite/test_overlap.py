@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.unfused import quantise, rms_norm
-from fusecheck.case import alive, overlap
+from fusecheck.case import alive, overlap, returned
 from fusecheck.case.calls import Step
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.rank_inputs import Inputs
@@ -104,7 +104,7 @@ class _Kernel:
         stream = self.scratch[0]
         norm = rms_norm(stream, inputs.gamma, inputs.eps, inputs.weight_bias)
         fresh = RankOutputs(stream, norm, quantise(norm, inputs.scale))
-        for name, tensor in alive.named(outputs).items():
+        for name, tensor in returned.named(outputs).items():
             _set(tensor, getattr(fresh, name))
 
     def close(self) -> None:

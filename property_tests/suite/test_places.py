@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fusecheck import cli, exhaust
 from fusecheck.golden import check
 from fusecheck.latency import command as latency
 from fusecheck.latency.analysis import Timing
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.ranks import Pool
 
 FILES = ("--json", "--markdown", "--html", "--record")
@@ -25,14 +25,6 @@ ARGUMENTS = {
     "golden record": ("absent/record.json",),
 }
 """Of commands that do not run without any."""
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit code of `fusecheck` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["fusecheck", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 def options(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -51,7 +43,7 @@ def test_a_file_in_a_missing_folder_is_refused_before_the_run_by_every_command(
     capsys.readouterr()
     known = [each for each in options(typer.main.get_command(cli.app)) if each[0][0] != "accuracy"]
     assert {words[0] for words, _ in known} == {
-        *("kernel", "replay", "verify", "report", "pace", "exhaust", "latency", "golden", "graph", "faults")
+        *("kernel", "replay", "verify", "report", "judge", "pace", "exhaust", "latency", "golden", "graph", "faults")
     }
     monkeypatch.chdir(tmp_path)
     for words, option in known:

@@ -12,24 +12,14 @@ from fusecheck import FusionOp, Problem, Strategy
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
-from fusecheck.inputs.properties import Sample
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.kernel.plan import Plan
 from fusecheck.operations import STATIC_OPS
 from fusecheck.problem import Call
+from fusecheck.property_tests.suite.samples import sample_of
 
 CPU = torch.device("cpu")
-
-
-def sample_of(problem: Problem) -> Sample:
-    """All rows of a Problem, as the properties see them."""
-    inputs = Inputs(problem, CPU)
-    partials = torch.stack(inputs.partials(range(problem.tokens))).double()
-    gamma = inputs.gamma().double()
-    return Sample(
-        partials, inputs.residual().double(), gamma, problem.eps, problem.scale, problem.format, problem.gamma
-    )
 
 
 def test_a_problem_and_its_schedule_survive_a_line_of_json() -> None:

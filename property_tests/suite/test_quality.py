@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from fusecheck.interface import Strategy
-from fusecheck.property_tests.kernel import test_workspace
 from fusecheck.property_tests.kernel.bench import WORKER, Bench
-from fusecheck.property_tests.kernel.test_schedule import run_schedules
+from fusecheck.property_tests.kernel.reopening import check_that_closing_gives_everything_back
+from fusecheck.property_tests.kernel.schedules import run_schedules
 from fusecheck.property_tests.strategies import problems
 from fusecheck.ranks import Pool
 
@@ -96,4 +96,4 @@ def test_a_sentinel_tested_by_its_value_is_found_as_a_hang(pool: Pool) -> None:
 def test_a_workspace_that_keeps_its_memory_is_found_and_what_it_keeps_is_named(pool: Pool) -> None:
     bench = Bench(f"{PLANTED}:keeps_its_buffers", 2, [pool])
     with pytest.raises(AssertionError, match="12 more mappings of shared memory after 6 further openings"):
-        test_workspace.test_a_closed_workspace_has_given_everything_back(bench, Strategy.ONESHOT)
+        check_that_closing_gives_everything_back(bench, Strategy.ONESHOT)

@@ -11,7 +11,7 @@ import pytest
 from fusecheck.property_tests.suite import chromium
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.chromium import Browser
-from fusecheck.property_tests.suite.test_report_style import THEMES
+from fusecheck.property_tests.suite.report_pages import THEMES
 from fusecheck.report.page import to_html
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://localhost:9/x">'

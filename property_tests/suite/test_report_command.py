@@ -23,8 +23,8 @@ from fusecheck.parts import reuse
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS, Form, Step, divide, duration
 from fusecheck.parts.runner import Steps
 from fusecheck.property_tests.suite import report_records as made
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.repository.checkout import ROOT
-from fusecheck.property_tests.suite.test_cli import run
 from fusecheck.report import Verdict
 
 SCHEMA = json.loads((resources.files("fusecheck.report") / "result.schema.json").read_text(encoding="utf-8"))

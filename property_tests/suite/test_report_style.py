@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 
 import pytest
 
-STYLE = (resources.files("fusecheck.report") / "templates" / "report.css").read_text(encoding="utf-8")
-THEMES = dict(
-    zip(
-        ("light", "dark", "print"),
-        (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in re.findall(r":root \{[^}]*\}", STYLE)),
-        strict=True,
-    )
-)
+from fusecheck.property_tests.suite.report_pages import STYLE, THEMES
+
 Colour = tuple[float, float, float]
 
 

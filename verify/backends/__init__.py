@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
 import operator
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend
+from fusecheck.plugins import plug_in
 
 ENTRY_POINTS = "fusecheck.backends"
 """The entry-point group by which an installed package offers its kernels."""
@@ -76,7 +76,7 @@ def _plug_ins() -> dict[str, str]:
 def _attribute(name: str, target: str) -> Any:
     module, _, path = target.partition(":")
     try:
-        found = importlib.import_module(module)
+        found = plug_in(module)
     except (Exception, SystemExit) as error:
         raise UsageError(f"backend {name!r}: importing {module!r} raised {_told(error)}; mend or install it") from error
     try:

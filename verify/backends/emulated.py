@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fusecheck.backends.emulated_arithmetic import Arithmetic
-from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot
+from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
+from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot, row_blocks
+from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.errors import UsageError
+from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.operations import GIVEN_SCALE, WORLD_SIZES, Collective
+from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
@@ -25,7 +30,6 @@ if TYPE_CHECKING:
 ONESHOT_TOKENS = 128
 """AUTO goes one-shot up to this many tokens (TensorRT-LLM's `kOneShotMaxToken`)."""
 
-WORLD_SIZES = (1, 2, 4, 8, 16)
 LANES = 8
 MAX_HIDDEN = 65536
 MAX_HIDDEN_ODD = 8192
@@ -69,6 +73,16 @@ def refusal(tokens: int, hidden: int, world_size: int, eps: float, strategy: Str
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
+def group_refusal(name: str, hidden: int) -> str:
+    """Say in one clause why a quantiser takes no rows of `hidden` elements; empty where it does."""
+    try:
+        if name != "none":
+            quantiser(name).groups(hidden)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 class EmulatedBackend:
     """Backend `emulated` (TensorRT-LLM's default arithmetic) or `emulated:<dataflow>`."""
 
@@ -99,6 +113,7 @@ class EmulatedBackend:
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
         strategy = problem.strategy
         reason = refusal(problem.tokens, problem.hidden, problem.world_size, problem.eps, strategy, self.flow)
+        reason = reason or group_refusal(problem.op.quantiser, problem.hidden)
         return Support(ok=not reason, reason=reason)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -130,7 +145,7 @@ class EmulatedKernel:
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
         self._exchanges: dict[Strategy, Exchange] = {}
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Exchange, then the epilogue block by block; a collective call.
 
         Raises:
@@ -139,10 +154,30 @@ class EmulatedKernel:
         self.check(inputs, strategy)
         partial, residual = self.dense(inputs.partial), self.dense(inputs.residual)
         outputs = self.allocate(partial, op)
-        row = self.arithmetic.prepare(inputs)
-        for rows, total in self.exchange(partial, strategy):
+        row = replace(self.arithmetic.prepare(inputs), op=op)
+        if op.quantiser not in ("none", GIVEN_SCALE):
+            return self._quantising(inputs, strategy, row)
+        for rows, total in self.totals(partial, op, strategy):
             self.arithmetic.epilogue(total, residual[rows], row, self.block(outputs, rows))
         return outputs
+
+    def _quantising(self, inputs: RankInputs, strategy: Strategy, row: Row) -> RankOutputs:
+        """The same with scales: made [rows, groups] and with one code a byte, and laid out when all are there."""
+        op, partial, residual = row.op, self.dense(inputs.partial), self.dense(inputs.residual)
+        quantising = Quantising(
+            quantiser(op.quantiser), self.flow.quant(op.quantiser), inputs.scale, partial.dtype, inputs.layout
+        )
+        scales, codes = quantising.allocate(*partial.shape)
+        flat = replace(self.allocate(partial, op), quant=codes, scale=scales)
+        for rows, total in self.totals(partial, op, strategy):
+            self.arithmetic.epilogue(total, residual[rows], replace(row, quantising=quantising), self.block(flat, rows))
+        return replace(flat, quant=quantising.pack(codes), scale=quantising.lay_out(scales, partial.shape[1]))
+
+    def totals(self, partial: Tensor, op: Operation, strategy: Strategy) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows with their sums over ranks: of this rank alone where there is no collective."""
+        if op.collective is not Collective.NONE:
+            return self.exchange(partial, strategy)
+        return ((rows, partial[rows]) for rows in row_blocks(0, *partial.shape))
 
     def exchange(self, partial: Tensor, strategy: Strategy) -> Iterator[tuple[slice, Tensor]]:
         """Run the protocol that the strategy asks for, and yield blocks of rows with their sums."""
@@ -157,21 +192,19 @@ class EmulatedKernel:
         """The same values in row-major order without gaps; views with strides or offsets are copied."""
         return tensor.contiguous()
 
-    def allocate(self, partial: Tensor, op: FusionOp) -> RankOutputs:
-        """Make the outputs that the op returns, uninitialised."""
+    def allocate(self, partial: Tensor, op: Operation) -> RankOutputs:
+        """Make the outputs that the op returns, uninitialised; codes in E4M3."""
         return RankOutputs(
-            residual=torch.empty_like(partial),
+            residual=torch.empty_like(partial) if "residual" in op.returns else None,
             norm=torch.empty_like(partial) if op.returns_norm else None,
-            quant=torch.empty_like(partial, dtype=torch.float8_e4m3fn) if op.returns_quant else None,
+            quant=torch.empty_like(partial, dtype=torch.float8_e4m3fn) if op.quantiser == GIVEN_SCALE else None,
+            total=torch.empty_like(partial) if "total" in op.returns else None,
         )
 
     def block(self, outputs: RankOutputs, rows: slice) -> RankOutputs:
         """The part of the outputs that these rows fill."""
-        return RankOutputs(
-            residual=outputs.residual[rows],
-            norm=None if outputs.norm is None else outputs.norm[rows],
-            quant=None if outputs.quant is None else outputs.quant[rows],
-        )
+        there = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+        return RankOutputs(**{name: None if tensor is None else tensor[rows] for name, tensor in there.items()})
 
     def check(self, inputs: RankInputs, strategy: Strategy) -> None:
         """Refuse operands that would be misread.

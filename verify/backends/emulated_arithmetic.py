@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow
-from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.interface import Operation, RankInputs, RankOutputs
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value, code 0x7E."""
@@ -46,12 +47,16 @@ class Row:
         factor: what the normalised value is multiplied by, or divided by, [1], float32.
         divide: whether `factor` divides.
         eps: added to the mean square.
+        op: what is computed.
+        quantising: how scales and codes are made, where the scale is not given.
     """
 
     weight: Tensor
     factor: Tensor
     divide: bool
     eps: float
+    op: Operation = Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+    quantising: Quantising | None = None
 
 
 class Arithmetic:
@@ -137,17 +142,41 @@ class Arithmetic:
         return self.flush(factor) if self.dataflow.flush_subnormals else factor
 
     def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
-        """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`."""
-        summed = self.add_residual(total, residual)
-        self.store(outputs.residual, summed)
-        read = summed.copy_(outputs.residual) if self.dataflow.norm_reads_rounded else summed
-        inverse = self.inverse_root(self.mean_square(read, residual.dtype), row.eps)
-        normed = self.normalise(read, inverse, row.weight, residual.dtype)
+        """A3 to A8 on one block of rows: read `total` and `residual`, fill the block's `outputs`.
+
+        Codes of a quantiser whose scale is not given are one a byte here, its scales [rows, groups].
+        """
+        if outputs.total is not None:
+            self.store(outputs.total, total)
+        if not row.op.norm:
+            return
+        summed = self.add_residual(total, residual) if row.op.residual else total.float()
+        rounded = summed.to(residual.dtype) if outputs.residual is None else outputs.residual
+        if outputs.residual is not None:
+            self.store(outputs.residual, summed)
+        measured = None
+        if self.dataflow.statistics is not None:
+            measured = rounded if self.dataflow.statistics == "rounded" else summed.clone()
+        read = summed.copy_(rounded) if self.dataflow.norm_reads_rounded else summed
+        mean = self.mean_square(read if measured is None else measured.float(), residual.dtype)
+        normed = self.normalise(read, self.inverse_root(mean, row.eps), row.weight, residual.dtype)
         if outputs.norm is not None:
             self.store(outputs.norm, normed)
-        if outputs.quant is not None:
+        if row.quantising is not None:
+            self.quantise(normed, row.quantising, outputs)
+        elif outputs.quant is not None:
             scaled = self.scale(self.quantiser_input(normed, outputs.norm, residual.dtype), row)
             self.store(outputs.quant, self.cast(scaled))
+
+    def quantise(self, normed: Tensor, quantising: Quantising, outputs: RankOutputs) -> None:
+        """A7 and A8 where the scale is not given: one block's scales and codes."""
+        if quantising.rules.reads == "rounded":
+            normed = normed.copy_(normed.to(quantising.native) if outputs.norm is None else outputs.norm)
+        scales, codes = quantising.run(normed)
+        if outputs.scale is not None:
+            self.store(outputs.scale, scales)
+        if outputs.quant is not None:
+            self.store(outputs.quant, codes)
 
     def store(self, output: Tensor, block: Tensor) -> None:
         """Write one block of an output; float32 values are rounded to native here, once."""

@@ -14,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
@@ -53,12 +56,27 @@ def quantise(norm: Tensor, scale: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def finish(summed: Tensor, inputs: RankInputs, op: FusionOp) -> RankOutputs:
+def finish(summed: Tensor, inputs: RankInputs, op: Operation) -> RankOutputs:
     """The ops behind the all-reduce, whose result is `summed`, [tokens, hidden]: add, RMSNorm, quantise."""
-    residual = add_residual(summed, inputs.residual)
+    total = summed if "total" in op.returns else None
+    if not op.norm:
+        return RankOutputs(None, total=total)
+    residual = add_residual(summed, inputs.residual) if op.residual else summed
     norm = rms_norm(residual, inputs.gamma, inputs.eps, inputs.weight_bias)
-    quant = quantise(norm, inputs.scale) if op.returns_quant else None
-    return RankOutputs(residual, norm if op.returns_norm else None, quant)
+    quant, scale = None, None
+    if op.quantiser == GIVEN_SCALE:
+        quant = quantise(norm, inputs.scale)
+    elif op.quantiser != "none":
+        quant, scale = quantise_with(op.quantiser, norm, inputs)
+    return RankOutputs(residual if op.residual else None, norm if op.returns_norm else None, quant, scale, total)
+
+
+def quantise_with(name: str, norm: Tensor, inputs: RankInputs) -> tuple[Tensor, Tensor]:
+    """Codes and scales as they are stored, by the steps of the emulated kernel and the rules of dataflow `unfused`."""
+    rules = dataflow("unfused").quant(name)
+    quantising = Quantising(quantiser(name), rules, inputs.scale, norm.dtype, inputs.layout)
+    scales, codes = quantising.run(norm.float())
+    return quantising.pack(codes), quantising.lay_out(scales, norm.shape[1])
 
 
 class UnfusedBackend:
@@ -95,7 +113,7 @@ class UnfusedKernel:
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the four ops; a collective call.
 
         Raises:
@@ -103,7 +121,10 @@ class UnfusedKernel:
         """
         del strategy
         check(inputs)
-        return finish(all_reduce(inputs.partial, self.rank.group, self.rank.world_size), inputs, op)
+        summed = inputs.partial
+        if op.collective is not Collective.NONE:
+            summed = all_reduce(summed, self.rank.group, self.rank.world_size)
+        return finish(summed, inputs, op)
 
     def close(self) -> None:
         """Nothing was taken."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fusecheck.case.returned import decoded, misshapen, named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.problem import Problem
@@ -22,7 +23,7 @@ CANARY = 0xC5
 _CANARIES = bytes([CANARY]) * MARGIN
 GAP = 8
 """Elements before and after each row of a view; keeps its alignment."""
-POISON = {1: 0xFF, 2: 0xFFA5 - 2**16}
+POISON = {1: 0xFF, 2: 0xFFA5 - 2**16, 4: -1}
 """By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes."""
 
 
@@ -36,10 +37,10 @@ class Arena:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> Tensor:
         """A poisoned tensor between canaries."""
         made = self._between(shape, dtype, name)
-        if dtype.itemsize == 1:
-            raw(made).fill_(POISON[1])
+        if dtype.itemsize == 2:
+            raw(made).fill_(POISON[2])
         else:
-            made.view(torch.int16).fill_(POISON[2])
+            made.view(torch.uint8).fill_(POISON[1])
         return made
 
     def copy(self, source: Tensor, name: str) -> Tensor:
@@ -74,6 +75,12 @@ class Arena:
 
         dense = self.guard(inputs)
         return replace(dense, partial=view(inputs.partial, "partial"), residual=view(inputs.residual, "residual"))
+
+    def poison_of(self, tensor: Tensor) -> int | None:
+        """The byte that filled a tensor's memory before the call; None where the kernel brought its own."""
+        address = tensor.data_ptr()
+        mine = any(block.data_ptr() <= address < block.data_ptr() + block.numel() for _, block in self.blocks)
+        return POISON[1] if mine else None
 
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
@@ -123,12 +130,6 @@ def unwritten(output: Tensor) -> int:
     return int(torch.count_nonzero(raw(output) == POISON[output.element_size()]))
 
 
-def named(outputs: RankOutputs) -> dict[str, Tensor]:
-    """The outputs that are there, contiguous, by name."""
-    all_of_them = {"residual": outputs.residual, "norm": outputs.norm, "quant": outputs.quant}
-    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
-
-
 def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem) -> Tally | None:
     """Stage 0: a tally with what is wrong, or None."""
     tally = Tally(Stage.ALIVE, elements=problem.elements)
@@ -145,8 +146,8 @@ def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutp
         tally.shown.append(Element(0, 0, f"{name} {wrong}", "as the interface says", ""))
     if tally.outside:
         return tally
-    for name, tensor in named(outputs).items():
-        count = unwritten(tensor) if FAMILIES[problem.family].finite or name != "quant" else 0
+    for name, tensor in named(decoded(outputs, problem)).items():
+        count = unwritten(tensor) if FAMILIES[problem.family].finite or name not in ("quant", "scale") else 0
         if count:
             tally.outside += count
             row, column = (
@@ -159,23 +160,3 @@ def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutp
 def _bits(operand: Tensor) -> Tensor:
     """The bits of an operand as integers of its size, so that a NaN equals itself."""
     return operand.view(torch.int16 if operand.element_size() == 2 else torch.int32)
-
-
-def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
-    """What is wrong with the presence, shape or dtype of each output, by name."""
-    wrong = {}
-    expected = {"residual": problem.format.dtype}
-    if problem.op.returns_norm:
-        expected["norm"] = problem.format.dtype
-    if problem.op.returns_quant:
-        expected["quant"] = torch.float8_e4m3fn
-    for name in ("residual", "norm", "quant"):
-        tensor = getattr(outputs, name)
-        if (tensor is not None) != (name in expected):
-            wrong[name] = "is missing" if tensor is None else "was not asked for"
-        elif tensor is not None and (tensor.dtype, tuple(tensor.shape)) != (
-            expected[name],
-            (problem.tokens, problem.hidden),
-        ):
-            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}"
-    return wrong

@@ -8,11 +8,12 @@ from functools import cached_property
 
 import torch
 
-from fusecheck.case import alive
+from fusecheck.case import alive, returned
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Limits, RankInputs, RankOutputs
 from fusecheck.oracle import Operands
 from fusecheck.problem import Call, Problem
+from fusecheck.stages.layout import judge_layout
 from fusecheck.verdict import Tally
 
 BLOCK = 2**18
@@ -21,13 +22,17 @@ BLOCK = 2**18
 
 @dataclass
 class Done:
-    """One call that returned: what went in, what came out, and the operands judged last."""
+    """One call that returned: what went in, what came out (decoded), the operands judged last.
+
+    `layout` is what was found around the scales, where there are any.
+    """
 
     problem: Problem
     flow: Dataflow
     inputs: RankInputs
     outputs: RankOutputs
     judged: tuple[range, Operands] | None = None
+    layout: Tally | None = None
 
 
 @dataclass
@@ -64,7 +69,12 @@ class Step:
     def done(self) -> Done:
         """The call that returned."""
         assert self.outputs is not None
-        return Done(self.problem, self.flow, self.made, self.outputs)
+        outputs, layout = returned.decoded(self.outputs, self.problem), None
+        if self.outputs.scale is not None:
+            stored = self.outputs.scale
+            where = returned.layout_of(self.problem, self.flow)
+            layout = judge_layout(where, stored, self.arena.poison_of(stored))
+        return Done(self.problem, self.flow, self.made, outputs, layout=layout)
 
     def overwrite(self) -> None:
         """Give the input buffer other contents, as its owner may once the call has returned."""
@@ -102,8 +112,7 @@ def part_of(operands: Operands, rows: slice) -> Operands:
 
 def rows_of(outputs: RankOutputs, rows: range) -> RankOutputs:
     """Some rows of the outputs."""
-    part = slice(rows.start, rows.stop)
-    return RankOutputs(**{name: tensor[part] for name, tensor in alive.named(outputs).items()})
+    return returned.mapped(outputs, lambda tensor: tensor[rows.start : rows.stop])
 
 
 def blocks(rows: range, hidden: int, device: torch.device) -> list[range]:

@@ -26,8 +26,11 @@ def _weights(count: int, device: torch.device) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The rows as int64 words, [rows, hidden * itemsize / 8]; hidden is a multiple of 8."""
-    return tensor.contiguous().view(torch.int64)
+    """The rows as int64 words, filled up with zeros, [rows, ceil(columns * itemsize / 8)]."""
+    rows = tensor.contiguous()
+    if over := rows.shape[1] * rows.element_size() % 8:
+        rows = torch.nn.functional.pad(rows.view(torch.uint8), (0, 8 - over))
+    return rows.view(torch.int64)
 
 
 def _by_row(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fusecheck.case import alive
+from fusecheck.case import returned
 from fusecheck.case.calls import Step
 from fusecheck.case.compare import compare_bits
 from fusecheck.interface import Kernel, RankInputs, RankOutputs
@@ -22,13 +22,13 @@ def finished(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
 
 def copied(outputs: RankOutputs) -> RankOutputs:
     """The outputs in memory of their own, which no later call reuses."""
-    return RankOutputs(**{name: tensor.clone() for name, tensor in alive.named(outputs).items()})
+    return returned.mapped(outputs, torch.Tensor.clone)
 
 
 def compare_outputs(tally: Tally, what: str, expected: RankOutputs, got: RankOutputs) -> None:
     """Count differing elements as outside, and say where they were met."""
-    first = alive.named(expected)
-    for name, tensor in alive.named(got).items():
+    first = returned.named(expected)
+    for name, tensor in returned.named(got).items():
         before = len(tally.shown)
         compare_bits(tally, name, first[name], tensor)
         for index in range(before, len(tally.shown)):

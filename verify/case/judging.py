@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusecheck.case import alive, digest
+from fusecheck.case import digest, returned
 from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
 from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.families import FAMILIES
@@ -42,6 +42,8 @@ class Judge:
         share = self.share(done.problem.tokens)
         began = time.perf_counter()
         tallies = self.tallies(done, share)
+        if done.layout is not None:
+            tallies.append(done.layout)
         codes = self.sample(done, share)
         return {
             "problem": step.line,
@@ -49,7 +51,7 @@ class Judge:
             "dataflow": done.flow.name,
             "off_nominal_share": off_nominal_share(done.flow, done.problem.format, done.problem.hidden),
             "judge_seconds": time.perf_counter() - began,
-            "digests": {name: digest.whole(tensor) for name, tensor in alive.named(done.outputs).items()},
+            "digests": {name: digest.whole(tensor) for name, tensor in returned.named(done.outputs).items()},
             "tallies": [t.to_record() for t in tallies],
             "codes": codes,
         }
@@ -100,13 +102,14 @@ class Judge:
         operands = Operands(
             partials=[
                 made.partial[part] if rank == self._rank.index else source.partial(rank, rows)
-                for rank in range(problem.world_size)
+                for rank in source.addends(self._rank.index)
             ],
             residual=made.residual[part],
             gamma=made.gamma,
             scale=float(made.scale),
             eps=made.eps,
             weight_bias=made.weight_bias,
+            op=problem.op,
         )
         done.judged = rows, operands
         return operands

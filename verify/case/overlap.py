@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.case import alive
+from fusecheck.case import returned
 from fusecheck.case.calls import Step
 from fusecheck.case.eager import compare_outputs, copied, finished
 from fusecheck.interface import Kernel, RankInputs, RankOutputs
@@ -39,7 +39,7 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
     expected = copied(finished(kernel, step.made, step))
     for name in LATE:
         fresh = _words(getattr(step.made, name))
-        for output in alive.named(expected):
+        for output in returned.named(expected):
             late = torch.zeros_like(getattr(step.made, name))
             changed: dict[str, Any] = {name: late}
             inputs = replace(step.made, **changed)

@@ -188,7 +188,7 @@ def _merge_call(outcome: Outcome, case: dict[str, Any], index: int, per_rank: Se
         outcome.histogram.update(record.get("histogram") or {})
     if "check" not in per_rank[0]:
         _check_budget(outcome, case, step, name, per_rank)
-        count = 1 + step.op.returns_norm + step.op.returns_quant
+        count = sum(name != "scale" for name in step.op.returns)
         outcome.elements += count * step.elements * step.world_size
 
 

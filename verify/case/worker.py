@@ -9,7 +9,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from fusecheck.case import alive, digest
+from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import Done, Step, limits_of, pause
 from fusecheck.case.checks import Checker
 from fusecheck.case.judging import Judge
@@ -103,11 +103,11 @@ class CaseWorker:
 
     def row_digests(self, index: int) -> dict[str, list[int]]:
         """Per output of a call, the digest of each row; asked when the ranks disagree."""
-        return {name: digest.rows(tensor) for name, tensor in alive.named(self._last[index].outputs).items()}
+        return {name: digest.rows(tensor) for name, tensor in returned.named(self._last[index].outputs).items()}
 
     def row_bits(self, index: int, output: str, row: int) -> list[int]:
         """The bits of one row of one output of a call."""
-        return [int(b) for b in raw(alive.named(self._last[index].outputs)[output])[row].tolist()]
+        return [int(b) for b in raw(returned.named(self._last[index].outputs)[output])[row].tolist()]
 
     # ------------------------------------------------------------------ one call
     def _prepare(self, call: Call, problem: Problem, backend: Backend, case: dict[str, Any]) -> Step:

@@ -10,6 +10,7 @@ import torch
 from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of
+from fusecheck.case.returned import decoded
 from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
 from fusecheck.problem import Problem
 
@@ -57,7 +58,7 @@ class Workspaces:
         return outputs
 
     def again(self, backend: Backend, made: RankInputs, problem: Problem) -> RankOutputs:
-        """One more call on these inputs."""
+        """One more call on these inputs; its outputs decoded."""
         arena = alive.Arena(self.rank.device)
         inputs = arena.guard(made)
-        return self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena)
+        return decoded(self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena), problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sysconfig
 import traceback
@@ -15,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.plugins import plug_in
 
 NAMED = {
     NORM_PASS: f"fusecheck.graph.passes:{NORM_PASS}",
@@ -68,7 +68,7 @@ def load_pass(name: str) -> Callable[..., Any]:
     if not path:
         raise UsageError(f"pass {name!r}: expected package.module:function, or one of {', '.join(NAMED)}")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = plug_in(module)
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"pass {name!r}: importing {module} raised {told}; mend or install it") from error

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from fusecheck.formats.binary import Format
@@ -105,7 +105,7 @@ def _mixed_torch(keys: Tensor, pairs: int) -> Tensor:
 @lru_cache(maxsize=64)
 def normal_table(deviation: float, fmt: Format, device: torch.device) -> Tensor:
     """The 65,536 equally likely quantiles of a normal distribution in `fmt`, as raw int16 bits."""
-    quantiles = norm.ppf((np.arange(65536) + 0.5) / 65536) * deviation
+    quantiles = ndtri((np.arange(65536) + 0.5) / 65536) * deviation
     return torch.from_numpy(quantiles).to(torch.float32).to(fmt.dtype).view(torch.int16).to(device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from fusecheck.inputs.cells import Cells
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.interface import RankInputs
+from fusecheck.operations import Collective
 from fusecheck.oracle import Operands
 from fusecheck.problem import Problem
 
@@ -35,11 +36,17 @@ class Inputs:
     def partial(self, rank: int, rows: range | None = None) -> Tensor:
         """A rank's addend, [rows, hidden]; all rows unless given."""
         world_size = self.problem.world_size
+        if self.problem.op.collective is Collective.NONE:
+            rank, world_size = 0, 1
         return self._blocks(rows, lambda cells: self._family.partial(cells, rank, world_size))
 
     def partials(self, rows: range) -> list[Tensor]:
         """Every rank's addend for the given rows."""
-        return [self.partial(rank, rows) for rank in range(self.problem.world_size)]
+        return [self.partial(rank, rows) for rank in self.addends(0)]
+
+    def addends(self, rank: int) -> Sequence[int]:
+        """The ranks whose partial sums meet on `rank`: its own alone, equal on all, where there is no collective."""
+        return (rank,) if self.problem.op.collective is Collective.NONE else range(self.problem.world_size)
 
     def residual(self, rows: range | None = None) -> Tensor:
         """The residual, [rows, hidden]."""
@@ -67,6 +74,7 @@ class Inputs:
             scale=float(self.scale()),
             eps=problem.eps,
             weight_bias=problem.weight_bias,
+            op=problem.op,
         )
 
     def of_rank(self, rank: int) -> RankInputs:
@@ -78,6 +86,7 @@ class Inputs:
             scale=self.scale(),
             eps=self.problem.eps,
             weight_bias=self.problem.weight_bias,
+            layout=self.problem.layout,
         )
 
     def _cells(self, rows: range) -> Cells:

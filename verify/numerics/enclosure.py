@@ -148,14 +148,14 @@ def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Int
     return (1 - RSQRT) * high.rsqrt(), (1 + RSQRT) * low.rsqrt()
 
 
-def _widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
+def widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
     """Outward by a relative error and an underflow; an end of exactly zero stays."""
     lo = torch.where(lo == 0, lo, lo - relative * lo.abs() - TINY)
     hi = torch.where(hi == 0, hi, hi + relative * hi.abs() + TINY)
     return lo, hi
 
 
-def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:
+def corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:
     """The product of an interval and an interval of one sign or both."""
     products = torch.stack((lo * low_factor, lo * high_factor, hi * low_factor, hi * high_factor))
     return products.amin(0), products.amax(0)
@@ -163,13 +163,13 @@ def _corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) ->
 
 def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     """T * r * gamma before the last rounding (L6). `factor` is the float32 weight, float64 here."""
-    lo, hi = _corners(*stream, *root)
+    lo, hi = corners(*stream, *root)
     if not flow.round_normed:
-        return _widen(*_corners(lo, hi, factor, factor), 2.01 * U)
-    lo, hi = _widen(lo, hi, 1.01 * U)
-    lo, hi = _corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
+        return widen(*corners(lo, hi, factor, factor), 2.01 * U)
+    lo, hi = widen(lo, hi, 1.01 * U)
+    lo, hi = corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
     exact = round_to(factor, fmt) == factor  # two native numbers have an exact product in float32
-    return _widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
+    return widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
 
 
 def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
@@ -185,10 +185,10 @@ def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Da
         slack = 0.0 if flow.exact_reciprocal or exact or not math.isfinite(inverse) else 2 * U
         low, high = inverse * (1 - slack), inverse * (1 + slack)
         factors = torch.tensor([low, high], dtype=torch.float64, device=lo.device)
-        ends = _corners(lo, hi, factors[0], factors[1])
+        ends = corners(lo, hi, factors[0], factors[1])
     else:
         ends = _sorted(lo / scale, hi / scale)
-        ends = ends if exact else _widen(*ends, QUOTIENT)
+        ends = ends if exact else widen(*ends, QUOTIENT)
     return round_to(ends[0], FP32), round_to(ends[1], FP32)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.case import alive
+from fusecheck.case import alive, returned
 from fusecheck.case.calls import Step, shard
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Kernel, Rank
@@ -76,7 +76,7 @@ class Batch:
         with alive.Poisoned(arena):
             step.outputs = kernel.run(step.guarded, op=problem.op, strategy=problem.strategy)
         events.append(_now(device))
-        doubted = bool(alive.misshapen(step.outputs, problem)) or not _dense(step.outputs)
+        doubted = bool(returned.misshapen(step.outputs, problem)) or not _dense(step.outputs)
         if not doubted:
             judge.launch(step, made, share, self._counts[place])
         events.append(_now(device))

@@ -16,6 +16,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.numerics import nominal
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, power_of_two
+from fusecheck.operations import STATIC_OPS
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally, raw
 
@@ -30,7 +31,8 @@ def takes(flow: Dataflow, problem: Problem) -> bool:
     rounded = (flow.round_sum or flow.accumulate == "native") and flow.sum_flushes
     squared = not (flow.round_squares or flow.scaled_squares)
     staged = flow.norm_reads_rounded and flow.round_norm and squared and not flow.round_normed
-    return rounded and staged and flow.saturate and problem.hidden <= WIDEST
+    today = problem.op in STATIC_OPS and flow.statistics is None
+    return today and rounded and staged and flow.saturate and problem.hidden <= WIDEST
 
 
 def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:

@@ -102,7 +102,7 @@ class Steps:
         if (folder / OUTPUT).exists():  # of an earlier run in the same place, whose files must not mix with these
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fusecheck.cli", name, *form.arguments, "--run-dir", str(folder)]
+        command = [sys.executable, "-m", "fusecheck", name, *form.arguments, "--run-dir", str(folder)]
         about = f"{name}: about {form.seconds:.0f} s" + (f" of {limit:.0f} s left" if self._deadline else "")
         self._console.print(about, highlight=False)
         with (folder / OUTPUT).open("w", encoding="utf-8") as output:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.ranks.mpi import detect, enter
 from fusecheck.ranks.pool import Pool
@@ -68,6 +66,8 @@ def require_gpus(wanted: int) -> None:
     Raises:
         Inconclusive: it has fewer.
     """
+    import torch
+
     found = torch.cuda.device_count()
     if found < wanted and detect() is None:
         raise Inconclusive(f"{found} CUDA GPUs here, {wanted} needed: run it where there are")

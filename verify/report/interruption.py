@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
+
+from fusecheck import interrupts
 
 
 class Interruption:
@@ -19,11 +22,12 @@ class Interruption:
 
     def __init__(self) -> None:
         self.happened = self._noted = self._listens = False
+        self._before: Any = None
 
     def __enter__(self) -> Interruption:
         ours = threading.current_thread() is threading.main_thread()
-        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
+        if ours and interrupts.raises():
+            self._before = signal.signal(signal.SIGINT, self._note)
             self._listens = True
         return self
 
@@ -31,7 +35,7 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if self._listens:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, self._before)
             self._listens = False
         raised = isinstance(error, KeyboardInterrupt)
         self.happened = raised or self._noted

@@ -14,12 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusecheck.errors import UsageError
-from fusecheck.report.junit import to_junit
-from fusecheck.report.markdown import to_markdown
-from fusecheck.report.page import to_html
 from fusecheck.report.record import SCHEMA
 
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
@@ -53,6 +48,8 @@ class Verdict(str, Enum):
 @cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, JSON-ready; no names of users, hosts or paths."""
+    import torch
+
     installed: dict[str, str] = {}
     for found in metadata.distributions():
         installed.setdefault(
@@ -125,6 +122,9 @@ def write_result(
     Raises:
         UsageError: a file cannot be written.
     """
+    from fusecheck.report.junit import to_junit
+    from fusecheck.report.page import to_html
+
     record = {
         "schema": SCHEMA,
         "command": command,
@@ -151,4 +151,6 @@ def write_markdown(path: Path, record: dict[str, Any]) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
+    from fusecheck.report.markdown import to_markdown
+
     write_aside(path, to_markdown(json.loads(json.dumps(record))))

@@ -6,7 +6,7 @@ asks "is inside": NaN is never inside.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -25,9 +25,14 @@ class Stage(str, Enum):
 
     ALIVE = "alive"
     AGREE = "ranks agree"
+    EXPERTS = "experts"
     RESIDUAL = "residual"
     NORM = "norm"
+    SCALE = "scale"
     QUANT = "quant"
+    CODE = "code"
+    LAYOUT = "layout"
+    SPECIAL = "special"
     UNFUSED = "unfused"
     AGAIN = "again"
     PROPERTY = "property"
@@ -98,8 +103,8 @@ class Judgement(Protocol):
 
 
 def raw(x: Tensor) -> Tensor:
-    """The bits of a bf16, fp16 or E4M3 tensor, as int16 or uint8."""
-    return x.view(torch.int16 if x.element_size() == 2 else torch.uint8)
+    """The bits of a tensor, as int32, int16 or uint8."""
+    return x.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[x.element_size()])
 
 
 def differing(got: Tensor, nominal: Tensor) -> Where | None:
@@ -111,29 +116,34 @@ def differing(got: Tensor, nominal: Tensor) -> Where | None:
     return rows, columns
 
 
-def judge(judgement: Judgement, got: Tensor, first_row: int) -> Tally:
+def judge(judgement: Judgement, got: Tensor, first_row: int, apart: Tensor | None = None) -> list[Tally]:
     """Tally what the kernel returned at one stage.
 
     Args:
         judgement: of exactly these rows.
         got: what was returned, [rows, columns].
         first_row: the place of the rows in the whole, for the report.
+        apart: elements that count for stage `special`, [rows, columns], bool.
+
+    Returns:
+        the stage's tally, and that of `special` where there are such elements.
     """
-    tally = Tally(judgement.stage, elements=got.numel())
+    tallies = [Tally(judgement.stage, elements=got.numel())]
+    if apart is not None and (count := int(apart.sum())):
+        tallies[0].elements -= count
+        tallies.append(Tally(Stage.SPECIAL, elements=count))
     nominal = judgement.nominal()
     where = differing(got, nominal)
     if where is None:
-        return tally
-    tally.off_nominal = len(where[0])
+        return tallies
     lo, hi = judgement.ends(where)
-    bad = torch.nonzero(~judgement.admits(got[where], nominal[where], lo, hi))[:, 0]
-    tally.outside = len(bad)
-    for index in bad[:SHOWN].tolist():
-        row, column = int(where[0][index]), int(where[1][index])
-        element = judgement.told(row, column, got[row, column], nominal[row, column], (lo[index], hi[index]))
-        tally.shown.append(element)
-    for index, element in enumerate(tally.shown):
-        tally.shown[index] = Element(
-            first_row + element.row, element.column, element.got, element.admissible, element.context
-        )
-    return tally
+    outside = ~judgement.admits(got[where], nominal[where], lo, hi)
+    sides = [torch.ones_like(outside)] if len(tallies) == 1 or apart is None else [~apart[where], apart[where]]
+    for tally, mine in zip(tallies, sides, strict=True):
+        bad = torch.nonzero(outside & mine)[:, 0]
+        tally.off_nominal, tally.outside = int(mine.sum()), len(bad)
+        for index in bad[:SHOWN].tolist():
+            row, column = int(where[0][index]), int(where[1][index])
+            told = judgement.told(row, column, got[row, column], nominal[row, column], (lo[index], hi[index]))
+            tally.shown.append(replace(told, row=first_row + told.row))
+    return tallies

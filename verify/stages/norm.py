@@ -11,6 +11,7 @@ from fusecheck.dataflow import Dataflow
 from fusecheck.formats.binary import FP32, round_to
 from fusecheck.numerics import enclosure, nominal
 from fusecheck.numerics.enclosure import Interval
+from fusecheck.quantflow import Reads
 from fusecheck.stages import values
 from fusecheck.stages.judgement import Element, Stage
 from fusecheck.stages.operands import Operands, Where
@@ -24,19 +25,25 @@ class Norm:
         flow: the declared arithmetic.
         operands: of exactly these rows.
         before: the stage of the residual stream.
-        residual_out: what the kernel returned there, [rows, hidden], native.
+        residual_out: what the kernel returned there, [rows, hidden], native, if it did.
     """
 
     stage = Stage.NORM
 
-    def __init__(self, flow: Dataflow, operands: Operands, before: Residual, residual_out: Tensor) -> None:
+    def __init__(self, flow: Dataflow, operands: Operands, before: Residual, residual_out: Tensor | None) -> None:
         self.flow, self.operands, self._before, self._observed = flow, operands, before, residual_out
+
+    @property
+    def _statistics_rounded(self) -> bool:
+        read = self.flow.statistics
+        return self.flow.norm_reads_rounded if read is None else read == "rounded"
 
     @cached_property
     def unrounded(self) -> Tensor:
         """The nominal norm before its last rounding, [rows, hidden], float32."""
-        stream = self._before.read(self._observed)
-        root = nominal.inverse_root(stream, self.operands.eps, self.flow, self.operands.native)
+        stream = self._before.read(self._observed, rounded=self.flow.norm_reads_rounded)
+        measured = self._before.read(self._observed, rounded=self._statistics_rounded)
+        root = nominal.inverse_root(measured, self.operands.eps, self.flow, self.operands.native)
         return nominal.normalise(stream, root, self.operands.weight, self.flow, self.operands.native)
 
     @cached_property
@@ -50,8 +57,9 @@ class Norm:
     def unrounded_ends(self, where: Where) -> Interval:
         """Enclosure of the norm before its last rounding at some elements, [n] each."""
         rows, place = torch.unique(where[0], return_inverse=True)
-        stream = self._before.read_ends(self._observed, rows)
-        squares = enclosure.squares_ends(stream, self.flow, self.operands.format)
+        stream = self._before.read_ends(self._observed, rows, rounded=self.flow.norm_reads_rounded)
+        measured = self._before.read_ends(self._observed, rows, rounded=self._statistics_rounded)
+        squares = enclosure.squares_ends(measured, self.flow, self.operands.format)
         root = enclosure.root_ends(squares, self.operands.hidden, self.operands.eps, self.flow)
         here = (place, where[1])
         return enclosure.norm_ends(
@@ -75,15 +83,15 @@ class Norm:
         """See `values.told`."""
         return values.told(self.operands, (row, column), got, nominal, ends)
 
-    def read(self, norm_out: Tensor | None) -> Tensor:
+    def read(self, norm_out: Tensor | None, reads: Reads) -> Tensor:
         """What the quantiser nominally reads, [rows, hidden]: native, the observed norm itself if given; or float32."""
-        if not self.flow.round_norm:
+        if reads == "unrounded":
             return self.unrounded
         return self._rounded if norm_out is None else norm_out
 
-    def read_ends(self, norm_out: Tensor | None, where: Where) -> Interval:
+    def read_ends(self, norm_out: Tensor | None, where: Where, reads: Reads) -> Interval:
         """Enclosure of what the quantiser reads at some elements, [n] each, given the observed norm if there is one."""
-        if not self.flow.round_norm:
+        if reads == "unrounded":
             lo, hi = self.unrounded_ends(where)
             return round_to(lo, FP32), round_to(hi, FP32)
         if norm_out is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusecheck.dataflow import Dataflow
 from fusecheck.formats.binary import NATIVE, Format
 from fusecheck.numerics import nominal
+from fusecheck.operations import Operation
 
 Where = tuple[Tensor, Tensor]
 """Row and column indices of selected elements, each [n], int64."""
@@ -27,6 +28,7 @@ class Operands:
         scale: the dequantisation scale, a float32 value.
         eps: added to the mean square.
         weight_bias: added to gamma in float32.
+        op: what is computed of them; its residual, norm and quantiser matter here.
     """
 
     partials: list[Tensor]
@@ -35,6 +37,7 @@ class Operands:
     scale: float
     eps: float
     weight_bias: float = 0.0
+    op: Operation = Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 
     @property
     def native(self) -> torch.dtype:
@@ -62,10 +65,11 @@ class Operands:
 
     @cached_property
     def _may_flush(self) -> bool:
-        return nominal.may_flush([*self.partials, self.residual])
+        return nominal.may_flush([*self.partials, self.residual] if self.op.residual else self.partials)
 
     def at(self, row: int, column: int) -> str:
         """The inputs of one element, as the report line shows them."""
         partials = ", ".join(f"{float(partial[row, column]):.6g}" for partial in self.partials)
-        residual, gamma = float(self.residual[row, column]), float(self.gamma[column])
-        return f"in=[{partials}] residual={residual:.6g} gamma={gamma:.6g} scale={self.scale:.8g}"
+        residual = f" residual={float(self.residual[row, column]):.6g}" if self.op.residual else ""
+        gamma = f" gamma={float(self.gamma[column]):.6g}" if self.op.norm else ""
+        return f"in=[{partials}]{residual}{gamma} scale={self.scale:.8g}"

@@ -6,6 +6,7 @@ the norm reads is then that value itself, or whatever rounds to it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -41,10 +42,20 @@ class Residual:
     @cached_property
     def stream(self) -> Tensor:
         """The nominal residual stream, [rows, hidden]: float32 where the norm reads it unrounded, else native."""
-        flushing = self.operands.flushing(self.flow)
-        summing = flushing and self.flow.sum_flushes
-        total = nominal.sum_partials(self.operands.partials, self.flow, flushing=summing)
-        return nominal.add_residual(total, self.operands.residual, self.flow, flushing=flushing)
+        return self._added(self.flow)
+
+    @cached_property
+    def _unrounded(self) -> Tensor:
+        return (
+            self._added(replace(self.flow, norm_reads_rounded=False)) if self.flow.norm_reads_rounded else self.stream
+        )
+
+    def _added(self, flow: Dataflow) -> Tensor:
+        flushing = self.operands.flushing(flow)
+        total = nominal.sum_partials(self.operands.partials, flow, flushing=flushing and flow.sum_flushes)
+        if self.operands.op.residual:
+            return nominal.add_residual(total, self.operands.residual, flow, flushing=flushing)
+        return total.to(self.operands.native if flow.norm_reads_rounded else torch.float32)
 
     @cached_property
     def _rounded(self) -> Tensor:
@@ -59,7 +70,7 @@ class Residual:
         if self.order_known:
             point = self._rounded[where].to(torch.float64)
             return point, point
-        lo, hi = self._stream_ends(where)
+        lo, hi = self._stream_ends(where, self.flow)
         return round_to(lo, self.operands.format), round_to(hi, self.operands.format)
 
     def admits(self, got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -70,47 +81,47 @@ class Residual:
         """See `values.told`."""
         return values.told(self.operands, (row, column), got, nominal, ends)
 
-    def _stream_ends(self, where: Where) -> Interval:
+    def _stream_ends(self, where: Where, flow: Dataflow) -> Interval:
         partials = torch.stack([partial[where] for partial in self.operands.partials]).to(torch.float64)
         residual = self.operands.residual[where].to(torch.float64)
-        if self.flow.flush_subnormals:
-            partials = nominal.flush(partials) if self.flow.sum_flushes else partials
+        residual = residual if self.operands.op.residual else torch.zeros_like(residual)
+        if flow.flush_subnormals:
+            partials = nominal.flush(partials) if flow.sum_flushes else partials
             residual = nominal.flush(residual)
-        total = enclosure.sum_ends(partials, self.flow, self.operands.format)
-        if self.flow.flush_subnormals and not self.flow.sum_flushes:
+        total = enclosure.sum_ends(partials, flow, self.operands.format)
+        if flow.flush_subnormals and not flow.sum_flushes:
             total = nominal.flush(total[0]), nominal.flush(total[1])
-        return enclosure.stream_ends(total, residual, self.flow, self.operands.format)
+        return enclosure.stream_ends(total, residual, flow, self.operands.format)
 
-    def read(self, observed: Tensor) -> Tensor:
-        """The norm's nominal input given the observed residual_out, [rows, hidden].
+    def read(self, observed: Tensor | None, *, rounded: bool) -> Tensor:
+        """What is nominally read behind this stage, [rows, hidden], given residual_out where it was returned.
 
-        Where the norm reads the unrounded sum and the order is not known, the nominal sum moves as far as it
-        must to round to what was observed, so that the nominal stays inside its enclosure.
+        Where the unrounded sum is read and the order is not known, the nominal sum moves as far as it must to round
+        to what was observed, so that the nominal stays inside its enclosure.
         """
-        if self.flow.norm_reads_rounded:
-            return observed
-        if self.order_known or torch.equal(self._rounded, observed):
-            return self.stream
+        if rounded:
+            return self._rounded if observed is None else observed
+        if self.order_known or observed is None or torch.equal(self._rounded, observed):
+            return self._unrounded
         rows, columns = torch.nonzero(self._rounded != observed, as_tuple=True)
         where = (rows, columns)
         lo, hi = self._conditioned_ends(observed[where].to(torch.float64), where)
-        moved = self.stream.clone()
-        moved[where] = self.stream[where].to(torch.float64).clamp(lo, hi).to(torch.float32)
+        moved = self._unrounded.clone()
+        moved[where] = moved[where].to(torch.float64).clamp(lo, hi).to(torch.float32)
         return moved
 
-    def read_ends(self, observed: Tensor, rows: Tensor) -> Interval:
-        """Whole rows of what the norm reads, [n, hidden] each, given the observed residual_out."""
-        wide = observed[rows].to(torch.float64)
-        if self.flow.norm_reads_rounded:
-            return wide, wide
-        if self.order_known:
-            point = self.stream[rows].to(torch.float64)
+    def read_ends(self, observed: Tensor | None, rows: Tensor, *, rounded: bool) -> Interval:
+        """Whole rows of what is read, [n, hidden] each, given residual_out where it was returned."""
+        if self.order_known or (rounded and observed is not None):
+            point = self.read(observed, rounded=rounded)[rows].to(torch.float64)
             return point, point
-        column = torch.arange(self.operands.hidden, device=rows.device)
-        return self._conditioned_ends(wide, (rows[:, None], column[None, :]))
+        where = (rows[:, None], torch.arange(self.operands.hidden, device=rows.device)[None, :])
+        if observed is None:
+            return self._stream_ends(where, replace(self.flow, norm_reads_rounded=rounded))
+        return self._conditioned_ends(observed[rows].to(torch.float64), where)
 
     def _conditioned_ends(self, observed: Tensor, where: Where) -> Interval:
         """The unrounded stream, given what it was rounded to."""
-        lo, hi = self._stream_ends(where)
+        lo, hi = self._stream_ends(where, replace(self.flow, norm_reads_rounded=False))
         before, after = enclosure.preimage(observed, self.operands.format)
         return torch.maximum(lo, before), torch.minimum(hi, after)

@@ -71,11 +71,7 @@ class Conforming:
         # The page needs jinja2 and matplotlib, which judging does not.
         from fusecheck.report.result import make_run_dir, write_result
 
-        findings = [
-            {"case": title, "dataflow": found.dataflow, **_staged(line)}
-            for title, found in self.calls
-            for line in found.findings
-        ]
+        findings = [record for title, found in self.calls for record in found.records(title)]
         flows = sorted({found.dataflow for _, found in self.calls})
         summary = {
             "cases": len(self.calls),
@@ -84,8 +80,3 @@ class Conforming:
             "dataflows": flows,
         }
         return write_result(make_run_dir("testing", directory), "testing", self.verdict, summary, findings)
-
-
-def _staged(line: str) -> dict[str, str]:
-    stage, _, message = line.partition(": ")
-    return {"stage": stage, "message": message}

@@ -59,6 +59,12 @@ class Conformity:
         """`pass` or `fail`."""
         return "fail" if self.findings else "pass"
 
+    def records(self, title: str) -> list[dict[str, str]]:
+        """The findings of the call `title` as JSON-ready records."""
+        staged = [line.partition(": ") for line in self.findings]
+        shared = {"case": title, "dataflow": self.dataflow}
+        return [{**shared, "stage": stage, "message": message} for stage, _, message in staged]
+
     def __bool__(self) -> bool:
         return not self.findings
 
@@ -136,6 +142,16 @@ def assert_conforms(*outputs: Tensor | None, **arguments: Any) -> Conformity:
     if not found:
         raise NotConforming(str(found), found)
     return found
+
+
+def conformity_of(call: Call, dataflow: str | Dataflow | None) -> Conformity:
+    """`conforms` for a call of which one process holds every rank's addend.
+
+    Raises:
+        UsageError: the call cannot be judged, or no known dataflow has the name.
+    """
+    check(call)
+    return _judge(call.detached(), Ranks(None), None if dataflow is None else judging.named(dataflow))
 
 
 def _gathered(call: Call, ranks: Ranks) -> Call:

@@ -47,12 +47,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Every `fusecheck …` of a page, in code blocks or between backticks, as words without the program's name."""
-    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    fenced = "\n".join(block for language, block in fences if language not in ("python", "toml"))
     indented = "\n".join(re.findall(r"^    (fusecheck .*)$", text, flags=re.MULTILINE))
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     spans = [span for span in re.findall(r"`([^`\n]+)`", prose) if re.match(r"(mpirun -n \d+ )?fusecheck ", span)]
     for line in [*fenced.splitlines(), *indented.splitlines(), *spans]:
-        if found := re.search(r"(?:^|[\s])fusecheck ([\w-].*)", line):
+        if found := re.search(r"(?:^|[\s])(?<!from )fusecheck ([\w-].*)", line):
             yield [word for word in shlex.split(found[1], comments=True) if word not in ELLIPSES]
 
 

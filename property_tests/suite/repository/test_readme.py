@@ -9,17 +9,11 @@ import pytest
 import typer
 
 from fusecheck import cli, manual
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
-from fusecheck.property_tests.suite.test_cli import run
 
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_command_line() -> None:
-    """Plug in the commands, as `main` does."""
-    cli._plug_in_commands()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,76 @@
+"""No legal quantiser is outside the bounds of its scales and codes, and each bound broken on purpose is seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fusecheck.property_tests.suite import legal_quantisers, refutation
+from fusecheck.property_tests.suite import quantiser_refutation as quantisers
+from fusecheck.property_tests.suite.quantiser_refutation import Tally
+from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import QUANTISERS
+
+CHECKS = {"static-fp8": 3_000_000, "dynamic-fp8": 2_000_000}
+"""Elements; a tensor has one given scale, so it takes more to see each of them."""
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_no_legal_quantiser_is_outside_and_every_broken_bound_is_caught(name: str) -> None:
+    torch.set_num_threads(1)
+    *_, tallies = quantisers.refute(name, CHECKS.get(name, 1_000_000), elements=1 << 15, seed=3)
+    assert sum(tally.elements for key, tally in tallies.items() if quantisers.is_sound(key)) >= 1_000_000
+    assert quantisers.verdict(tallies) == ([], [])
+    assert any(not quantisers.is_sound(key) for key in tallies)
+
+
+UNIQUE = {
+    ("group-fp8", "vllm"),
+    ("group-fp8", "deepgemm"),
+    ("group-fp8-packed", "vllm"),
+    ("mxfp8", "flashinfer"),
+    ("mxfp8", "torchao"),
+    ("mxfp4", "flashinfer"),
+    ("mxfp4", "torchao"),
+    ("dynamic-fp8", "vllm"),
+    ("dynamic-fp8", "flashinfer-cutedsl"),
+}
+"""Where family.md says that exactly one pair of scale and code is admissible."""
+
+
+@pytest.mark.parametrize(("name", "flow"), UNIQUE)
+def test_where_every_operation_is_correctly_rounded_one_pair_alone_is_admissible(name: str, flow: str) -> None:
+    rng = np.random.default_rng(4)
+    declared, tally = QUANT_FLOWS[name][flow], Tally()
+    groups = quantisers.draw(rng, name, declared, 1 << 16)
+    out = legal_quantisers.run(groups.norm.float().numpy(), groups.spec, declared, groups.given, rng)
+    quantisers.judge(groups, out, declared, tally)
+    assert (tally.codes, tally.scales, tally.total) == (0, 0, 0)
+
+
+def test_the_scale_of_another_group_is_the_codes_fault_and_a_wrong_scale_is_its_own() -> None:
+    """G2: what a kernel stored is what its codes are judged by."""
+    rng = np.random.default_rng(5)
+    declared = QUANT_FLOWS["group-fp8"]["vllm"]
+    groups = quantisers.draw(rng, "group-fp8", declared, 1 << 15)
+    out = legal_quantisers.run(groups.norm.float().numpy(), groups.spec, declared, groups.given, rng)
+    swapped = replace(out, scales=np.roll(out.scales, 1, axis=0))
+    doubled = legal_quantisers.run(groups.norm.float().numpy(), groups.spec, replace(declared, least=1e6), 1.0, rng)
+    by_pair, by_scale = Tally(), Tally()
+    quantisers.judge(groups, swapped, declared, by_pair)
+    quantisers.judge(groups, doubled, declared, by_scale)
+    assert by_pair.violations["code"] > 10_000
+    assert by_scale.violations["scale"] == len(groups.norm)
+    assert by_scale.violations["code"] == by_scale.violations["value"] == 0
+
+
+def test_the_command_takes_a_format_and_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--format", "nvfp4", "--checks", "1e6", "--elements", "16384"]
+    assert refutation.main(arguments) == 0
+    assert "nvfp4: sound bounds hold; broken bounds caught" in capsys.readouterr().out
+    with quantisers.without("QUOTIENT"):
+        assert refutation.main(arguments) == 1
+    assert "nvfp4: sound bounds REFUTED: flashinfer" in capsys.readouterr().out

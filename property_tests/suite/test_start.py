@@ -1,0 +1,88 @@
+"""The way in: help and typos come at once, and whatever ends the program, it is said in one line."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from fusecheck import cli
+from fusecheck.commands import COMMANDS
+
+FUSECHECK = (sys.executable, "-m", "fusecheck")
+HEAVY = ("torch", "numpy", "scipy", "matplotlib", "hypothesis", "pytest", "jinja2")
+QUICK = (
+    ["--help"],
+    ["--version"],
+    ["backends"],
+    ["kernle"],
+    ["kernel", "--bakend", "x"],
+    ["report", "--help"],
+    ["replay", "--help"],
+)
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_help_and_typos_take_less_than_a_second_of_the_processor(words: list[str]) -> None:
+    told = "import sys, atexit; sys.argv[0] = 'fusecheck'\n"
+    told += f"atexit.register(lambda: print('HEAVY', sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr))\n"
+    told += "from fusecheck.__main__ import main; main()"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", told, *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode in (0, 2)
+    assert done.stderr.endswith("HEAVY []\n")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_the_list_of_commands_names_each_under_which_its_module_adds_it() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert {name: command.name for name, command in commands.items()} == {name: name for name in COMMANDS}
+
+
+def test_without_a_command_the_help_is_shown_as_it_is_written() -> None:
+    done = subprocess.run(FUSECHECK, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "\nCommands:\n" in done.stderr
+    assert "Ask every question that this machine can answer." in done.stderr
+
+
+@pytest.mark.parametrize("module", ["typer.models", "numpy.linalg", "torch._C", "torch.distributed"])
+def test_ctrl_c_while_importing_is_one_line(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "fusecheck", "kernel", "--cases", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                child.send_signal(signal.SIGINT)
+                break
+        rest = [line for line in child.stderr.read().splitlines() if not line.startswith("import time:")]
+    assert child.returncode == 3
+    assert rest == ["fusecheck: interrupted"]
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    for words in (["backends"], ["--help"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([*FUSECHECK, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("fusecheck: stdout cannot be written (No space left on device)")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "pace", ("matplotlib_is_not_here", "?"))
+    monkeypatch.setattr(cli, "_EXTRAS", {"matplotlib_is_not_here": "latency"})
+    monkeypatch.setattr(sys, "argv", ["fusecheck", "pace"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert "matplotlib_is_not_here is not installed here" in (told := capsys.readouterr().err)
+    assert "pip install 'fusecheck[latency]'" in told

@@ -1,0 +1,27 @@
+"""`fusecheck backends`: what there is to judge, and what to judge it by."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from fusecheck import backends
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.operations import WORLD_SIZES
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `backends` to `app`."""
+    app.command("backends")(list_backends)
+
+
+def list_backends() -> None:
+    """List the backends, the known dataflows, and the world sizes."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print("backends (or package.module:attribute):")
+    for name, target in backends.backends().items():
+        console.print(f"  {name}  {target}")
+    console.print("dataflows (emulated:<dataflow>, --dataflow):")
+    for flow in DATAFLOWS.values():
+        console.print(f"  {flow.name}  {flow.source}")
+    console.print(f"world sizes: {', '.join(map(str, WORLD_SIZES))}")

@@ -1,0 +1,74 @@
+"""What a call returned, by its operation: the form that it must have, and the codes and scales in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fusecheck.dataflow import Dataflow
+from fusecheck.interface import RankOutputs
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.problem import Problem
+from fusecheck.quantflow import QuantFlow
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import Layout
+
+
+def named(outputs: RankOutputs) -> dict[str, Tensor]:
+    """The outputs that are there, contiguous, by name."""
+    all_of_them = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
+
+
+def mapped(outputs: RankOutputs, change: Callable[[Tensor], Tensor]) -> RankOutputs:
+    """The outputs with each one that is there changed."""
+    return RankOutputs(**{"residual": None} | {name: change(tensor) for name, tensor in named(outputs).items()})
+
+
+def layout_of(problem: Problem, flow: Dataflow | None = None) -> Layout:
+    """How the scales of a case lie; padding as the dataflow declares it, if one is given."""
+    name = problem.op.quantiser
+    rules = flow.quant(name) if flow is not None else QuantFlow()
+    return _layout(name, problem.tokens, problem.hidden, rules, problem.layout)
+
+
+@lru_cache(maxsize=64)
+def _layout(name: str, tokens: int, hidden: int, rules: QuantFlow, layout: str) -> Layout:
+    return quantiser(name).layout(tokens, hidden, rules, layout or None)
+
+
+def decoded(outputs: RankOutputs, problem: Problem) -> RankOutputs:
+    """The outputs with one code a byte, and with scales [tokens, groups]; of the first op as they are."""
+    if problem.op.quantiser in ("none", GIVEN_SCALE):
+        return outputs
+    assert outputs.quant is not None
+    assert outputs.scale is not None
+    codes = outputs.quant.view(torch.uint8)
+    if codes.shape[-1] != problem.hidden:
+        codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
+    return replace(outputs, quant=codes, scale=layout_of(problem).read(outputs.scale))
+
+
+def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
+    """What is wrong with the presence, shape or dtype of each output, by name."""
+    wrong = {}
+    expected = dict.fromkeys(("total", "residual", "norm"), (problem.format.dtype, (problem.tokens, problem.hidden)))
+    expected["quant"] = (torch.float8_e4m3fn, (problem.tokens, problem.hidden))
+    if problem.op.returns_quant and (per := quantiser(problem.op.quantiser).element.per_byte) > 1:
+        expected["quant"] = (torch.uint8, (problem.tokens, problem.hidden // per))
+    for field in fields(outputs):
+        name, tensor = field.name, getattr(outputs, field.name)
+        if (tensor is not None) != (name in problem.op.returns):
+            wrong[name] = "is missing" if tensor is None else "was not asked for"
+        elif tensor is not None and name in expected and (tensor.dtype, tuple(tensor.shape)) != expected[name]:
+            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}"
+        elif tensor is not None and name == "scale":
+            try:
+                layout_of(problem).slots(tensor)
+            except (ValueError, RuntimeError) as error:
+                wrong[name] = str(error)
+    return wrong

@@ -1,0 +1,48 @@
+"""E4M3 by a scale that the caller gives, one for the whole tensor: calibrated ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fusecheck.formats.element import E4M3
+from fusecheck.numerics.enclosure import Interval
+from fusecheck.numerics.nominal import look_up
+from fusecheck.quantflow import QuantFlow
+from fusecheck.quantisers.scaled import Scaled
+
+TABLE_PAYS = 2**16
+"""Elements from which looking codes up in a table of all native values is cheaper than forming each."""
+
+
+@dataclass(frozen=True)
+class StaticFp8(Scaled):
+    """The given scale is the stored one, [1]: it is no output, and nothing about it is judged."""
+
+    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+        """The given scale, [1], float32."""
+        return torch.tensor([given], dtype=torch.float32, device=norm.device)
+
+    def scale_ends(self, norm: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
+        """The given scale, twice."""
+        return (self.scales(norm[0], flow, given),) * 2
+
+    def codes(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+        """The nominal codes; of many 16-bit numbers by a table of all of them."""
+        if norm.element_size() != 2 or norm.numel() < TABLE_PAYS:
+            return super().codes(norm, stored, flow, given)
+        return look_up(_table(self, float(stored), flow, norm.dtype, norm.device), norm)
+
+
+@lru_cache(maxsize=32)
+def _table(quantiser: StaticFp8, scale: float, flow: QuantFlow, native: torch.dtype, device: torch.device) -> Tensor:
+    """The code of every native value, [65536] uint8, indexed by the value's 16 bits."""
+    bits = torch.arange(65536, dtype=torch.int32, device=device).to(torch.int16)
+    stored = torch.tensor([scale], dtype=torch.float32, device=device)
+    return Scaled.codes(quantiser, bits.view(native), stored, flow)
+
+
+STATIC_FP8 = StaticFp8("static-fp8", E4M3, None, torch.float32, ("linear",))

@@ -1,0 +1,36 @@
+"""Stage `layout`: what lies around the scales: padding that must be zero, and slots that the kernel must not touch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusecheck.quantisers.layouts import DATA, PROMISED, UNTOUCHED, Layout
+from fusecheck.stages.judgement import SHOWN, Element, Stage, Tally, raw
+
+
+def judge_layout(layout: Layout, stored: Tensor, poison: int | None) -> Tally:
+    """Tally the slots of a tensor of scales that hold no scale.
+
+    Args:
+        layout: of the tensor.
+        stored: as the kernel returned it.
+        poison: the byte that filled the memory before the call; None where that is not known.
+    """
+    slots, classes = raw(layout.slots(stored)), layout.classes(stored.device)
+    tally = Tally(Stage.LAYOUT, elements=int((classes != DATA).sum()))
+    _add(tally, layout, slots, (classes == PROMISED) & (slots != 0), "0 (padding)")
+    if poison is not None:
+        before = raw(torch.full((stored.element_size(),), poison, dtype=torch.uint8).view(stored.dtype))
+        untouched = raw(before.view(torch.uint8)[: slots.element_size()].view(slots.dtype)).to(slots.device)
+        _add(tally, layout, slots, (classes == UNTOUCHED) & (slots != untouched), "not written")
+    return tally
+
+
+def _add(tally: Tally, layout: Layout, slots: Tensor, wrong: Tensor, expected: str) -> None:
+    places = torch.nonzero(wrong)[:, 0]
+    tally.off_nominal += len(places)
+    tally.outside += len(places)
+    for place in places[: SHOWN - len(tally.shown)].tolist():
+        where = f"slot {place} of {layout.size} in the {layout.name} scales of {layout.tokens} x {layout.columns}"
+        tally.shown.append(Element(0, place, f"{int(slots[place]):#x}", expected, where))
