@@ -20,11 +20,29 @@ Order = Literal["rank", "any"]
 Scaling = Literal["multiply", "divide", "either"]
 MeanRule = Literal["exact", "approx"]
 ZeroSign = Literal["kept", "any"]
+NanPayload = Literal["kept", "any"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
 NORM_DEPTH = 65
 """In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""
+
+
+@dataclass(frozen=True)
+class ExpertFlow:
+    """How an MoE collective sums experts on a rank, terms ascending, each operation rounded once.
+
+    Attributes:
+        accumulate: dtype of the sum after each addition.
+        product_rounded: a weighted token is rounded to the activations' dtype before it is added.
+        scaling: the routed factor multiplies the experts' sum, or is never applied.
+        shared: the shared expert's output is added, on each rank that has one.
+    """
+
+    accumulate: Accumulate = "native"
+    product_rounded: bool = True
+    scaling: Literal["after_experts", "never"] = "after_experts"
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,14 @@ class Dataflow:
         sum_flushes: with `flush_subnormals`, the additions over ranks flush too; not where a library adds up that keeps
             subnormals.
         zero_sign: whether the sign of a zero survives the exchange.
+        nan_payload: whether outputs that are compared with each other, between ranks or calls, hold the same bits of a
+            NaN, or any NaN.
+        reproducible: whether the same inputs give the same bits at every call. Where not, further calls are judged by
+            their enclosures alone, and what only bits could show is left out: graphs, streams, neighbours.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
         statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
+        experts: how experts are summed on a rank before the exchange.
         quants: how every other quantiser than the one with a given scale computes, by its name.
     """
 
@@ -80,9 +103,12 @@ class Dataflow:
     flush_subnormals: bool = False
     sum_flushes: bool = True
     zero_sign: ZeroSign = "any"
+    nan_payload: NanPayload = "any"
+    reproducible: bool = True
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
     statistics: Reads | None = None
+    experts: ExpertFlow = ExpertFlow()
     quants: tuple[tuple[str, QuantFlow], ...] = ()
 
     def quant(self, quantiser: str) -> QuantFlow:

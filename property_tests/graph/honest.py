@@ -7,13 +7,14 @@ import operator
 from typing import Any
 
 import torch
+from torch.fx import GraphModule, Node
+from typing_extensions import override
+
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite
 from fusecheck.graph.structure import copy_graph
-from torch.fx import GraphModule, Node
-from typing_extensions import override
 
 aten = torch.ops.aten
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.fx import GraphModule, Node
+from typing_extensions import override
+
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite, Reader
 from fusecheck.graph.structure import has_effect
 from fusecheck.graph.transform import RefusedError
-from torch.fx import GraphModule, Node
-from typing_extensions import override
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck
@@ -330,7 +331,7 @@ class CodesRequantised(FuseQuant):
         return nodes.call(self.graph, operator.getitem, (pair, 0), site.fused)
 
 
-# Nothing ---------------------------------------------------------------------------------------------------------------
+# Nothing ------------------------------------------------------------------------------------------------------------
 
 
 def nothing(gm: GraphModule, shared: SharedConfig) -> GraphModule:

@@ -10,11 +10,8 @@ import torch
 
 from fusecheck.graph.build import build
 from fusecheck.graph.plan import GraphPlan, SitePlan
-<<<<<<< HEAD
 from fusecheck.graph.structure import copy_graph
-=======
 from fusecheck.property_tests.suite import command_line
->>>>>>> main
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

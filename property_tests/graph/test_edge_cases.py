@@ -34,7 +34,7 @@ def test_rows_have_distinct_names_and_cover_every_rule() -> None:
     assert len(set(names)) == len(names)
     rules = {name.split("-")[0] for name in names}
     assert rules == {
-        *(f"F{n}" for n in range(1, 16)),
+        *(f"F{n}" for n in range(1, 17)),
         *(f"D{n}" for n in range(1, 9)),
         *(f"N{n}" for n in range(1, 17)),
     }

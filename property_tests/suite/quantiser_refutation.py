@@ -28,6 +28,7 @@ from fusecheck.quantflow import QUANT_FLOWS, CodeRule, PowerOfTwo, QuantFlow, Sc
 from fusecheck.quantisers import nvfp4, scaled, scales
 from fusecheck.quantisers.known import QUANTISERS
 from fusecheck.quantisers.quantiser import Quantiser
+from fusecheck.quantisers.scaled import Scaled
 
 CHECKS = ("scale", "value", "code")
 SIZES = {"static-fp8": (64, 128), "dynamic-fp8": (64, 128, 576), "group-fp8": (64, 128), "group-fp8-packed": (64, 128)}
@@ -71,13 +72,14 @@ class Groups:
 def draw(rng: np.random.Generator, name: str, flow: QuantFlow, elements: int) -> Groups:
     """Random groups for a quantiser; float32 where it reads the unrounded norm."""
     quantiser = QUANTISERS[name]
+    assert isinstance(quantiser, Scaled)
     size = int(rng.choice(SIZES[name])) if name in SIZES else quantiser.group or 1
     native = torch.bfloat16 if rng.random() < 0.7 else torch.float16
     norm = draw_groups(rng, max(1, elements // size), size, native, SPECS[name])
     if flow.reads == "unrounded":
         norm = norm.float() * torch.from_numpy(rng.uniform(1, 1 + 2.0**-8, norm.shape)).float()
     given = draw_given(rng, float(norm.abs().amax(1).median()), flow)
-    return Groups(replace(quantiser, group=size), SPECS[name], norm, given)  # type: ignore[type-var]
+    return Groups(replace(quantiser, group=size), SPECS[name], norm, given)
 
 
 def beside(rng: np.random.Generator, norm: Tensor) -> Interval:
@@ -182,7 +184,8 @@ def _other_rules(name: str, flow: QuantFlow) -> dict[str, QuantFlow]:
     elif flow.scale_rule in ("divide", "multiply") and name != "nvfp4":
         rule: ScaleRule = "multiply" if flow.scale_rule == "divide" else "divide"
         told[rule] = replace(flow, scale_rule=rule)
-    if flow.pow2 != "no" and flow.code_rule != "approx" and flow.reads == "rounded":  # ties need the activations' grid
+    exact = flow.code_rule != "approx" or flow.exact_pow2
+    if flow.pow2 != "no" and exact and flow.reads == "rounded":  # ties need the activations' grid
         told["ties away"] = replace(flow, ties="away")
     if flow.code_rule in ("divide", "reciprocal") and flow.pow2 == "no" and flow.codes_from == "scale":
         code_rule: CodeRule = "reciprocal" if flow.code_rule == "divide" else "divide"

@@ -51,6 +51,17 @@ def test_where_every_operation_is_correctly_rounded_one_pair_alone_is_admissible
     assert (tally.codes, tally.scales, tally.total) == (0, 0, 0)
 
 
+def test_approximate_division_leaves_two_exponents_at_7_times_a_power_of_two_alone_and_one_code() -> None:
+    rng = np.random.default_rng(4)
+    declared, tally = QUANT_FLOWS["group-fp8-packed"]["flashinfer"], Tally()
+    groups = quantisers.draw(rng, "group-fp8-packed", declared, 1 << 16)
+    out = legal_quantisers.run(groups.norm.float().numpy(), groups.spec, declared, groups.given, rng)
+    quantisers.judge(groups, out, declared, tally)
+    boundary = torch.frexp(groups.norm.float().abs().amax(1))[0] == 0.875
+    assert (tally.codes, tally.total) == (0, 0)
+    assert 0 < tally.scales <= int(boundary.sum())
+
+
 def test_the_scale_of_another_group_is_the_codes_fault_and_a_wrong_scale_is_its_own() -> None:
     """G2: what a kernel stored is what its codes are judged by."""
     rng = np.random.default_rng(5)

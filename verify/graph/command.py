@@ -13,14 +13,15 @@ from rich.console import Console
 from fusecheck.errors import UsageError
 from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS
+from fusecheck.graph.dialects import NAMES, library_named
 from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
-from fusecheck.graph.library import NAMES, library_named
 from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.question import Question
 from fusecheck.graph.session import Run
 from fusecheck.graph.subject import load_pass
 from fusecheck.graph.waivers import from_options
+from fusecheck.ranks import require_gpus
 from fusecheck.report import make_run_dir
 from fusecheck.report.places import JsonFile, RunDir
 
@@ -83,6 +84,10 @@ def graph(
         raise UsageError(f"--tp {tp}, expected one of {', '.join(map(str, WORLD_SIZES))}")
     if not 0 < case_timeout < math.inf:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r}, expected cpu or cuda")
+    if device == "cuda":
+        require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
     cases = list(_given(given, expect, dialect) if given else _cases(groups, rows, model, layers, random, seed, tp))

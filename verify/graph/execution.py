@@ -107,7 +107,12 @@ class RecordingRun(Interpreter):
         return result
 
     def _summands(self, add: Node) -> Iterator[tuple[Tensor, Tensor]]:
-        """The addend and the residual of a residual add, scaled as the add scales them."""
+        """The addend and the residual of a residual add, scaled as the add scales them; a bare sum adds zeros."""
+        bare, _ = nodes.through_views(add)
+        if isinstance(bare, Node) and bare in self._partials:
+            partial = self._partials[bare].reshape(self.env[add].shape)
+            yield partial, torch.zeros_like(partial)
+            return
         if add.target not in COEFFICIENTS:
             return
         operands = [nodes.argument(add, at) for at in (0, 1)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,8 @@ from torch.fx import GraphModule
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import BuiltGraph
-from fusecheck.graph.library import Library, libraries
+from fusecheck.graph.dialects import LIBRARIES
+from fusecheck.graph.library import Library
 from fusecheck.graph.structure import copy_graph
 from fusecheck.operations import STATIC_OPS
 
@@ -73,13 +76,18 @@ def load_file(plan: FilePlan, rank: int, library: Library) -> tuple[BuiltGraph, 
     path = Path(plan.file.replace("{rank}", str(rank)))
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist")
+    logging.disable()  # torch logs a traceback of its own before it raises
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
     except Exception as error:  # whatever torch makes of a file that is something else
         told = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UsageError(
             f"model file {path} is not a graph of torch.export.save in operators of --dialect {library.name} ({told})"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     if program.example_inputs is None or not program.example_inputs[0]:
         raise UsageError(f"model file {path} has no example inputs, expected those it was exported with")
     inputs = program.example_inputs[0]
@@ -87,7 +95,7 @@ def load_file(plan: FilePlan, rank: int, library: Library) -> tuple[BuiltGraph, 
         raise UsageError(f"model file {path} takes inputs that are not tensors")
     module = program.module(check_guards=False)
     if not library.speaks(module):
-        others = [name for name, other in libraries().items() if other.speaks(module)]
+        others = [name for name, other in LIBRARIES.items() if other.speaks(module)]
         hint = f"it is of --dialect {others[0]}" if others else "expected a tensor-parallel graph"
         raise UsageError(f"model file {path} has no sum over ranks of --dialect {library.name}: {hint}")
     read = library.leave(copy_graph(module))

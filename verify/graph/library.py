@@ -10,10 +10,7 @@ from typing import Protocol
 
 from torch.fx import GraphModule
 
-from fusecheck.errors import UsageError
 from fusecheck.graph.plan import GraphPlan
-
-NAMES = ("fusecheck", "autodeploy", "vllm")
 
 
 class Library(Protocol):
@@ -51,55 +48,3 @@ class Library(Protocol):
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """The plan as this library would hold it, or why no such graph arises there."""
         ...
-
-
-class OwnLibrary:
-    """Fusecheck's own operators; nothing is rewritten."""
-
-    name = "fusecheck"
-
-    def ready(self) -> None:
-        """They are always there."""
-
-    def status(self) -> str:
-        """Nothing depends on the installation."""
-        return ""
-
-    def enter(self, gm: GraphModule) -> GraphModule:
-        """See `Library.enter`."""
-        return gm
-
-    def leave(self, gm: GraphModule) -> GraphModule:
-        """See `Library.leave`."""
-        return gm
-
-    def speaks(self, gm: GraphModule) -> bool:
-        """See `Library.speaks`."""
-        from fusecheck.graph.dialect import FUSECHECK
-
-        return any(FUSECHECK.is_all_reduce(node) for node in gm.graph.nodes)
-
-    def adapt(self, plan: GraphPlan) -> GraphPlan | str:
-        """Every plan is one of its own."""
-        return plan
-
-
-def libraries() -> dict[str, Library]:
-    """All of them, by name."""
-    from fusecheck.graph.autodeploy import AutoDeploy
-    from fusecheck.graph.vllm import Vllm
-
-    known: list[Library] = [OwnLibrary(), AutoDeploy(), Vllm()]
-    return {library.name: library for library in known}
-
-
-def library_named(name: str) -> Library:
-    """A library by name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    known = libraries()
-    if name not in known:
-        raise UsageError(f"unknown dialect {name!r}, expected one of: {', '.join(known)}")
-    return known[name]

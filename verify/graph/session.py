@@ -15,7 +15,7 @@ from fusecheck.errors import Inconclusive
 from fusecheck.graph import waivers
 from fusecheck.graph.cases import GraphCase, adapted
 from fusecheck.graph.config import BOTH_ENABLED, load_transforms
-from fusecheck.graph.library import library_named
+from fusecheck.graph.dialects import library_named
 from fusecheck.graph.question import Question, history_needed, needs_ranks
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.run import GraphChecker

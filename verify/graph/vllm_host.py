@@ -22,6 +22,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.schemas import published
@@ -33,6 +34,12 @@ OWN_CODE = (
     "vllm.model_executor.layers.quantization.utils.quant_utils",
 )
 """What is always vLLM's own: the passes, the IR and the descriptions of quantisers."""
+GROUP = "tp:0"
+"""How vLLM names the tensor-parallel group."""
+STRATEGY = "AUTO"
+"""Of the exchange: vLLM's graphs name none."""
+PARAMETER = "fusecheck_parameter"
+"""Key in the meta of an input that is a parameter: its name and tensor."""
 PATTERN_CODES = {"kARResidualRMSNorm": 1, "kARResidualRMSNormFP8Quant": 2, "kARResidualRMSNormFP4Quant": 3}
 """FlashInfer's numbers of the operations that vLLM's pass makes."""
 _NO_OPERATOR = re.compile(r"'_OpNamespace' '(\w+)' object has no attribute '(\w+)'")
@@ -61,6 +68,13 @@ def register() -> None:
         if entry.overload is None:
             torch.library.define(entry.name, entry.schema)
             _describe(entry.name)
+
+
+def overload(role: str) -> OpOverload:
+    """The operator of a role."""
+    found = published(PACKAGE)[role].overload
+    assert found is not None, role
+    return found
 
 
 def _describe(name: str) -> None:
@@ -103,7 +117,7 @@ def fusion_pass(world_size: int, dtype: torch.dtype, max_tokens: float) -> Calla
         return lambda graph: None
     module.flashinfer_comm = SimpleNamespace(AllReduceFusionPattern=SimpleNamespace(**PATTERN_CODES))
     module.flashinfer_trtllm_fused_allreduce_norm = published(PACKAGE)["fused"].overload
-    group = SimpleNamespace(all_reduce=lambda x: torch.ops.vllm.all_reduce(x, "tp:0"), cpu_group=None)
+    group = SimpleNamespace(all_reduce=lambda x: torch.ops.vllm.all_reduce(x, GROUP), cpu_group=None)
     module.get_tp_group = lambda: group
     module.tensor_model_parallel_all_reduce = group.all_reduce
     module.get_tensor_model_parallel_world_size = lambda: world_size

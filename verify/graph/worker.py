@@ -15,11 +15,11 @@ from fusecheck.graph.comparison import Comparison, Graphs
 from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.dialects import library_named
 from fusecheck.graph.execution import bits
 from fusecheck.graph.files import FilePlan, is_file, load_file
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.inspection import Sites, check_structure, count_roles, fused_nodes, tensors_of
-from fusecheck.graph.library import library_named
 from fusecheck.graph.model_plan import ModelPlan, is_model
 from fusecheck.graph.models import build_model
 from fusecheck.graph.plan import GraphPlan

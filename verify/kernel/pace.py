@@ -92,6 +92,8 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
                 pool.submit(method, cases, timeout=120.0)
                 following = more()
             _read(pace, done, got)
+            if pace.findings:
+                pool.cancel()  # the batch that follows is under way
             if late or pace.findings:
                 break
     pace.interrupted = stop.happened
@@ -165,8 +167,8 @@ def command(
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,128,1024,2048",
     hidden: Annotated[str, typer.Option(help="Hidden sizes, comma-separated.")] = "1024,2048,4096,8192",
-    seconds: Annotated[float, typer.Option(help="How long to measure, after a warm-up.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Cases per message.")] = 144,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, after a warm-up.")] = 10.0,
+    batch: Annotated[int, typer.Option(min=1, help="Cases per message.")] = 144,
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
@@ -193,7 +195,8 @@ def command(
             raise KeyboardInterrupt  # nothing was measured yet
         if not pace.findings:
             pace = measure(pool, backend, mix, seconds=seconds, batch=batch, method=method)
-        copied = [] if pace.interrupted else pool.call("copy_bandwidth", timeout=60.0)
+        ended = pace.interrupted or pace.findings
+        copied = [] if ended else pool.call("copy_bandwidth", timeout=60.0)
     pace.copy = min((reply.value for reply in copied if reply.ok), default=0.0)
     found = summary(pace, tp)
     fast = found["cases_per_second"] >= at_least

@@ -149,10 +149,9 @@ def root_ends(squares: Interval, hidden: int, eps: float, flow: Dataflow) -> Int
 
 
 def widen(lo: Tensor, hi: Tensor, relative: float | Tensor) -> Interval:
-    """Outward by a relative error and an underflow; an end of exactly zero stays."""
-    lo = torch.where(lo == 0, lo, lo - relative * lo.abs() - TINY)
-    hi = torch.where(hi == 0, hi, hi + relative * hi.abs() + TINY)
-    return lo, hi
+    """Outward by a relative error and an underflow; an end that is zero or infinite stays."""
+    low, high = lo - relative * lo.abs() - TINY, hi + relative * hi.abs() + TINY
+    return torch.where((lo == 0) | lo.isinf(), lo, low), torch.where((hi == 0) | hi.isinf(), hi, high)
 
 
 def corners(lo: Tensor, hi: Tensor, low_factor: Tensor, high_factor: Tensor) -> Interval:

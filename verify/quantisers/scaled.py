@@ -15,11 +15,14 @@ from fusecheck.errors import UsageError
 from fusecheck.formats import ue8m0
 from fusecheck.formats.binary import FP32, round_to
 from fusecheck.formats.element import Element
-from fusecheck.numerics.enclosure import QUOTIENT, TINY, Interval, corners
+from fusecheck.numerics.enclosure import QUOTIENT, Interval, corners, widen
 from fusecheck.numerics.nominal import flush
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers import scales
 from fusecheck.quantisers.layouts import Layout, layout_of
+
+TINIEST = 2.0**-149
+"""The least positive float32."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,12 @@ class Scaled:
         """The least and greatest admissible scale of whole groups, [..., groups] each."""
         ends = scales.amax_ends(norm, self.groups(norm[0].shape[-1]), flow)
         low, high = (scales.read_amax(end.to(torch.float32), flow) for end in ends)
+        lone = (low == 0) & (high > 0) & (flow.zero_group == "one")  # zero would have a rule of its own
+        low = torch.where(lone, TINIEST, low)
         pair = scales.quotient_ends((low.double(), high.double()), self.element.largest, flow)
         lo, hi = (self._store(q.to(torch.float32), a, flow, given) for q, a in zip(pair, (low, high), strict=True))
-        if flow.zero_group != "one":
-            return lo, hi
         one = self._store(torch.zeros_like(low), torch.zeros_like(low), flow, given)
-        maybe = (low == 0) & (high > 0)
-        return torch.where(maybe, lo.minimum(one), lo), torch.where(maybe, hi.maximum(one), hi)
+        return torch.where(lone, lo.minimum(one), lo), torch.where(lone, hi.maximum(one), hi)
 
     def _store(self, quotient: Tensor, largest: Tensor, flow: QuantFlow, given: float) -> Tensor:
         """The scale as stored; NVFP4 brings in the given factor here."""
@@ -233,6 +235,6 @@ def _factor_of_amax(amax: Interval, top: float, flow: QuantFlow) -> Factor:
 
 
 def _widened(lo: Tensor, hi: Tensor, relative: Tensor) -> Interval:
-    """Outward by a relative error and an underflow where there is one; an end of exactly zero stays."""
-    low = torch.where((lo == 0) | (relative == 0), lo, lo - relative * lo.abs() - TINY)
-    return low, torch.where((hi == 0) | (relative == 0), hi, hi + relative * hi.abs() + TINY)
+    """Outward where there is a relative error; what has none stays."""
+    low, high = widen(lo, hi, relative)
+    return torch.where(relative == 0, lo, low), torch.where(relative == 0, hi, high)
