@@ -15,7 +15,7 @@ from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite, Reader
 from fusecheck.graph.structure import has_effect
-from fusecheck.graph.transform import RefusedError
+from fusecheck.graph.transform import RefusedError, TransformInfo
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck
@@ -171,13 +171,14 @@ class DeviceMeta(FuseNorm):
     """New nodes are said to be on the device `meta`, as a traced replacement leaves them."""
 
     @override
-    def rewrite(self, site: NormSite) -> None:
+    def run(self) -> TransformInfo:
         known = set(self.graph.nodes)
-        super().rewrite(site)
+        info = super().run()
         for node in set(self.graph.nodes) - known:
             value = nodes.value(node)
             if value is not None and node.target is operator.getitem:
                 node.meta["val"] = torch.empty(site_shape(value), dtype=value.dtype, device="meta")
+        return info
 
 
 def site_shape(value: torch.Tensor) -> list[int]:
@@ -215,7 +216,7 @@ class HashChoice(FuseNorm):
     @override
     def match(self, node: Node) -> NormSite:
         site = super().match(node)
-        if any(hash(f"{node.name} {salt}") % 2 for salt in range(8)):
+        if hash(node.name) % 2:
             raise RefusedError("odd")
         return site
 

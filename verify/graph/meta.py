@@ -42,7 +42,8 @@ class MetaCheckedRun(Interpreter):
         """Run, then compare."""
         result = super().run_node(n)
         if n.op == "placeholder" and (said := nodes.value(n)) is not None:
-            for mine, other in zip(said.shape, result.shape, strict=True):
+            sizes: list[Any] = list(said.shape)
+            for mine, other in zip(sizes, result.shape, strict=True):
                 if is_open(mine) and mine.node.expr.is_symbol:
                     self.sizes[mine.node.expr] = other
         if n.op == "call_function":

@@ -242,9 +242,8 @@ def _harmless(plan: GraphPlan, index: int, world_size: int) -> tuple[FusionOp | 
         return ()
     plain = dataclasses.replace(site, add="residual_first")
     sites = (*plan.sites[:index], plain, *plan.sites[index + 1 :])
-    return expectation(dataclasses.replace(plan, sites=sites), index, world_size).allowed + (
-        FusionOp.RESIDUAL_RMS_NORM,
-    )
+    relaxed = expectation(dataclasses.replace(plan, sites=sites), index, world_size)
+    return (*relaxed.allowed, FusionOp.RESIDUAL_RMS_NORM)
 
 
 def expectation(plan: GraphPlan, index: int, world_size: int) -> Expectation:

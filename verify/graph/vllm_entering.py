@@ -30,9 +30,9 @@ class Entering:
             if node.target == own.all_reduce.default:
                 self.replace(node, overload("all_reduce"), (nodes.argument(node, 0), GROUP))
             elif node.target in (own.triton_rms_norm.default, own.torch_rmsnorm.default):
-                self.norm(node, nodes.argument(node, 1))
+                self.norm(node)
             elif node.target == own.gemma_rms_norm.default:
-                self.norm(node, self.one_plus(node, nodes.argument(node, 1)))
+                self.norm(node, gemma=True)
             elif node.target == own.fp8_linear.default:
                 self.linear(node)
             elif node.target == own.static_quantize_e4m3_per_tensor.default:
@@ -52,24 +52,27 @@ class Entering:
         node.replace_all_uses_with(made)
         return made
 
-    def norm(self, node: Node, weight: Node) -> None:
-        """Add and norm in one where the norm reads a plain residual add, else the norm alone."""
-        add, eps = nodes.argument(node, 0), nodes.argument(node, 2)
+    def norm(self, node: Node, *, gemma: bool = False) -> None:
+        """Add and norm in one, where the add stood, if the norm reads a plain residual add; else the norm alone."""
+        add, weight, eps = (nodes.argument(node, index) for index in range(3))
         operands = _plain_add(add)
-        if operands is None or add.meta.get("vllm_sum") is not None:
-            self.replace(node, overload("rms_norm"), (add.meta.get("vllm_sum") or add, weight, eps))
+        done = add.meta.get("vllm_sum")
+        if operands is None or done is not None or weight.op != "get_attr":
+            made = self.one_plus(node, weight) if gemma else weight
+            self.replace(node, overload("rms_norm"), (done or add, made, eps))
             return
-        with self.graph.inserting_before(node):
-            pair = nodes.call(self.graph, overload("fused_add_rms_norm"), (*operands, weight, eps), node)
+        place = add.next
+        made = self.one_plus(place, weight) if gemma else weight
+        with self.graph.inserting_before(place):
+            pair = nodes.call(self.graph, overload("fused_add_rms_norm"), (*operands, made, eps), node)
             norm, total = (nodes.call(self.graph, operator.getitem, (pair, index), node) for index in (0, 1))
         node.replace_all_uses_with(norm)
-        early = {user for user in add.users if user < pair}
-        add.replace_all_uses_with(total, delete_user_cb=lambda user: user not in early and user is not node)
+        add.replace_all_uses_with(total, delete_user_cb=lambda user: user is not node)
         add.meta["vllm_sum"] = total
 
-    def one_plus(self, node: Node, weight: Node) -> Node:
+    def one_plus(self, before: Node, weight: Node) -> Node:
         """A Gemma norm's weight in float32, plus one."""
-        with self.graph.inserting_before(node):
+        with self.graph.inserting_before(before):
             wide = nodes.call(self.graph, torch.ops.prims.convert_element_type.default, (weight, torch.float32), weight)
             return nodes.call(self.graph, aten.add.Tensor, (wide, 1.0), weight)
 

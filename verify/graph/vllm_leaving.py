@@ -100,7 +100,7 @@ class Leaving:
             first, total = (nodes.call(self.graph, operator.getitem, (made, index), node) for index in (0, 1))
         # Without a buffer of its own the norm takes the place of the addend, else the sum does. A quantising call
         # writes no norm: whoever reads it finds what was there.
-        found = {1: total, 3: first} if norm_out is not None else {1: first, 2: total}
+        found: dict[int, Any] = {1: total, 3: first} if norm_out is not None else {1: first, 2: total}
         if quantises:
             found = {1: total, 3: norm_out, 4: first} if norm_out is not None else {1: x, 2: total, 4: first}
         self.buffers += [each for each in (norm_out, given["quant_out"]) if isinstance(each, Node)]
