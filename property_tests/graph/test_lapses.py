@@ -6,6 +6,7 @@ import pytest
 
 from fusecheck.graph.cases import GraphCase, Subject, row_cases
 from fusecheck.graph.findings import Check
+from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
@@ -52,7 +53,7 @@ HONEST_ROWS = "F4,F6-halves,F7,F16,D2-residual"
 def subject(module: object, name: str) -> Subject:
     """A pass of a module by name: a transform, or a function."""
     found = getattr(module, name)
-    of_norm = isinstance(found, type) and issubclass(found, lapses.FuseNorm)
+    of_norm = isinstance(found, type) and issubclass(found, FuseNorm)
     of_norm |= name in ("renamed", "copied", "nothing")
     attribute = f"{name}.apply" if isinstance(found, type) else name
     return Subject(f"{found.__module__}:{attribute}", after_norm=not of_norm, quantises=not of_norm)

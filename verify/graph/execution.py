@@ -75,6 +75,7 @@ class SiteValues:
         norm: what it returned.
         weight: of the norm.
         eps: of the norm.
+        weight_bias: what it adds to its weight.
         summands: this rank's addend of the sum over ranks before it, and the residual; of a sum of two all-reduces
             both ways to see it. Empty where the norm reads something else.
     """
@@ -83,6 +84,7 @@ class SiteValues:
     norm: Tensor
     weight: Tensor
     eps: float
+    weight_bias: float
     summands: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
@@ -102,7 +104,8 @@ class RecordingRun(Interpreter):
         result = super().run_node(n)
         if n in self.names:
             add, weight = nodes.argument(n, 0), nodes.argument(n, 1)
-            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2))
+            bias = self.dialect.weight_bias(n) or 0.0
+            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2), bias)
             self.values[self.names[n]] = SiteValues(*own, tuple(self._summands(add)))
         return result
 
@@ -196,6 +199,7 @@ class ForcedRun(Interpreter):
                 gamma=known.weight,
                 scale=scale,
                 eps=known.eps,
+                weight_bias=known.weight_bias,
             )
             judged.append(judge_rows(Oracle(self.context.dataflow, operands), outputs, 0))
         self._report(node, min(judged, key=lambda tallies: sum(tally.outside for tally in tallies)))

@@ -17,8 +17,8 @@ from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.structure import dead_work, effects
 from fusecheck.interface import FusionOp
 
-NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4}
-QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5}
+NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4, "weight_bias": 5}
+QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5, "weight_bias": 6}
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Original:
         weight: the tensor itself.
         eps: of the norm.
         strategy: of the collective before it, None where there is none.
+        weight_bias: what it adds to its weight.
     """
 
     weight: Tensor
     eps: float
     strategy: str | None
+    weight_bias: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Sites:
         self.dialect = dialect
         self._weights: dict[str, Tensor] = {}
         for node in before.graph.nodes:
-            weight = nodes.argument(node, 1) if dialect.is_norm(node) else None
+            weight = nodes.argument(node, 1) if dialect.weight_bias(node) is not None else None
             if (tensor := nodes.attribute(before, weight)) is not None and isinstance(weight, Node):
                 self._weights[str(weight.target)] = tensor
 
@@ -80,7 +82,7 @@ class Sites:
         seen: Counter[str] = Counter()
         for node in gm.graph.nodes:
             fused = self.dialect.fused_op(node) is not None
-            if not fused and not self.dialect.is_norm(node):
+            if not fused and self.dialect.weight_bias(node) is None:
                 continue
             name = self._named(gm, nodes.argument(node, NORM_ARGUMENTS["weight"] if fused else 1))
             if name is not None:
@@ -115,13 +117,15 @@ def originals(gm: GraphModule, sites: Sites) -> dict[str, Original]:
     for node, name in sites.of(gm).items():
         tensor = nodes.attribute(gm, nodes.argument(node, 1))
         assert tensor is not None
-        found[name] = Original(tensor, nodes.argument(node, 2), _strategy_before(node, sites.dialect))
+        bias = sites.dialect.weight_bias(node)
+        assert bias is not None
+        found[name] = Original(tensor, nodes.argument(node, 2), _strategy_before(node, sites.dialect), bias)
     return found
 
 
 def _strategy_before(norm: Node, dialect: Dialect) -> str | None:
     add = nodes.argument(norm, 0)
-    for operand in add.all_input_nodes if isinstance(add, Node) else ():
+    for operand in (add, *add.all_input_nodes) if isinstance(add, Node) else ():
         source, _ = nodes.through_views(operand)
         if dialect.is_all_reduce(source) and isinstance(source, Node):
             return str(nodes.argument(source, 1))
@@ -193,6 +197,8 @@ def _arguments(before: GraphModule, after: GraphModule, sites: Sites) -> Iterato
             yield _wrong(fused, f"weight {fused.site} does not hold the norm's own values")
         if fused.argument("eps") != origin.eps:
             yield _wrong(fused, f"eps={fused.argument('eps')}, the norm has {origin.eps}")
+        if fused.argument("weight_bias") != origin.weight_bias:
+            yield _wrong(fused, f"weight_bias={fused.argument('weight_bias')}, the norm has {origin.weight_bias}")
         strategy = str(fused.argument("strategy"))
         if strategy.split("<=")[0] != origin.strategy:
             yield _wrong(fused, f"strategy={strategy}, the collective has {origin.strategy}")

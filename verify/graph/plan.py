@@ -236,11 +236,18 @@ def _live(site: SitePlan) -> list[ReaderPlan]:
 
 
 def _harmless(plan: GraphPlan, index: int, world_size: int) -> tuple[FusionOp | None, ...]:
-    """What may become of a sum of two all-reduces, or of a bare one: fusing one with the other, or zeros, is right."""
+    """What may become of a sum of two all-reduces, of a bare one, and of a Gemma norm: its values then decide.
+
+    One all-reduce may be the other's residual, zeros may be a bare one's, and the operator takes a weight bias.
+    """
     site = plan.sites[index]
-    if site.add not in ("two_reduced", "none"):
+    plain = dataclasses.replace(
+        site,
+        add="residual_first" if site.add in ("two_reduced", "none") else site.add,
+        norm="triton" if site.norm == "gemma" else site.norm,
+    )
+    if plain == site or norm_blockers(plan, plain, world_size):
         return ()
-    plain = dataclasses.replace(site, add="residual_first")
     sites = (*plan.sites[:index], plain, *plan.sites[index + 1 :])
     relaxed = expectation(dataclasses.replace(plan, sites=sites), index, world_size)
     return (*relaxed.allowed, FusionOp.RESIDUAL_RMS_NORM)
@@ -251,9 +258,10 @@ def expectation(plan: GraphPlan, index: int, world_size: int) -> Expectation:
     site = plan.sites[index]
     forbidden = norm_blockers(plan, site, world_size)
     if forbidden and site.second_norm and _of_first_norm(site, forbidden):
-        return Expectation(FusionOp.RESIDUAL_RMS_NORM, (None,), ("D5", *forbidden), "the second norm of the sum fits")
+        also = (None, *_harmless(plan, index, world_size))
+        return Expectation(FusionOp.RESIDUAL_RMS_NORM, also, ("D5", *forbidden), "the second norm of the sum fits")
     if forbidden:
-        also = _harmless(plan, index, world_size) if set(forbidden) == {"N2"} else ()
+        also = _harmless(plan, index, world_size) if set(forbidden) <= {"N2", "N5"} else ()
         return Expectation(None, also, tuple(forbidden), "; ".join(forbidden.values()))
     blocked = quant_blockers(site)
     norm = FusionOp.RESIDUAL_RMS_NORM

@@ -39,6 +39,7 @@ class Leaving:
         if node.target == overload("all_reduce"):
             self.replace(node, own.all_reduce.default, (nodes.argument(node, 0), STRATEGY))
         elif node.target == overload("rms_norm"):
+            self.buffers += _gemma(nodes.argument(node, 1))
             self.replace(node, *_norm(*(nodes.argument(node, index) for index in range(3))))
         elif node.target == overload("fused_add_rms_norm"):
             self.add_and_norm(node)
@@ -71,6 +72,7 @@ class Leaving:
     def add_and_norm(self, node: Node) -> None:
         """The residual add and the norm, each on its own; the sum stands where the pair stood."""
         x, residual, weight, eps = (nodes.argument(node, index) for index in range(4))
+        self.buffers += _gemma(weight)
         with self.graph.inserting_before(node):
             total = nodes.call(self.graph, aten.add.Tensor, (residual, x), node)
             target, args = _norm(total, weight, eps)
@@ -121,12 +123,19 @@ class Leaving:
                 self.graph.erase_node(made)
 
 
-def _norm(x: Node, weight: Node, eps: float) -> tuple[Any, tuple[Any, ...]]:
-    """A norm's operator and arguments; one whose weight is a float32 copy plus one is Gemma's."""
+def _gemma(weight: object) -> list[Node]:
+    """The float32 copy of a Gemma norm's weight and the copy plus one; empty for a plain weight."""
     if isinstance(weight, Node) and weight.target == aten.add.Tensor and weight.args[1] == 1.0:
         wide = weight.args[0]
         if isinstance(wide, Node) and wide.target == torch.ops.prims.convert_element_type.default:
-            return own.gemma_rms_norm.default, (x, wide.args[0], eps)
+            return [wide, weight]
+    return []
+
+
+def _norm(x: Node, weight: Node, eps: float) -> tuple[Any, tuple[Any, ...]]:
+    """A norm's operator and arguments."""
+    if gemma := _gemma(weight):
+        return own.gemma_rms_norm.default, (x, gemma[0].args[0], eps)
     return own.triton_rms_norm.default, (x, weight, eps)
 
 
