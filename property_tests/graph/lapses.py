@@ -211,14 +211,11 @@ class HashOrder(FuseNorm):
 
 
 class HashChoice(FuseNorm):
-    """A site is left alone if its name's hash is odd."""
+    """Once all ranks agree, a site is left alone after all if its name's hash is odd."""
 
     @override
-    def match(self, node: Node) -> NormSite:
-        site = super().match(node)
-        if hash(node.name) % 2:
-            raise RefusedError("odd")
-        return site
+    def agree(self, sites: dict[str, NormSite], info: Any) -> dict[str, NormSite]:
+        return {name: site for name, site in super().agree(sites, info).items() if hash(name) % 2}
 
 
 _seen: set[str] = set()

@@ -21,16 +21,14 @@ def test_nothing_but_names_changes_on_the_way_there_and_back(quick_checker: Grap
     checker.dialect = vllm.NAME
     cases, _ = adapted(LIBRARY, row_cases(2, ROWS))
     statuses = {result.case.name: result.status() for result in checker.check_all(cases)}
-    assert set(statuses.values()) == {Status.MISSED, Status.EXPECTED}
-    assert {name for name, status in statuses.items() if status is Status.EXPECTED} == {
-        name for name in statuses if name.startswith("N")
-    }
+    # The site behind that of the row would fuse in every one of them.
+    assert set(statuses.values()) == {Status.MISSED}, statuses
 
 
 def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_checker: GraphChecker) -> None:
     checker = quick_checker.for_subject(Subject(f"{HERE}:fuse", after_norm=False))
     checker.dialect = vllm.NAME
-    cases, _ = adapted(LIBRARY, row_cases(2, "F1,F2,F7,F8,F12,F14,F16,D3,N1,N3,N5-float32"))
+    cases, _ = adapted(LIBRARY, row_cases(2, "F1,F2,F7,F12,F14,D3,N1,N3,N5-float32"))
     for result in checker.check_all(cases):
         assert result.findings == [], result.case.name
         assert result.judged > 0
