@@ -58,12 +58,20 @@ def live(gm: GraphModule) -> set[Node]:
 
 def dead_work(gm: GraphModule, predecessor: GraphModule) -> Iterator[Node]:
     """Nodes that compute for nothing, now that the pass has run; reads and views are free."""
-    before = live(predecessor)
-    idle = {node.name for node in predecessor.graph.nodes if node not in before}
+    before, kept = live(predecessor), {node.name for node in gm.graph.nodes}
+    idle = {node.name for node in predecessor.graph.nodes if _works(node) and node not in before}
     alive = live(gm)
+    # What computed for nothing before may do so in another form.
+    replaced = len(idle - kept)
     for node in gm.graph.nodes:
-        if node.op == "call_function" and node not in alive and node.target not in FREE and node.name not in idle:
-            yield node
+        if _works(node) and node not in alive and node.name not in idle:
+            replaced -= 1
+            if replaced < 0:
+                yield node
+
+
+def _works(node: Node) -> bool:
+    return node.op == "call_function" and node.target not in FREE
 
 
 def expressions(gm: GraphModule) -> Counter[str]:

@@ -172,7 +172,7 @@ class _Case:
         if said in ("raised", "does not lint"):
             return None
         after = self.library.leave(copy_graph(made))
-        return _Rewritten(given, made, Graphs(built.module, predecessor, after))
+        return _Rewritten(given, made, Graphs(copy_graph(built.module), predecessor, after))
 
     def _unchanged(self, loaded: dict[str, int], before: GraphModule, after: GraphModule) -> None:
         """The pass leaves every loaded tensor as it is, in memory and by name."""
