@@ -96,6 +96,7 @@ class EmulatedBackend:
         arithmetic: ArithmeticFactory = Arithmetic,
         oneshot: ExchangeFactory = Lamport,
         twoshot: ExchangeFactory = TwoShot,
+        quantising: type[Quantising] = Quantising,
         flow: Dataflow | None = None,
     ) -> None:
         """Choose the arithmetic by a dataflow's name, or by `flow` itself; the rest is for faults.
@@ -105,7 +106,7 @@ class EmulatedBackend:
         """
         self.flow = flow or dataflow(dataflow_name)
         self.name = "emulated" if self.flow.name == "trtllm" else f"emulated:{self.flow.name}"
-        self.arithmetic, self.oneshot, self.twoshot = arithmetic, oneshot, twoshot
+        self.arithmetic, self.oneshot, self.twoshot, self.quantising = arithmetic, oneshot, twoshot, quantising
 
     def supports(self, problem: Problem) -> Support:
         """Take what the fused kernels take; see `refusal`."""
@@ -143,6 +144,7 @@ class EmulatedKernel:
         self.rank, self.limits, self.flow = rank, limits, backend.flow
         self.arithmetic = backend.arithmetic(backend.flow, rank.index, rank.world_size)
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
+        self._make_quantising = backend.quantising
         self._exchanges: dict[Strategy, Exchange] = {}
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
@@ -164,7 +166,7 @@ class EmulatedKernel:
     def _quantising(self, inputs: RankInputs, strategy: Strategy, row: Row) -> RankOutputs:
         """The same with scales: made [rows, groups] and with one code a byte, and laid out when all are there."""
         op, partial, residual = row.op, self.dense(inputs.partial), self.dense(inputs.residual)
-        quantising = Quantising(
+        quantising = self._make_quantising(
             quantiser(op.quantiser), self.flow.quant(op.quantiser), inputs.scale, partial.dtype, inputs.layout
         )
         scales, codes = quantising.allocate(*partial.shape)

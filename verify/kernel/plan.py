@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
@@ -113,6 +115,8 @@ class Plan:
             family=name,
             seed=seed,
         )
+        if problem.op.quantiser == "nvfp4":
+            problem = replace(problem, scale=factor_of(problem.scale))
         if self.schedules and index % 6 == 5:
             return Case(self._scheduled(problem, draw))
         return Case(problem, _checks(index))
@@ -138,6 +142,11 @@ class Plan:
         """The Problem at the end of a call pattern; patterns run many calls, so the default shapes are small."""
         tokens, hidden = draw.of(self.tokens or FEW), draw.of(self.hidden or (128, 256, 512))
         return replace(problem, schedule=draw.of(_SCHEDULES), tokens=tokens, hidden=hidden)
+
+
+def factor_of(scale: float) -> float:
+    """The factor of a tensor whose static scale would be this: block scales of up to 448, a float32 value."""
+    return float(np.float32(6 / scale))
 
 
 def _checks(index: int) -> tuple[str, ...]:
