@@ -20,6 +20,7 @@ Order = Literal["rank", "any"]
 Scaling = Literal["multiply", "divide", "either"]
 MeanRule = Literal["exact", "approx"]
 ZeroSign = Literal["kept", "any"]
+NanPayload = Literal["kept", "any"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
@@ -56,6 +57,10 @@ class Dataflow:
         sum_flushes: with `flush_subnormals`, the additions over ranks flush too; not where a library adds up that keeps
             subnormals.
         zero_sign: whether the sign of a zero survives the exchange.
+        nan_payload: whether outputs that are compared with each other, between ranks or calls, hold the same bits of a
+            NaN, or any NaN.
+        reproducible: whether the same inputs give the same bits at every call. Where not, further calls are judged by
+            their enclosures alone, and what only bits could show is left out: graphs, streams, neighbours.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
         statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
@@ -80,6 +85,8 @@ class Dataflow:
     flush_subnormals: bool = False
     sum_flushes: bool = True
     zero_sign: ZeroSign = "any"
+    nan_payload: NanPayload = "any"
+    reproducible: bool = True
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
     statistics: Reads | None = None

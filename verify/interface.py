@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from fusecheck.errors import UsageError
 from fusecheck.operations import STATIC_OPS, FusionOp, Operation, Strategy
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ __all__ = [
     "RankOutputs",
     "Strategy",
     "Support",
+    "overwritten",
+    "spared",
 ]
+
+OPERANDS = ("partial", "residual", "gamma", "scale")
+"""The tensors of `RankInputs`."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,15 @@ class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls."""
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
-        """Run the fused operation; a collective call. Raises what the kernel raises on a refused input."""
+        """Run the fused operation; a collective call.
+
+        On a GPU it is launched on the current stream, which need not be the default one, and may return before the
+        device is done; it may be captured in a CUDA graph, so it must not wait for the device. The outputs are its
+        caller's: no later call changes them, and closing does not free them. The operands stay as they are, but for
+        those that the backend's `overwrites` names; they may be overwritten as soon as the call is done. They may be
+        views with strides and an offset; a kernel that cannot read these raises. What a refused input raises, comes
+        through.
+        """
         ...
 
     def close(self) -> None:
@@ -132,7 +146,16 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A kernel under test."""
+    """A kernel under test.
+
+    A backend may also have these attributes; `getattr` reads them:
+
+    * `device`: `cpu` or `cuda`, where it runs nowhere else.
+    * `overwrites`: names of operands that its kernel changes, `("residual",)` for one that adds in place as vLLM's
+      `fused_add_rms_norm` does. It may return the operand itself. Every other operand must stay as it was.
+    * `pdl`: its kernel is launched by programmatic dependent launch.
+    * `mixes_dtypes`: calls in bf16 and fp16 may share a workspace.
+    """
 
     name: str
 
@@ -147,3 +170,21 @@ class Backend(Protocol):
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make a workspace on this rank; a collective call."""
         ...
+
+
+def overwritten(backend: Backend) -> frozenset[str]:
+    """The operands that a backend says its kernel changes.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    names = getattr(backend, "overwrites", ())
+    if isinstance(names, str) or not set(names) <= set(OPERANDS):
+        raise UsageError(f"{backend.name}.overwrites is {names!r}, expected a tuple of: {', '.join(OPERANDS)}")
+    return frozenset(names)
+
+
+def spared(inputs: RankInputs, names: frozenset[str]) -> RankInputs:
+    """The inputs with copies of these operands, for a kernel that may overwrite them."""
+    copies: dict[str, Any] = {name: getattr(inputs, name).clone() for name in names}
+    return replace(inputs, **copies)

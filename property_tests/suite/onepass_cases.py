@@ -70,7 +70,7 @@ def _plant(kind: str, step: Step, row: int) -> bool:
         assert isinstance(step.arena, FlatArena)
         step.arena.canary()[0] = 0
     elif kind == "unwritten":
-        raw(step.outputs.residual)[-1, 3] = alive.POISON[2]
+        raw(step.outputs.residual)[-1, 3] = alive.POISONS[0][2]
     else:
         return False
     return True

@@ -73,7 +73,7 @@ def test_a_write_beyond_any_buffer_of_the_flat_arena_is_found() -> None:
     first = arena.empty((3, 24), torch.bfloat16, "first")
     arena.empty((3, 24), torch.float8_e4m3fn, "second")
     assert first.data_ptr() % 16 == 0
-    assert bool((first.view(torch.int16) == alive.POISON[2]).all())
+    assert bool((first.view(torch.int16) == alive.POISONS[0][2]).all())
     assert arena.trampled() is None
     assert int(arena.canaries_lost()) == 0
     beyond = first.view(torch.uint8).reshape(-1).as_strided((1,), (1,), first.storage_offset() * 2 + first.numel() * 2)

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from fusecheck.case.returned import decoded, misshapen, named
 from fusecheck.inputs.families import FAMILIES
-from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.interface import OPERANDS, RankInputs, RankOutputs
 from fusecheck.problem import Problem
+from fusecheck.stages.judgement import whole
 from fusecheck.verdict import Element, Stage, Tally, raw
 
 MARGIN = 256
@@ -23,8 +24,9 @@ CANARY = 0xC5
 _CANARIES = bytes([CANARY]) * MARGIN
 GAP = 8
 """Elements before and after each row of a view; keeps its alignment."""
-POISON = {1: 0xFF, 2: 0xFFA5 - 2**16, 4: -1}
-"""By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes."""
+POISONS = ({1: 0xFF, 2: 0xFFA5 - 2**16, 4: -1}, {1: 0x2B, 2: 0x7FD3, 4: 0x2B2B2B2B})
+"""By element size: a NaN code; a signalling NaN of bf16 and fp16, which no arithmetic makes. The second is for another
+call, where an output held the first: a kernel may also have written that."""
 
 
 @dataclass
@@ -32,15 +34,16 @@ class Arena:
     """The buffers of one call and what lies around them."""
 
     device: torch.device
+    poison: int = 0
     blocks: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> Tensor:
         """A poisoned tensor between canaries."""
         made = self._between(shape, dtype, name)
         if dtype.itemsize == 2:
-            raw(made).fill_(POISON[2])
+            raw(made).fill_(POISONS[self.poison][2])
         else:
-            made.view(torch.uint8).fill_(POISON[1])
+            made.view(torch.uint8).fill_(POISONS[self.poison][1])
         return made
 
     def copy(self, source: Tensor, name: str) -> Tensor:
@@ -80,7 +83,7 @@ class Arena:
         """The byte that filled a tensor's memory before the call; None where the kernel brought its own."""
         address = tensor.data_ptr()
         mine = any(block.data_ptr() <= address < block.data_ptr() + block.numel() for _, block in self.blocks)
-        return POISON[1] if mine else None
+        return POISONS[self.poison][1] if mine else None
 
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
@@ -125,35 +128,70 @@ class Poisoned(TorchFunctionMode):
 _UNINITIALISED = {torch.empty, torch.empty_like, torch.Tensor.new_empty}
 
 
-def unwritten(output: Tensor) -> int:
-    """How many elements still hold the poison; in E4M3 a NaN of negative sign looks the same."""
-    return int(torch.count_nonzero(raw(output) == POISON[output.element_size()]))
+def unwritten(output: Tensor, poison: int = 0) -> Tensor:
+    """Which elements hold the poison; a kernel may have written what looks the same."""
+    return raw(output) == POISONS[poison][output.element_size()]
 
 
-def intact(arena: Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem) -> Tally | None:
-    """Stage 0: a tally with what is wrong, or None."""
+def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
+    """Per output, which elements hold the first poison, where there are any.
+
+    Of codes and scales only where a NaN among them would be wrong: one is the poison.
+    """
+    found = {}
+    for name, tensor in named(decoded(outputs, problem)).items():
+        if FAMILIES[problem.family].finite or name not in ("quant", "scale"):
+            held = unwritten(tensor)
+            if bool(held.any()):
+                found[name] = held
+    return found
+
+
+def never_written(outputs: RankOutputs, suspected: dict[str, Tensor], problem: Problem) -> Tally | None:
+    """What held the first poison after one call and the second one after another: a tally, or None."""
+    tally = Tally(Stage.ALIVE, elements=problem.elements)
+    now = named(decoded(outputs, problem))
+    for name, before in suspected.items():
+        held = before & unwritten(now[name], 1)
+        count = int(held.sum())
+        if count:
+            tally.outside += count
+            row, column = (int(i[0]) for i in torch.nonzero(held, as_tuple=True))
+            tally.shown.append(Element(row, column, f"{name} not written", "written", f"{count} elements"))
+    return tally if tally.outside else None
+
+
+def intact(
+    arena: Arena,
+    made: RankInputs,
+    inputs: RankInputs,
+    outputs: RankOutputs,
+    problem: Problem,
+    overwrites: frozenset[str] = frozenset(),
+) -> Tally | None:
+    """Stage 0 but for what was not written: a tally with what is wrong, or None.
+
+    Args:
+        arena: of the call.
+        made: the inputs, which no kernel saw.
+        inputs: their copy that the kernel was given.
+        outputs: what it returned.
+        problem: the call.
+        overwrites: operands that it may change.
+    """
     tally = Tally(Stage.ALIVE, elements=problem.elements)
     trampled = arena.trampled()
     if trampled is not None:
         tally.outside += 1
-        tally.shown.append(Element(0, 0, f"a write beyond {trampled}", "canaries intact", ""))
-    for name in ("partial", "residual", "gamma", "scale"):
-        if not torch.equal(_bits(getattr(made, name)), _bits(getattr(inputs, name))):
+        tally.shown.append(whole(f"{trampled} was written beyond its ends", "canaries intact"))
+    for name in OPERANDS:
+        if name not in overwrites and not torch.equal(_bits(getattr(made, name)), _bits(getattr(inputs, name))):
             tally.outside += 1
-            tally.shown.append(Element(0, 0, f"{name} changed by the call", "inputs unchanged", ""))
+            hint = "unchanged; a kernel that works in place declares overwrites"
+            tally.shown.append(whole(f"{name} was changed by the call", hint))
     for name, wrong in misshapen(outputs, problem).items():
         tally.outside += 1
-        tally.shown.append(Element(0, 0, f"{name} {wrong}", "as the interface says", ""))
-    if tally.outside:
-        return tally
-    for name, tensor in named(decoded(outputs, problem)).items():
-        count = unwritten(tensor) if FAMILIES[problem.family].finite or name not in ("quant", "scale") else 0
-        if count:
-            tally.outside += count
-            row, column = (
-                int(i[0]) for i in torch.nonzero(raw(tensor) == POISON[tensor.element_size()], as_tuple=True)
-            )
-            tally.shown.append(Element(row, column, f"{name} not written", "written", f"{count} elements"))
+        tally.shown.append(whole(f"{name} {wrong}", "as the interface says"))
     return tally if tally.outside else None
 
 

@@ -47,6 +47,7 @@ class Step:
         guarded: their copy between canaries, for the kernel.
         arena: where the copy and the outputs lie.
         outputs: what the kernel returned; None before.
+        overwrites: operands that the kernel may change.
         seconds: in the kernel.
         whole: stage 0 found nothing.
     """
@@ -57,6 +58,7 @@ class Step:
     made: RankInputs
     guarded: RankInputs
     arena: alive.Arena
+    overwrites: frozenset[str] = frozenset()
     outputs: RankOutputs | None = None
     seconds: float = 0.0
     whole: bool = True
@@ -76,17 +78,23 @@ class Step:
             layout = judge_layout(where, stored, self.arena.poison_of(stored))
         return Done(self.problem, self.flow, self.made, outputs, layout=layout)
 
+    @property
+    def overwritten(self) -> bool:
+        """Whether the owner of the input buffer gives it other contents once the call has returned."""
+        return self.call.overwrite and "partial" not in self.overwrites  # else it may be an output by now
+
     def overwrite(self) -> None:
-        """Give the input buffer other contents, as its owner may once the call has returned."""
-        self.guarded.partial.fill_(torch.nan)
+        """Give the input buffer other contents."""
+        if self.overwritten:
+            self.guarded.partial.fill_(torch.nan)
 
     def wrong(self) -> Tally | None:
         """Stage 0 of a call that returned: a tally with what is wrong, or None."""
         assert self.outputs is not None
         made = self.made
-        if self.call.overwrite:
+        if self.overwritten:
             made = replace(made, partial=torch.full_like(made.partial, torch.nan))
-        tally = alive.intact(self.arena, made, self.guarded, self.outputs, self.problem)
+        tally = alive.intact(self.arena, made, self.guarded, self.outputs, self.problem, self.overwrites)
         self.whole = tally is None
         return tally
 

@@ -33,12 +33,12 @@ class Checker:
     def check(self, name: str, backend: Backend, step: Step) -> dict[str, Any]:
         """Make one check after the call `step`; all ranks make it, also one whose own outputs are not whole."""
         tally = Tally(Stage.AGAIN)
-        more = _CHECKS[name](self, backend, step, tally)
+        more = _CHECKS[name](self, backend, step, tally) if step.flow.reproducible or name not in _BITS_ALONE else {}
         return {"problem": step.line, "check": name, "tallies": [tally.to_record()]} | (more or {})
 
     def repeat(self, backend: Backend, step: Step, tally: Tally) -> None:
         """The same inputs again: bitwise the same outputs."""
-        _compare(tally, step, self.workspaces.again(backend, step.made, step.problem))
+        self._compare(tally, step, "of a second call", self.workspaces.again(backend, step.made, step.problem))
 
     def strategies(self, backend: Backend, step: Step, tally: Tally) -> None:
         """One-shot and two-shot: the same residual_out where the order is named, but for the sign of zero."""
@@ -49,9 +49,13 @@ class Checker:
             if backend.dataflow(problem).order != "rank" or step.flow.order != "rank":
                 continue
             other = self.workspaces.again(backend, step.made, problem)
-            if step.whole:
+            what = f"of a {strategy.value} call, after {step.problem.strategy.value}"
+            if step.whole and step.flow.reproducible:
                 mine, theirs = (_stream(outputs) for outputs in (step.done().outputs, other))
-                compare_bits(tally, "residual", mine + 0.0, theirs + 0.0)
+                payloads = step.flow.nan_payload == "kept"
+                compare_bits(tally, f"the first output {what}", mine + 0.0, theirs + 0.0, payloads=payloads)
+            else:
+                self._compare(tally, step, what, other)
 
     def layouts(self, backend: Backend, step: Step, tally: Tally) -> None:
         """The same values as views with strides and an offset: bitwise the same outputs, or an error, never misread."""
@@ -61,7 +65,9 @@ class Checker:
             outputs = self.workspaces.call(kernel, arena.spread(step.made), step.problem, arena)
         except Exception:  # a refusal may be of any type
             return
-        _compare(tally, step, returned.decoded(outputs, step.problem))
+        self._compare(
+            tally, step, "of a call on views with strides and an offset", returned.decoded(outputs, step.problem)
+        )
 
     def unfused(self, backend: Backend, step: Step, tally: Tally) -> dict[str, Any]:
         """The unfused reference on the same inputs: judged by its own dataflow, and the differences of its codes."""
@@ -95,6 +101,26 @@ class Checker:
         finally:
             second.close()
 
+    def _compare(
+        self, tally: Tally, step: Step, what: str, outputs: RankOutputs, first: RankOutputs | None = None
+    ) -> None:
+        """Every output of another call, bit by bit with the first one's if that is whole; or each by its enclosure.
+
+        A kernel that is not reproducible by declaration is held to the enclosures alone.
+        """
+        if not step.whole:
+            return
+        if not step.flow.reproducible:
+            other = Done(step.problem, step.flow, step.made, outputs)
+            for judged in self.judge.tallies(other, self.judge.share(step.problem.tokens)):
+                shown = [replace(x, context=f"{judged.stage.value} {what} {x.context}") for x in judged.shown]
+                tally.add(replace(judged, shown=shown))
+            return
+        expected = returned.named(first or step.done().outputs)
+        for name, tensor in returned.named(outputs).items():
+            payloads = step.flow.nan_payload == "kept"
+            compare_bits(tally, f"{name} {what}", expected[name], tensor, payloads=payloads)
+
     def _kernel(self, backend: Backend, step: Step) -> Kernel:
         return self.workspaces.kernel(backend, limits_of(step.problem, None))
 
@@ -109,16 +135,11 @@ _CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | No
     "streams": Checker.streams,
 }
 
+_BITS_ALONE = ("graphs", "neighbours", "streams")
+"""Checks that compare with other calls' bits, and judge nothing by itself."""
+
 
 def _stream(outputs: RankOutputs) -> Tensor:
     """The first output of the chain that there is: where it is equal on both exchanges, so is all that follows."""
     first = next(x for x in (outputs.total, outputs.residual, outputs.norm, outputs.scale) if x is not None)
     return first if first.is_floating_point() else first.to(torch.float32)
-
-
-def _compare(tally: Tally, step: Step, outputs: RankOutputs) -> None:
-    """Every output of another call, bit by bit with the first one's if that one is whole."""
-    if step.whole:
-        first = returned.named(step.done().outputs)
-        for name, tensor in returned.named(outputs).items():
-            compare_bits(tally, name, first[name], tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import Dataflow
 from fusecheck.formats.element import E4M3
 from fusecheck.interface import RankOutputs
 from fusecheck.verdict import Element, Tally, differing, raw
@@ -38,14 +39,39 @@ def _histogram(distance: Tensor) -> dict[str, int]:
     return {str(int(v)): int(c) for v, c in zip(values, counts, strict=True)}
 
 
-def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
-    """Count the elements in which two outputs differ in bits as outside."""
+def one_nan(output: Tensor) -> Tensor:
+    """A tensor in which every NaN has the same bits, for which NaN it is, nobody promises; integers as they are."""
+    if output.dtype is torch.float8_e4m3fn:
+        bits = raw(output)
+        return torch.where(E4M3.is_nan(bits), 0x7F, bits).view(output.dtype)
+    return torch.where(output.isnan(), torch.nan, output) if output.is_floating_point() else output
+
+
+def comparable(outputs: dict[str, Tensor], flow: Dataflow) -> dict[str, Tensor]:
+    """The outputs as they are compared bit by bit with those of other ranks or calls."""
+    if flow.nan_payload == "kept":
+        return outputs
+    return {name: one_nan(tensor) for name, tensor in outputs.items()}
+
+
+def compare_bits(tally: Tally, what: str, first: Tensor, second: Tensor, *, payloads: bool = False) -> None:
+    """Count the elements in which two outputs differ as outside.
+
+    Args:
+        tally: to add to.
+        what: which output, and of which call the second one is.
+        first: the output of the first call; it stands as admissible.
+        second: the same of another call.
+        payloads: two NaN differ where their bits do.
+    """
     tally.elements += first.numel()
     where = differing(first, second)
+    if where is not None and not payloads:
+        where = differing(one_nan(first), one_nan(second))
     if where is None:
         return
     tally.off_nominal += len(where[0])
     tally.outside += len(where[0])
     row, column = int(where[0][0]), int(where[1][0])
     bits = [f"{int(raw(x)[row, column]) & 0xFFFF:#06x}" for x in (second, first)]
-    tally.shown.append(Element(row, column, bits[0], bits[1], f"{name} of a second run"))
+    tally.shown.append(Element(row, column, bits[0], bits[1], what))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from fusecheck.case import returned
 from fusecheck.case.calls import Step
 from fusecheck.case.compare import compare_bits
-from fusecheck.interface import Kernel, RankInputs, RankOutputs
-from fusecheck.verdict import Element, Tally
+from fusecheck.interface import Kernel, RankInputs, RankOutputs, spared
+from fusecheck.verdict import Tally
+
+
+def called(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
+    """Call on these inputs, of which the kernel gets copies where it overwrites them."""
+    given = spared(inputs, step.overwrites)
+    return kernel.run(given, op=step.problem.op, strategy=step.problem.strategy)
 
 
 def finished(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
     """What a call on these inputs returns, once the device has finished it."""
-    outputs = kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy)
+    outputs = called(kernel, inputs, step)
     torch.cuda.synchronize()
     return outputs
 
@@ -25,12 +29,8 @@ def copied(outputs: RankOutputs) -> RankOutputs:
     return returned.mapped(outputs, torch.Tensor.clone)
 
 
-def compare_outputs(tally: Tally, what: str, expected: RankOutputs, got: RankOutputs) -> None:
+def compare_outputs(tally: Tally, what: str, step: Step, expected: RankOutputs, got: RankOutputs) -> None:
     """Count differing elements as outside, and say where they were met."""
     first = returned.named(expected)
     for name, tensor in returned.named(got).items():
-        before = len(tally.shown)
-        compare_bits(tally, name, first[name], tensor)
-        for index in range(before, len(tally.shown)):
-            shown: Element = tally.shown[index]
-            tally.shown[index] = replace(shown, context=f"{what} {shown.context}")
+        compare_bits(tally, f"{what} {name}", first[name], tensor, payloads=step.flow.nan_payload == "kept")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from fusecheck.case.calls import Step
-from fusecheck.case.eager import compare_outputs, copied, finished
+from fusecheck.case.eager import called, compare_outputs, copied, finished
 from fusecheck.interface import Kernel, RankInputs
 from fusecheck.verdict import Stage, Tally
 
@@ -45,12 +45,12 @@ def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankI
     expected = [copied(finished(kernel, inputs, step)) for inputs in (few, *sets)]
     turns = max(2, min(TURNS, KEPT // step.problem.elements))
     given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
-    returned = [kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy) for inputs in given]
+    returned = [called(kernel, inputs, step) for inputs in given]
     torch.cuda.synchronize()
     for turn in range(turns):
-        compare_outputs(tally, f"few rows, turn {turn}:", expected[0], returned[2 * turn])
+        compare_outputs(tally, f"few rows, turn {turn}:", step, expected[0], returned[2 * turn])
         compare_outputs(
-            tally, f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], returned[2 * turn + 1]
+            tally, f"right after a call of few rows, turn {turn}:", step, expected[1 + turn % 2], returned[2 * turn + 1]
         )
 
 
@@ -72,9 +72,7 @@ class _Graph:
         torch.cuda.synchronize()
         # The process group's own thread asks for events meanwhile, which the default mode forbids.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._captured = [
-                kernel.run(self._static, op=step.problem.op, strategy=step.problem.strategy) for _ in range(calls)
-            ]
+            self._captured = [called(kernel, self._static, step) for _ in range(calls)]
 
     def replay(self, turn: int, tally: Tally) -> None:
         """Replay with one set of inputs, and compare what every captured call left."""
@@ -83,12 +81,13 @@ class _Graph:
         self._graph.replay()
         torch.cuda.synchronize()
         for outputs in self._captured:
-            compare_outputs(tally, f"{self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+            compare_outputs(tally, f"{self._name}, replay {turn}:", self._step, self._expected[turn % 2], outputs)
 
     def call_eagerly(self, turn: int, tally: Tally) -> None:
         """A call of the same shape between the replays."""
         outputs = finished(self._kernel, self._sets[turn % 2], self._step)
-        compare_outputs(tally, f"eager after the {self._name}, replay {turn}:", self._expected[turn % 2], outputs)
+        what = f"eager after the {self._name}, replay {turn}:"
+        compare_outputs(tally, what, self._step, self._expected[turn % 2], outputs)
 
 
 def _rows(inputs: RankInputs, rows: int) -> RankInputs:

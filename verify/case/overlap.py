@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusecheck.case import returned
 from fusecheck.case.calls import Step
-from fusecheck.case.eager import compare_outputs, copied, finished
+from fusecheck.case.eager import called, compare_outputs, copied, finished
 from fusecheck.interface import Kernel, RankInputs, RankOutputs
 from fusecheck.verdict import Stage, Tally
 
@@ -46,12 +46,12 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
             seen = torch.empty_like(getattr(expected, output))
             torch.cuda.synchronize()
             producer[(1,)](fresh, _words(late), fresh.numel(), NANOSECONDS, BLOCK=BLOCK)
-            outputs = kernel.run(inputs, op=step.problem.op, strategy=step.problem.strategy)
+            outputs = called(kernel, inputs, step)
             _read_behind(getattr(outputs, output), seen)
             torch.cuda.synchronize()
-            compare_outputs(tally, f"{name} written by the kernel before:", expected, outputs)
+            compare_outputs(tally, f"{name} written by the kernel before:", step, expected, outputs)
             behind: dict[str, Any] = {output: seen}
-            compare_outputs(tally, f"{output} read by the kernel behind:", expected, replace(expected, **behind))
+            compare_outputs(tally, f"{output} read by the kernel behind:", step, expected, replace(expected, **behind))
     return tally
 
 
@@ -106,12 +106,10 @@ def _take_turns(
             if ordered:
                 mine.wait_stream(other)
             with torch.cuda.stream(mine):
-                returned.append(
-                    kernel_of(call % 2).run(sets[call % 2], op=step.problem.op, strategy=step.problem.strategy)
-                )
+                returned.append(called(kernel_of(call % 2), sets[call % 2], step))
     except Exception:  # a refusal may be of any type; an error of the device comes again below
         return
     finally:
         torch.cuda.synchronize()
     for call, outputs in enumerate(returned):
-        compare_outputs(tally, f"{what}, call {call}:", expected[call % 2], outputs)
+        compare_outputs(tally, f"{what}, call {call}:", step, expected[call % 2], outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,6 +16,9 @@ from fusecheck.verdict import Stage, off_nominal_budget
 WORKER = "fusecheck.case.worker:CaseWorker"
 CHECKS = ("repeat", "strategies", "unfused", "layouts")
 """Stages 5 and 6: what a case may check beyond its own call."""
+
+REPEATS = 3
+"""Further calls that a failing case makes, to see whether it comes out the same."""
 
 _SPREAD = ("gaussian", "saturating", "subnormal-codes", "e4m3-ties", "outliers", "cancelling")
 """Families whose normed values have spread significands, so that a share of them can be asserted."""
@@ -39,6 +42,8 @@ class Finding:
         message: one line: element, rank, inputs, got, admissible.
         dataflow: the name of the dataflow that was declared.
         count: elements outside, on all ranks that noticed.
+        like: the known dataflows that explain every element of the case.
+        varies: how the same call came out when it was repeated; empty where it was not.
     """
 
     stage: Stage
@@ -46,10 +51,18 @@ class Finding:
     message: str
     dataflow: str
     count: int = 1
+    like: tuple[str, ...] = ()
+    varies: str = ""
+
+    @property
+    def head(self) -> str:
+        """The stage, and what the kernel computes like."""
+        return f"{self.stage.value} (computes like {', '.join(self.like)})" if self.like else self.stage.value
 
     def line(self) -> str:
         """The report line, with what replays it."""
-        return f"{self.stage.value}: {self.message}  dataflow={self.dataflow}  replay='{self.problem}'"
+        varies = f"; {self.varies}" if self.varies.startswith("varies") else ""
+        return f"{self.head}: {self.message}{varies}  dataflow={self.dataflow}  replay='{self.problem}'"
 
     def to_record(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -59,6 +72,8 @@ class Finding:
             "message": self.message,
             "dataflow": self.dataflow,
             "count": self.count,
+            "computes_like": list(self.like),
+            "varies": self.varies,
         }
 
 
@@ -128,21 +143,52 @@ def run_case(pool: Caller, case: dict[str, Any], *, timeout: float = 60.0) -> Ou
     """
     replies = pool.call("run", case, timeout=timeout)
     outcome = collect(case, replies)
+    if any("unwritten" in record for reply in replies if reply.ok for record in reply.value["calls"]):
+        _confirm_unwritten(pool, case, outcome, timeout)
     if outcome.findings and all(f.stage is Stage.AGREE for f in outcome.findings) and all(r.ok for r in replies):
         outcome.findings = [_locate(pool, finding, timeout) for finding in outcome.findings]
         _judge_all(pool, case, outcome, timeout)
     return outcome
 
 
-def explain(pool: Caller, outcome: Outcome, *, timeout: float = 60.0) -> list[str]:
-    """The named dataflows that explain every element of the case that the pool ran last; empty if none or unknown."""
+def _confirm_unwritten(pool: Caller, case: dict[str, Any], outcome: Outcome, timeout: float) -> None:
+    """Where outputs held the poison, run once more on another one: what held both was not written."""
+    replies = pool.call("unwritten", case, timeout=timeout)
+    if not all(reply.ok for reply in replies):
+        outcome.findings[:0] = collect(case, replies).findings
+        return
+    found = Outcome(outcome.problem)
+    for reply in replies:
+        for index, tally in enumerate(reply.value):
+            if tally is not None:
+                where = f"call {index} " if index or outcome.problem.schedule else ""
+                _merge_tallies(
+                    found, case, {"tallies": [tally]}, f"{where}rank {reply.rank}", case.get("dataflow") or "-"
+                )
+    outcome.findings[:0] = found.findings
+
+
+def explain(pool: Caller, case: dict[str, Any], outcome: Outcome, *, timeout: float = 60.0) -> list[str]:
+    """Say of the findings of the case that the pool ran last what explains them, as far as that can be known.
+
+    Two things: the known dataflows under which every element is inside, which are returned as well; and whether the
+    same call comes out otherwise when it is repeated.
+    """
     if not outcome.findings or any(f.stage is Stage.ALIVE for f in outcome.findings):
         return []
     replies = pool.call("explain", timeout=timeout)
     if not all(reply.ok for reply in replies):
         return []
     common = set.intersection(*(set(reply.value) for reply in replies))
-    return [name for name in replies[0].value if name in common]
+    names = [name for name in replies[0].value if name in common and name != outcome.findings[0].dataflow]
+    replies = pool.call("varying", case, REPEATS, timeout=timeout)
+    different = max((reply.value for reply in replies), default=0) if all(reply.ok for reply in replies) else None
+    varies = ""
+    if different is not None:
+        again = f"{different} of {REPEATS} repeats of the same call differ"
+        varies = f"varies from call to call: {again}" if different else f"the same in {REPEATS} repeats of the call"
+    outcome.findings = [replace(f, like=tuple(names), varies=varies) for f in outcome.findings]
+    return names
 
 
 def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
@@ -198,12 +244,17 @@ def _merge_tallies(outcome: Outcome, case: dict[str, Any], record: dict[str, Any
         outcome.judged[tally["stage"]] += tally["elements"]
         if not tally["outside"]:
             continue
-        message = f"{where} {record.get('check', '')} {tally['outside']} elements outside".replace("  ", " ")
-        for element in tally["shown"][:1]:
-            place = f"element[{element['row']},{element['column']}]"
+        if record.get("check") and tally["stage"] != Stage.UNFUSED.value:
+            where = f"{where.removesuffix(' ')} check {record['check']}"
+        message = f"{where} {tally['outside']} elements outside"
+        shown = tally["shown"]
+        if shown and shown[0]["row"] < 0:
+            message = f"{where} {'; '.join(each['got'] + ', expected ' + each['admissible'] for each in shown)}"
+        elif shown:
+            first = shown[0]
             message = (
-                f"{where} {place} {element['context']} got {element['got']} admissible {element['admissible']}"
-                f" ({tally['outside']} elements)"
+                f"{where} element[{first['row']},{first['column']}] {first['context']} got {first['got']} admissible"
+                f" {first['admissible']} ({tally['outside']} elements)"
             )
         finding = Finding(Stage(tally["stage"]), case["problem"], message, name, tally["outside"])
         outcome.findings.append(finding)

@@ -9,14 +9,16 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from fusecheck.case import alive, digest, returned
+from torch import Tensor
+
+from fusecheck.case import alive, digest
 from fusecheck.case.calls import Done, Step, limits_of, pause
 from fusecheck.case.checks import Checker
-from fusecheck.case.judging import Judge
+from fusecheck.case.judging import Judge, promised
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import Backend, Limits, Rank
+from fusecheck.interface import Backend, Limits, Rank, overwritten
 from fusecheck.onepass.batch import Batch, available, takes
 from fusecheck.problem import Call, Problem
 from fusecheck.verdict import raw
@@ -41,6 +43,7 @@ class CaseWorker:
         self.judge = Judge(rank)
         self._checker = Checker(self.workspaces, self.judge)
         self._last: list[Done] = []
+        self._suspected: list[dict[str, Tensor]] = []
 
     # ------------------------------------------------------------------ requests
     def run(self, case: dict[str, Any]) -> dict[str, Any]:
@@ -55,17 +58,11 @@ class CaseWorker:
         """
         problem = _parse(case["problem"])
         backend = self.workspaces.backend(case["backend"])
-        fresh = bool(problem.schedule) or case.get("fresh", False)
-        if fresh:
-            self.workspaces.close(backend.name)
-        self._last = []
-        limits = limits_of(problem, case.get("limits"))
-        steps = [self._prepare(call, step, backend, case) for call, step in problem.calls()]
-        for step in steps:
-            self._call(backend, limits, step)
+        self._last, self._suspected = [], []
+        steps = self._calls(case, problem, backend)
         records = [self._record(step) for step in steps]
         records += [self._checker.check(check, backend, steps[-1]) for check in case.get("checks", ())]
-        if fresh:
+        if _fresh(case, problem):
             self.workspaces.close(backend.name)
         return {"calls": records}
 
@@ -93,28 +90,65 @@ class CaseWorker:
             results[index] = {"calls": [record]}
         return [result for result in results if result is not None]
 
+    def unwritten(self, case: dict[str, Any]) -> list[dict[str, Any] | None]:
+        """Run the calls of the last case once more, on other poison: per call, a tally of what neither run wrote."""
+        problem = _parse(case["problem"])
+        steps = self._calls(case, problem, self.workspaces.backend(case["backend"]), poison=1)
+        found: list[dict[str, Any] | None] = []
+        for step, suspected in zip(steps, self._suspected, strict=True):
+            whole = step.wrong() is None
+            tally = alive.never_written(step.done().outputs, suspected, step.problem) if whole else None
+            found.append(None if tally is None else tally.to_record())
+        return found
+
+    def varying(self, case: dict[str, Any], repeats: int) -> int:
+        """Run the calls of the last case some more times: how many of them gave other bits in any output."""
+        problem = _parse(case["problem"])
+        backend = self.workspaces.backend(case["backend"])
+        different = 0
+        for _ in range(repeats):
+            steps = self._calls(case, problem, backend)
+            if len(steps) == len(self._last) and all(step.wrong() is None for step in steps):
+                pairs = zip(self._last, (step.done() for step in steps), strict=True)
+                different += any(_digests(a) != _digests(b) for a, b in pairs)
+            else:
+                different += 1
+        return different
+
     def judge_all(self) -> list[list[dict[str, Any]]]:
         """Judge every row of the last case's outputs on this rank; asked when the ranks disagree."""
         return [[t.to_record() for t in self.judge.tallies(done, range(done.problem.tokens))] for done in self._last]
 
     def explain(self) -> list[str]:
         """The names of the known dataflows under which every row of the last case's outputs is inside."""
+        if not self._last:
+            return []
         return [name for name, flow in DATAFLOWS.items() if all(self.judge.explains(done, flow) for done in self._last)]
 
     def row_digests(self, index: int) -> dict[str, list[int]]:
         """Per output of a call, the digest of each row; asked when the ranks disagree."""
-        return {name: digest.rows(tensor) for name, tensor in returned.named(self._last[index].outputs).items()}
+        return {name: digest.rows(tensor) for name, tensor in promised(self._last[index]).items()}
 
     def row_bits(self, index: int, output: str, row: int) -> list[int]:
         """The bits of one row of one output of a call."""
-        return [int(b) for b in raw(returned.named(self._last[index].outputs)[output])[row].tolist()]
+        return [int(b) for b in raw(promised(self._last[index])[output])[row].tolist()]
 
     # ------------------------------------------------------------------ one call
-    def _prepare(self, call: Call, problem: Problem, backend: Backend, case: dict[str, Any]) -> Step:
+    def _calls(self, case: dict[str, Any], problem: Problem, backend: Backend, poison: int = 0) -> list[Step]:
+        """Make every call of a case, one right after the other."""
+        if _fresh(case, problem):
+            self.workspaces.close(backend.name)
+        limits = limits_of(problem, case.get("limits"))
+        steps = [self._prepare(call, step, backend, case, poison) for call, step in problem.calls()]
+        for step in steps:
+            self._call(backend, limits, step)
+        return steps
+
+    def _prepare(self, call: Call, problem: Problem, backend: Backend, case: dict[str, Any], poison: int) -> Step:
         flow = self._flow(problem, backend, case)
         made = Inputs(problem, self.rank.device).of_rank(self.rank.index)
-        arena = alive.Arena(self.rank.device)
-        step = Step(call, problem, flow, made, arena.guard(made), arena)
+        arena = alive.Arena(self.rank.device, poison)
+        step = Step(call, problem, flow, made, arena.guard(made), arena, overwritten(backend))
         if problem is _parse(case["problem"]):
             step.line = case["problem"]
         return step
@@ -141,7 +175,20 @@ class CaseWorker:
         """Judge this rank's share of a call's rows."""
         wrong = step.wrong()
         if wrong is not None:
+            self._suspected.append({})
             return {"problem": step.line, "kernel_seconds": step.seconds, "tallies": [wrong.to_record()]}
         done = step.done()
         self._last.append(done)
-        return self.judge.record(step, done)
+        suspected = alive.suspects(done.outputs, done.problem)
+        self._suspected.append(suspected)
+        record = self.judge.record(step, done)
+        return record | {"unwritten": None} if suspected else record
+
+
+def _fresh(case: dict[str, Any], problem: Problem) -> bool:
+    """Whether a case has a workspace of its own."""
+    return bool(problem.schedule) or bool(case.get("fresh"))
+
+
+def _digests(done: Done) -> dict[str, int]:
+    return {name: digest.whole(tensor) for name, tensor in promised(done).items()}

@@ -64,18 +64,28 @@ def no_alive() -> None:
     """Outputs are not poisoned, and nobody looks beyond their ends."""
 
     def intact(
-        arena: alive.Arena, made: RankInputs, inputs: RankInputs, outputs: RankOutputs, problem: Problem
+        arena: alive.Arena,
+        made: RankInputs,
+        inputs: RankInputs,
+        outputs: RankOutputs,
+        problem: Problem,
+        overwrites: frozenset[str],
     ) -> None:
-        del arena, made, inputs, outputs, problem
+        del arena, made, inputs, outputs, problem, overwrites
+
+    def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
+        del outputs, problem
+        return {}
 
     _patch(alive, "intact", intact)
+    _patch(alive, "suspects", suspects)
 
 
 def no_again() -> None:
     """Nothing is run a second time."""
 
-    def compare_bits(tally: Tally, name: str, first: Tensor, second: Tensor) -> None:
-        del tally, name, first, second
+    def compare_bits(tally: Tally, what: str, first: Tensor, second: Tensor, *, payloads: bool = False) -> None:
+        del tally, what, first, second, payloads
 
     _patch(checks, "compare_bits", compare_bits)
 

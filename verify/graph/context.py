@@ -12,7 +12,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
-from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import (
+    Backend,
+    FusionOp,
+    Kernel,
+    Limits,
+    Rank,
+    RankInputs,
+    RankOutputs,
+    Strategy,
+    overwritten,
+    spared,
+)
 
 SMALLEST_WORKSPACE = 256
 """Tokens that a workspace holds at least, so that growing graphs do not reopen it for every size."""
@@ -56,7 +67,8 @@ class RankContext:
         """Run the backend's kernel on [tokens, hidden] operands; a collective call."""
         tokens, hidden = inputs.partial.shape
         self.calls[op] += 1
-        return self._kernel(tokens, hidden, inputs.partial.dtype).run(inputs, op=op, strategy=strategy)
+        given = spared(inputs, overwritten(self.backend))
+        return self._kernel(tokens, hidden, inputs.partial.dtype).run(given, op=op, strategy=strategy)
 
     def close(self) -> None:
         """Close every workspace that this context opened; a collective call."""

@@ -92,6 +92,8 @@ def measure(pool: Pool, backend: str, mix: Iterator[Problem], *, seconds: float,
                 pool.submit(method, cases, timeout=120.0)
                 following = more()
             _read(pace, done, got)
+            if pace.findings:
+                pool.cancel()  # the batch that follows is under way
             if late or pace.findings:
                 break
     pace.interrupted = stop.happened
@@ -193,7 +195,8 @@ def command(
             raise KeyboardInterrupt  # nothing was measured yet
         if not pace.findings:
             pace = measure(pool, backend, mix, seconds=seconds, batch=batch, method=method)
-        copied = [] if pace.interrupted else pool.call("copy_bandwidth", timeout=60.0)
+        ended = pace.interrupted or pace.findings
+        copied = [] if ended else pool.call("copy_bandwidth", timeout=60.0)
     pace.copy = min((reply.value for reply in copied if reply.ok), default=0.0)
     found = summary(pace, tp)
     fast = found["cases_per_second"] >= at_least

@@ -146,7 +146,7 @@ class Run:
         outcome = run_case(pool, asked, timeout=self.timeout)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
-        names = explain(pool, outcome) if outcome.findings else []
+        names = explain(pool, asked, outcome) if outcome.findings else []
         with source.lock:
             report.add(subject, outcome)
             if names:

@@ -91,8 +91,6 @@ def show_kernel(report: KernelReport, console: Console) -> None:
         console.print(finding.line(), markup=False, highlight=False, soft_wrap=True)
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN} more findings, in result.json")
-    for names in list(report.suggestions.values())[:1]:
-        console.print(f"every element of that case is explained by: {', '.join(names)}", markup=False)
     console.print(_sentence(report), highlight=False, soft_wrap=True)
 
 

@@ -112,6 +112,14 @@ class VirtualCaseWorker:
         """`CaseWorker.explain` of every virtual rank."""
         return self._everyone(lambda worker: worker.explain())
 
+    def unwritten(self, case: dict[str, Any]) -> list[Any]:
+        """`CaseWorker.unwritten` of every virtual rank."""
+        return self._everyone(lambda worker: worker.unwritten(case))
+
+    def varying(self, case: dict[str, Any], repeats: int) -> list[Any]:
+        """`CaseWorker.varying` of every virtual rank."""
+        return self._everyone(lambda worker: worker.varying(case, repeats))
+
     def row_digests(self, index: int) -> list[Any]:
         """`CaseWorker.row_digests` of every virtual rank."""
         return self._everyone(lambda worker: worker.row_digests(index))

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusecheck.case.alive import CANARY, MARGIN, POISON, Arena
+from fusecheck.case.alive import CANARY, MARGIN, POISONS, Arena
 from fusecheck.problem import Problem
 
 _BUFFERS = 7
@@ -36,7 +36,7 @@ class FlatArena(Arena):
         if tensor is None:
             return super().empty(shape, dtype, name)
         bits = tensor.view(torch.uint8 if dtype.itemsize == 1 else torch.int16)
-        bits.fill_(POISON[1] if dtype.itemsize == 1 else POISON[2])
+        bits.fill_(POISONS[0][dtype.itemsize])
         return tensor
 
     def copy(self, source: Tensor, name: str) -> Tensor:

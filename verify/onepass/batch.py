@@ -14,6 +14,7 @@ from torch import Tensor
 from fusecheck.case import alive, returned
 from fusecheck.case.calls import Step, shard
 from fusecheck.dataflow import Dataflow
+from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import Kernel, Rank
 from fusecheck.onepass import judge
 from fusecheck.onepass.arena import FlatArena
@@ -37,7 +38,8 @@ def available(device: torch.device) -> bool:
 def takes(case: dict[str, Any], problem: Problem, flow: Dataflow) -> bool:
     """Whether a case is one plain call that one pass can judge."""
     plain = not (problem.schedule or case.get("fresh") or case.get("checks"))
-    return plain and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem)
+    bits = FAMILIES[problem.family].finite or flow.nan_payload == "kept"  # one pass compares ranks bit by bit
+    return plain and bits and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem)
 
 
 @dataclass

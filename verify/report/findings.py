@@ -36,6 +36,8 @@ class Entry:
 
     Attributes:
         head: the stage, or the name of the check.
+        like: the known dataflows that explain every element; may be empty.
+        varies: whether the same call came out the same when it was repeated; may be empty.
         place: the element of the first finding; None where it names none.
         where: subject and shape.
         message: of the first finding.
@@ -46,6 +48,8 @@ class Entry:
     """
 
     head: str
+    like: str
+    varies: str
     place: Place | None
     where: str
     message: str
@@ -83,6 +87,8 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
     found = [element for each in mine[:_RANKS] for element in _element(each)]
     return Entry(
         head=_head(finding),
+        like=", ".join(map(str, finding.get("computes_like") or ())),
+        varies=str(finding.get("varies") or ""),
         place=place(message),
         where=_where(finding, problem),
         message=message,

@@ -54,6 +54,7 @@ def sentence(part: Part) -> str:
 def finding_line(finding: dict[str, Any]) -> str:
     """A finding as one line: what, and the command that shows it again."""
     what = finding.get("stage") or finding.get("check") or finding.get("kind") or finding.get("title") or "finding"
+    what = f"{what} (computes like {', '.join(finding['computes_like'])})" if finding.get("computes_like") else what
     where = finding.get("case") or finding.get("fault") or finding.get("subject") or ""
     said = finding.get("message") or finding.get("detail") or ""
     line = ": ".join(str(x) for x in (what, where, said) if x)

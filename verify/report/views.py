@@ -58,7 +58,6 @@ def _of_kernel(part: Part) -> dict[str, Any]:
     summary = part.summary
     off, coverage = summary.get("off_nominal"), summary.get("coverage")
     of_stages = summary.get("coverage_of_stages")
-    suggestions = [names for names in (summary.get("suggestions") or {}).values() if names]
     return {
         "subjects": summary.get("subjects") or [],
         "table": _subjects(summary.get("subjects") or []),
@@ -69,7 +68,6 @@ def _of_kernel(part: Part) -> dict[str, Any]:
             part.findings,
         ),
         "off_nominal": _shares(off) if isinstance(off, dict) else [],
-        "suggestions": suggestions[:1],
     }
 
 

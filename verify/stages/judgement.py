@@ -40,13 +40,18 @@ class Stage(str, Enum):
 
 @dataclass(frozen=True)
 class Element:
-    """One element outside its enclosure."""
+    """One element outside its enclosure; or, in row -1, what is wrong with a whole output or operand."""
 
     row: int
     column: int
     got: str
     admissible: str
     context: str
+
+
+def whole(got: str, expected: str) -> Element:
+    """What is wrong with a whole output or operand."""
+    return Element(-1, -1, got, expected, "")
 
 
 @dataclass
