@@ -29,6 +29,23 @@ NORM_DEPTH = 65
 
 
 @dataclass(frozen=True)
+class ExpertFlow:
+    """How an MoE collective sums experts on a rank, terms ascending, each operation rounded once.
+
+    Attributes:
+        accumulate: dtype of the sum after each addition.
+        product_rounded: a weighted token is rounded to the activations' dtype before it is added.
+        scaling: the routed factor multiplies the experts' sum, or is never applied.
+        shared: the shared expert's output is added, on each rank that has one.
+    """
+
+    accumulate: Accumulate = "native"
+    product_rounded: bool = True
+    scaling: Literal["after_experts", "never"] = "after_experts"
+    shared: bool = True
+
+
+@dataclass(frozen=True)
 class Dataflow:
     """The declared arithmetic of AllReduce + residual add + RMSNorm + E4M3 quantise.
 
@@ -64,6 +81,7 @@ class Dataflow:
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
         statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
+        experts: how experts are summed on a rank before the exchange.
         quants: how every other quantiser than the one with a given scale computes, by its name.
     """
 
@@ -90,6 +108,7 @@ class Dataflow:
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
     statistics: Reads | None = None
+    experts: ExpertFlow = ExpertFlow()
     quants: tuple[tuple[str, QuantFlow], ...] = ()
 
     def quant(self, quantiser: str) -> QuantFlow:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fusecheck.dataflow import Dataflow
     from fusecheck.problem import Problem
+    from fusecheck.stages.experts import Experts
 
 __all__ = [
     "STATIC_OPS",
@@ -91,6 +92,7 @@ class RankInputs:
             factor of the tensor; not to be read by others.
         eps: added to the mean square before the reciprocal root.
         weight_bias: added to gamma in float32 (1.0 for Gemma, else 0.0).
+        experts: what an MoE collective sums into this rank's addend; `partial` is not to be read then.
         layout: the name of the layout that the scales of the codes shall have; empty: the quantiser's first.
     """
 
@@ -101,6 +103,7 @@ class RankInputs:
     eps: float
     weight_bias: float
     layout: str = ""
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,11 @@ class Operation:
         return "scale" in self.returns
 
     @property
+    def has_experts(self) -> bool:
+        """Whether each rank's addend is a sum of experts."""
+        return self.collective in (Collective.MOE_REDUCTION, Collective.MOE_FINALIZE)
+
+    @property
     def name(self) -> str:
         """By TensorRT-LLM's pattern, as `RESIDUAL_RMS_NORM_OUT_QUANT_FP8`; `OUT`: the norm is returned, too."""
         if not self.norm:

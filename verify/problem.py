@@ -15,6 +15,7 @@ from fusecheck.inputs.cells import CALL_STEP
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.operations import WORLD_SIZES, Operation, Strategy
+from fusecheck.quantisers.known import quantiser
 
 _SEEDS = 2**63 - 2**63 % CALL_STEP
 """Seeds of calls are taken modulo this, which keeps their remainder by `CALL_STEP`."""
@@ -103,6 +104,14 @@ class Problem:
         _require(math.isfinite(self.eps) and self.eps >= 0, "eps", self.eps, "a finite number of at least 0")
         _require(math.isfinite(self.weight_bias), "weight_bias", self.weight_bias, "a finite number")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        for call in (Call(self.tokens), *self.schedule):
+            name = (call.op or self.op).quantiser
+            if name != "none":
+                quantiser(name).groups(call.hidden or self.hidden)
+        layouts = quantiser(self.op.quantiser).layouts if self.op.returns_scale else ()
+        expected = f"one that {self.op.quantiser} has: {', '.join(layouts)}"
+        expected = expected if layouts else "none: the operation makes no scales"
+        _require(self.layout in ("", *layouts), "layout", self.layout, expected)
 
     @property
     def format(self) -> Format:
@@ -127,6 +136,7 @@ class Problem:
                 op=call.op or self.op,
                 strategy=call.strategy or self.strategy,
                 dtype=call.dtype or self.dtype,
+                layout=self.layout if call.op in (None, self.op) else "",
                 seed=(self.seed + CALL_STEP * (index + 1)) % _SEEDS,
                 schedule=(),
             )

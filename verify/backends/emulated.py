@@ -19,7 +19,6 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lamport, TwoShot, row_blocks
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
-from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.operations import GIVEN_SCALE, WORLD_SIZES, Collective
 from fusecheck.quantisers.known import quantiser
@@ -73,16 +72,6 @@ def refusal(tokens: int, hidden: int, world_size: int, eps: float, strategy: Str
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def group_refusal(name: str, hidden: int) -> str:
-    """Say in one clause why a quantiser takes no rows of `hidden` elements; empty where it does."""
-    try:
-        if name != "none":
-            quantiser(name).groups(hidden)
-    except UsageError as error:
-        return str(error)
-    return ""
-
-
 class EmulatedBackend:
     """Backend `emulated` (TensorRT-LLM's default arithmetic) or `emulated:<dataflow>`."""
 
@@ -114,7 +103,6 @@ class EmulatedBackend:
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
         strategy = problem.strategy
         reason = refusal(problem.tokens, problem.hidden, problem.world_size, problem.eps, strategy, self.flow)
-        reason = reason or group_refusal(problem.op.quantiser, problem.hidden)
         return Support(ok=not reason, reason=reason)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -154,6 +142,9 @@ class EmulatedKernel:
             ValueError: an operand of a wrong shape, dtype or device, or a call that `supports` refuses.
         """
         self.check(inputs, strategy)
+        if op.has_experts:
+            assert inputs.experts is not None
+            inputs = replace(inputs, partial=self.arithmetic.sum_experts(inputs.experts))
         partial, residual = self.dense(inputs.partial), self.dense(inputs.residual)
         outputs = self.allocate(partial, op)
         row = replace(self.arithmetic.prepare(inputs), op=op)

@@ -22,6 +22,7 @@ from torch.nn.functional import hardshrink
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Operation, RankInputs, RankOutputs
+from fusecheck.stages.experts import Experts
 
 E4M3_MAX = 448.0
 """The largest finite E4M3 value, code 0x7E."""
@@ -67,6 +68,32 @@ class Arithmetic:
         self.dataflow = dataflow
         self.index = index
         self.world_size = world_size
+
+    # Experts of one rank.
+
+    def sum_experts(self, experts: Experts) -> Tensor:
+        """A rank's addend of the exchange, [tokens, hidden] native: terms ascending, routed factor, shared expert."""
+        rules, native = self.dataflow.experts, experts.tokens.dtype
+        kept = native if rules.accumulate == "native" else torch.float32
+        count = len(experts.tokens) if experts.rows is None else experts.rows.shape[1]
+        total = self.weighed(experts, 0).to(kept)
+        for term in range(1, count):
+            total = total + self.weighed(experts, term).to(kept)
+        if rules.scaling == "after_experts":
+            total = total * experts.routed_scaling
+        if rules.shared and experts.shared is not None:
+            total = total + experts.shared.to(kept)
+        return total.to(native)
+
+    def weighed(self, experts: Experts, term: int) -> Tensor:
+        """One term times its weight, [tokens, hidden]; zero where the route is missing."""
+        if experts.rows is None:
+            product = experts.tokens[term].float() * experts.scale[term][:, None].float()
+        else:
+            row = experts.rows[:, term].long()
+            product = experts.tokens[row.clamp(min=0)].float() * experts.scale[:, term, None].float()
+            product = product.where((row >= 0)[:, None], torch.zeros(()))
+        return product.to(experts.tokens.dtype) if self.dataflow.experts.product_rounded else product
 
     # Additions over ranks.
 

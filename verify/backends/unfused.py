@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
@@ -122,6 +123,9 @@ class UnfusedKernel:
         del strategy
         check(inputs)
         summed = inputs.partial
+        if op.has_experts:
+            assert inputs.experts is not None
+            summed = Arithmetic(dataflow("unfused"), 0, 1).sum_experts(inputs.experts)
         if op.collective is not Collective.NONE:
             summed = all_reduce(summed, self.rank.group, self.rank.world_size)
         return finish(summed, inputs, op)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fusecheck.case.returned import decoded, misshapen, named
+from fusecheck.case.returned import misshapen, named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import OPERANDS, RankInputs, RankOutputs
 from fusecheck.problem import Problem
+from fusecheck.stages.experts import EXPERT_TENSORS, Experts
 from fusecheck.stages.judgement import whole
 from fusecheck.verdict import Element, Stage, Tally, raw
 
@@ -67,7 +68,13 @@ class Arena:
             residual=self.copy(inputs.residual, "residual"),
             gamma=self.copy(inputs.gamma, "gamma"),
             scale=self.copy(inputs.scale, "scale"),
+            experts=None if inputs.experts is None else self._guard_experts(inputs.experts),
         )
+
+    def _guard_experts(self, experts: Experts) -> Experts:
+        tensors = {name: getattr(experts, name) for name in EXPERT_TENSORS}
+        copies: dict[str, Any] = {n: None if x is None else self.copy(x, n) for n, x in tensors.items()}
+        return replace(experts, **copies)
 
     def spread(self, inputs: RankInputs) -> RankInputs:
         """The inputs with partial and residual as views: rows with a gap of poison between them, past an offset."""
@@ -139,7 +146,7 @@ def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
     Of codes and scales only where a NaN among them would be wrong: one is the poison.
     """
     found = {}
-    for name, tensor in named(decoded(outputs, problem)).items():
+    for name, tensor in named(outputs).items():
         if FAMILIES[problem.family].finite or name not in ("quant", "scale"):
             held = unwritten(tensor)
             if bool(held.any()):
@@ -150,7 +157,7 @@ def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
 def never_written(outputs: RankOutputs, suspected: dict[str, Tensor], problem: Problem) -> Tally | None:
     """What held the first poison after one call and the second one after another: a tally, or None."""
     tally = Tally(Stage.ALIVE, elements=problem.elements)
-    now = named(decoded(outputs, problem))
+    now = named(outputs)
     for name, before in suspected.items():
         held = before & unwritten(now[name], 1)
         count = int(held.sum())

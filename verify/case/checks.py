@@ -15,6 +15,7 @@ from fusecheck.case.compare import code_differences, compare_bits
 from fusecheck.case.judging import Judge
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.verdict import Stage, Tally
 
 
@@ -79,8 +80,9 @@ class Checker:
         share = self.judge.share(step.problem.tokens)
         for judged in self.judge.tallies(theirs, share):
             tally.add(judged)
-        if not step.whole:
-            return {"histogram": {}}
+        op = step.problem.op
+        if not (step.whole and op.residual and op.quantiser == GIVEN_SCALE):
+            return {"histogram": {}}  # where both paths make scales of their own, codes are compared by nobody
         within_one = not step.flow.round_squares  # such squares may overflow in fp16
         return {"histogram": code_differences(step.done().outputs, outputs, share, tally, within_one=within_one)}
 

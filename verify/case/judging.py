@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.properties import Sample
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import Rank
+from fusecheck.interface import Rank, RankOutputs
 from fusecheck.oracle import Operands, Oracle
+from fusecheck.stages.experts import WRONG
 from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_share
 
 SAMPLED, SAMPLED_ROWS = 2**12, 20
@@ -69,9 +71,23 @@ class Judge:
         merged: dict[Stage, Tally] = {}
         for block in blocks(rows, done.problem.hidden, self._rank.device):
             oracle = Oracle(flow or done.flow, self._operands(done, block))
-            for tally in judge_rows(oracle, rows_of(done.outputs, block), block.start):
+            outputs = rows_of(done.outputs, block)
+            for tally in judge_rows(oracle, outputs, block.start):
+                if tally.stage is Stage.RESIDUAL and tally.outside and done.problem.op.has_experts:
+                    tally = self._of_experts(done, block, outputs, tally)
                 merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
         return list(merged.values())
+
+    def _of_experts(self, done: Done, rows: range, outputs: RankOutputs, tally: Tally) -> Tally:
+        """A wrong stream is the experts' where another way to sum them explains every element of it."""
+        source, operands = Inputs(done.problem, self._rank.device), self._operands(done, rows)
+        for what, changed in WRONG.items():
+            flow = replace(done.flow.experts, **changed)  # type: ignore[arg-type]
+            oracle = Oracle(done.flow, replace(operands, partials=source.partials(rows, flow)))
+            if flow != done.flow.experts and not judge_rows(oracle, outputs, rows.start)[0].outside:
+                shown = [replace(each, context=f"as if {what}  {each.context}") for each in tally.shown]
+                return replace(tally, stage=Stage.EXPERTS, shown=shown)
+        return tally
 
     def explains(self, done: Done, flow: Dataflow) -> bool:
         """Whether every row is inside under this dataflow."""
@@ -99,7 +115,8 @@ class Judge:
             done.problem.format,
             done.problem.gamma,
         )
-        return {"codes": codes, "elements": elements, "property": FAMILIES[done.problem.family].holds(sample)}
+        held = None if done.problem.op.has_experts else FAMILIES[done.problem.family].holds(sample)  # of single addends
+        return {"codes": codes, "elements": elements, "property": held}
 
     def _operands(self, done: Done, rows: range) -> Operands:
         """What the oracle reads for some rows; this rank's own share of it was made before the call."""
@@ -109,7 +126,9 @@ class Judge:
         source = Inputs(problem, self._rank.device)
         operands = Operands(
             partials=[
-                made.partial[part] if rank == self._rank.index else source.partial(rank, rows)
+                made.partial[part]
+                if rank == self._rank.index and made.experts is None
+                else source.partial(rank, rows, done.flow.experts)
                 for rank in source.addends(self._rank.index)
             ],
             residual=made.residual[part],

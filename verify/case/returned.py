@@ -65,7 +65,8 @@ def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
         if (tensor is not None) != (name in problem.op.returns):
             wrong[name] = "is missing" if tensor is None else "was not asked for"
         elif tensor is not None and name in expected and (tensor.dtype, tuple(tensor.shape)) != expected[name]:
-            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}"
+            dtype, shape = expected[name]
+            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}"
         elif tensor is not None and name == "scale":
             try:
                 layout_of(problem).slots(tensor)

@@ -8,13 +8,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import ExpertFlow
 from fusecheck.inputs.cells import Cells
+from fusecheck.inputs.expert_inputs import expert_inputs
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.interface import RankInputs
 from fusecheck.operations import Collective
 from fusecheck.oracle import Operands
 from fusecheck.problem import Problem
+from fusecheck.stages.experts import Experts, expert_sum
+
+EXPERTS = ExpertFlow()
+"""How experts are summed unless a dataflow says otherwise."""
 
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""
@@ -32,17 +38,27 @@ class Inputs:
         self.problem = problem
         self.device = device
         self._family = FAMILIES[problem.family]
+        self._experts: dict[int, Experts] = {}
 
-    def partial(self, rank: int, rows: range | None = None) -> Tensor:
-        """A rank's addend, [rows, hidden]; all rows unless given."""
+    def partial(self, rank: int, rows: range | None = None, flow: ExpertFlow = EXPERTS) -> Tensor:
+        """A rank's addend, [rows, hidden]; all rows unless given; of experts as the flow sums them."""
         world_size = self.problem.world_size
         if self.problem.op.collective is Collective.NONE:
             rank, world_size = 0, 1
+        if self.problem.op.has_experts:
+            made = expert_sum(self.experts(rank), flow)
+            return made if rows is None else made[rows.start : rows.stop]
         return self._blocks(rows, lambda cells: self._family.partial(cells, rank, world_size))
 
-    def partials(self, rows: range) -> list[Tensor]:
+    def partials(self, rows: range, flow: ExpertFlow = EXPERTS) -> list[Tensor]:
         """Every rank's addend for the given rows."""
-        return [self.partial(rank, rows) for rank in self.addends(0)]
+        return [self.partial(rank, rows, flow) for rank in self.addends(0)]
+
+    def experts(self, rank: int) -> Experts:
+        """A rank's expert tensors, all tokens."""
+        if rank not in self._experts:
+            self._experts[rank] = expert_inputs(self.problem, self._family.partial, rank, self.device)
+        return self._experts[rank]
 
     def addends(self, rank: int) -> Sequence[int]:
         """The ranks whose partial sums meet on `rank`: its own alone, equal on all, where there is no collective."""
@@ -79,15 +95,22 @@ class Inputs:
 
     def of_rank(self, rank: int) -> RankInputs:
         """What the kernel receives on this rank."""
+        experts = self.experts(rank) if self.problem.op.has_experts else None
         return RankInputs(
-            partial=self.partial(rank),
+            partial=self._unread() if experts else self.partial(rank),
             residual=self.residual(),
             gamma=self.gamma(),
             scale=self.scale(),
             eps=self.problem.eps,
             weight_bias=self.problem.weight_bias,
             layout=self.problem.layout,
+            experts=experts,
         )
+
+    def _unread(self) -> Tensor:
+        """What a kernel that sums experts gets for an addend: whoever reads it shows."""
+        shape = (self.problem.tokens, self.problem.hidden)
+        return torch.full(shape, torch.nan, dtype=self.problem.format.dtype, device=self.device)
 
     def _cells(self, rows: range) -> Cells:
         return Cells(self.problem.seed, rows.start, len(rows), self.problem.hidden, self.problem.format, self.device)

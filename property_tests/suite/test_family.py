@@ -1,0 +1,192 @@
+"""Every composition judged without ranks: what conforms passes, and a fault is found at the stage that it is of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusecheck import DATAFLOWS, Operation, Problem, RankOutputs
+from fusecheck.backends.emulated_quantise import Quantising
+from fusecheck.case.returned import decoded, misshapen
+from fusecheck.errors import UsageError
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.property_tests.suite.family import emulated, outside
+from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.stages.judgement import raw
+
+KNOWN = [
+    pytest.param(quantiser, name, id=f"{quantiser}-{name}")
+    for quantiser, flows in QUANT_FLOWS.items()
+    if quantiser != "static-fp8"
+    for name in flows
+]
+
+
+def problem_of(quantiser: str, *, norm_out: bool = True, **fields: object) -> Problem:
+    suffix = quantiser.upper().replace("-", "_")
+    op = Operation.named(f"RESIDUAL_RMS_NORM{'_OUT' * norm_out}_QUANT_{suffix}")
+    shape: dict[str, object] = {"world_size": 2, "tokens": 5, "hidden": 256, "scale": 700.0} | fields
+    return Problem(op=op, **shape)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("quantiser", "name"), KNOWN)
+def test_the_emulated_kernel_conforms_to_every_known_quantiser(quantiser: str, name: str) -> None:
+    flow = replace(DATAFLOWS["flashinfer-fp32"], quants=((quantiser, QUANT_FLOWS[quantiser][name]),))
+    for index, family in enumerate(FAMILIES):
+        gamma = FAMILIES[family].gamma or "spread"
+        problem = problem_of(quantiser, norm_out=index % 2 == 0, family=family, gamma=gamma, seed=index)
+        assert outside(problem, flow, emulated(problem, flow)) == {}, family
+
+
+@pytest.mark.parametrize("quantiser", [name for name in QUANT_FLOWS if name != "static-fp8"])
+def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: str) -> None:
+    flow = DATAFLOWS["flashinfer-fp32"]
+    problems = [problem_of(quantiser, norm_out=norm_out, family="outliers") for norm_out in (True, False)]
+    with_norm, without = (decoded(emulated(problem, flow), problem) for problem in problems)
+    assert with_norm.norm is not None
+    assert without.norm is None
+    for name in ("residual", "quant", "scale"):
+        first, second = getattr(with_norm, name), getattr(without, name)
+        assert torch.equal(raw(first), raw(second))
+
+
+class ScaleRoundedLater(Quantising):
+    """The codes are made with the exact scale, what is stored is rounded to bf16 afterwards."""
+
+    def run(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        stored, codes = super().run(norm)
+        return stored.to(torch.bfloat16).to(stored.dtype), codes
+
+
+class FloorExponent(Quantising):
+    """The exponent is one less wherever the quotient is no power of two."""
+
+    def exponent(self, quotient: Tensor, amax: Tensor) -> Tensor:
+        return (quotient.view(torch.int32) >> 23).clamp(0, self.rules.scale_top)
+
+
+class NextGroupsScale(Quantising):
+    """The codes are made with the scale of the next row."""
+
+    def scaled(self, grouped: Tensor, stored: Tensor, amax: Tensor) -> Tensor:
+        return super().scaled(grouped, stored.roll(1, 0), amax.roll(1, 0))
+
+
+class SignedMaximum(Quantising):
+    """The largest value, not the largest magnitude."""
+
+    def amax(self, grouped: Tensor) -> Tensor:
+        return grouped.amax(-1).clamp(min=0)
+
+
+class KeepsNan(Quantising):
+    """A NaN becomes the NaN code, where the largest value of negative sign is declared."""
+
+    def cast(self, scaled: Tensor) -> Tensor:
+        return torch.where(scaled.isnan(), 0x7F, super().cast(scaled)).to(torch.uint8)
+
+
+class TiesAway(Quantising):
+    """Ties are rounded away from zero."""
+
+    def cast(self, scaled: Tensor) -> Tensor:
+        return Quantising.cast(replace(self, rules=replace(self.rules, ties="away")), scaled)
+
+
+class PaddingLeft(Quantising):
+    """The padding of packed scales is whatever was there."""
+
+    def lay_out(self, scales: Tensor, hidden: int) -> Tensor:
+        layout = self.quantiser.layout(len(scales), hidden, self.rules, None)
+        stored = layout.allocate(0x7F)
+        layout.slots(stored)[layout.places()] = scales
+        return stored
+
+
+@pytest.mark.parametrize(
+    ("fault", "quantiser", "family", "stages"),
+    [
+        (ScaleRoundedLater, "dynamic-fp8", "gaussian", {"scale", "code"}),
+        (ScaleRoundedLater, "group-fp8", "gaussian", {"scale", "code"}),
+        (FloorExponent, "mxfp8", "gaussian", {"scale"}),
+        (FloorExponent, "group-fp8-packed", "gaussian", {"scale"}),
+        (NextGroupsScale, "mxfp4", "outliers", {"code"}),
+        (NextGroupsScale, "nvfp4", "outliers", {"code"}),
+        (NextGroupsScale, "dynamic-fp8", "outliers", {"code"}),
+        (SignedMaximum, "group-fp8", "gaussian", {"scale"}),
+        (SignedMaximum, "nvfp4", "gaussian", {"scale"}),
+        (KeepsNan, "dynamic-fp8", "special", {"special"}),
+        (KeepsNan, "mxfp8", "special", {"special"}),
+        (TiesAway, "mxfp4", "gaussian", {"code"}),
+        (PaddingLeft, "group-fp8-packed", "gaussian", {"layout"}),
+    ],
+)
+def test_a_fault_of_a_quantiser_is_found_at_its_own_stage(
+    fault: type[Quantising], quantiser: str, family: str, stages: set[str]
+) -> None:
+    flow = DATAFLOWS["flashinfer-fp32"]
+    problem = problem_of(quantiser, tokens=5, hidden=640, family=family)
+    assert set(outside(problem, flow, emulated(problem, flow, quantising=fault))) == stages
+
+
+def test_one_float32_scale_a_step_beyond_its_last_place_is_found() -> None:
+    """Where the division is correctly rounded, exactly one scale is admissible."""
+    flow, problem = DATAFLOWS["vllm-c"], problem_of("group-fp8")
+    outputs = emulated(problem, flow)
+    assert outputs.scale is not None
+    outputs.scale.view(torch.int32)[3, 1] += 1
+    assert outside(problem, flow, outputs).get("scale") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MOE_FINALIZE_QUANT_FP8", "RESIDUAL_QUANT_FP8", "RMS_NORM_OUT", "", "RESIDUAL_RMS_NORM_QUANT_"],
+)
+def test_what_is_no_composition_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(UsageError, match="op="):
+        Operation.named(name)
+
+
+def test_an_operation_that_no_library_has_is_named_as_such() -> None:
+    with pytest.raises(UsageError, match="no library has one that adds a residual or quantises without a norm"):
+        Operation(norm=False, quantiser="mxfp8", returns=("quant", "scale"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"op": "RESIDUAL_RMS_NORM_QUANT_FP3"}, "quantiser='fp3', expected one of: none, static-fp8, dynamic-fp8"),
+        (
+            {"op": "RESIDUAL_RMS_NORM_QUANT_MXFP8", "hidden": 72},
+            "hidden=72, expected a multiple of mxfp8's group of 32",
+        ),
+        ({"op": "RESIDUAL_RMS_NORM_QUANT_MXFP8", "layout": "packed"}, "layout='packed', expected one that mxfp8 has"),
+        (
+            {"op": "RESIDUAL_RMS_NORM", "layout": "linear"},
+            "layout='linear', expected none: the operation makes no scales",
+        ),
+    ],
+)
+def test_a_problem_that_a_quantiser_does_not_have_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Problem.from_json(json.dumps({"hidden": 64} | fields))
+
+
+def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:
+    flow, problem = DATAFLOWS["flashinfer"], problem_of("mxfp4")
+    outputs = emulated(problem, flow)
+    assert misshapen(outputs, problem) == {}
+    assert outputs.scale is not None
+    assert outputs.quant is not None
+    wrong = misshapen(replace(outputs, scale=outputs.scale[:-1], quant=outputs.quant[:, :-1]), problem)
+    assert "got scales torch.uint8" in wrong["scale"]
+    assert "expected torch.uint8" in wrong["scale"]
+    assert wrong["quant"] == "is (5, 127) torch.uint8, expected (5, 128) torch.uint8"
+    assert misshapen(RankOutputs(outputs.residual, outputs.norm), problem) == {
+        "quant": "is missing",
+        "scale": "is missing",
+    }
