@@ -13,6 +13,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, FusionOp, Operation, Strategy
 from fusecheck.problem import Call, Problem
+from fusecheck.quantisers.known import quantiser
 
 T = TypeVar("T")
 
@@ -101,8 +102,10 @@ class Plan:
         family = FAMILIES[name]
         gamma, bias = self._gamma(draw)
         tokens, hidden = self._shape(draw, index)
+        op = self._op(draw)
+        hidden = fitting(hidden, op)
         problem = Problem(
-            op=self._op(draw),
+            op=op,
             strategy=draw.of(self.strategies),
             dtype=self.dtypes[0] if draw.below(4) else draw.of(self.dtypes),
             world_size=world_size,
@@ -141,7 +144,17 @@ class Plan:
     def _scheduled(self, problem: Problem, draw: _Draw) -> Problem:
         """The Problem at the end of a call pattern; patterns run many calls, so the default shapes are small."""
         tokens, hidden = draw.of(self.tokens or FEW), draw.of(self.hidden or (128, 256, 512))
-        return replace(problem, schedule=draw.of(_SCHEDULES), tokens=tokens, hidden=hidden)
+        schedule = tuple(
+            replace(call, hidden=fitting(call.hidden, problem.op)) if call.hidden else call
+            for call in draw.of(_SCHEDULES)
+        )
+        return replace(problem, schedule=schedule, tokens=tokens, hidden=hidden)
+
+
+def fitting(hidden: int, op: Operation) -> int:
+    """The next number of columns that the groups of the operation's quantiser divide."""
+    group = 1 if op.quantiser == "none" else quantiser(op.quantiser).group or 1
+    return -(-hidden // group) * group
 
 
 def factor_of(scale: float) -> float:
