@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
+from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
+from fusecheck.quantisers.known import QUANTISERS, quantiser
 from fusecheck.ranks import Pool, values
-from fusecheck.testing import Conforming, NotConforming, assert_conforms, conforms
+from fusecheck.testing import Conforming, NotConforming, assert_conforms, assert_quantised, conforms
 
 WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
 RANKS = 4
@@ -96,6 +99,89 @@ def test_a_wrong_declaration_fails_and_the_right_one_is_named(call: dict[str, An
 def test_an_argument_that_cannot_be_meant_is_named(call: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         conforms(**(call | change))
+
+
+RULES = [
+    (name, flow)
+    for name in (*QUANTISERS, "group-fp8-32", "group-fp8-packed-64")
+    for flow in QUANT_FLOWS[name if name in QUANT_FLOWS else name.rpartition("-")[0]].values()
+]
+
+
+def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Codes and scales as a kernel stores them."""
+    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
+    scales = made.scales(norm, flow, given)
+    codes = made.element.pack(made.codes(norm, scales, flow, given))
+    if name == "static-fp8":
+        return codes, given
+    layout = made.layout(norm.shape[0], norm.shape[1], flow)
+    stored = layout.allocate(0)
+    layout.write(scales, stored)
+    return codes, stored
+
+
+@pytest.mark.parametrize(("name", "flow"), RULES, ids=[f"{name}-{flow.name}" for name, flow in RULES])
+def test_every_known_quantiser_is_explained_and_a_code_or_scale_one_step_off_is_not(name: str, flow: QuantFlow) -> None:
+    norm = 3 * operands(0)[0]
+    norm[1] = 0
+    codes, stored = quantised(name, flow, norm)
+    assert assert_quantised(codes, stored, of=norm, format=name, flow=flow) == flow.name
+    assert assert_quantised(codes, stored, of=norm, format=name)
+    with pytest.raises(NotConforming, match=rf"^code: \[2,\d+\] .* judged as {name} by"):
+        assert_quantised(spoilt_code(codes), stored, of=norm, format=name)
+    if isinstance(stored, Tensor):
+        bits = stored.clone().as_strided((stored.untyped_storage().nbytes() // stored.element_size(),), (1,))
+        bits.view(torch.uint8)[0] ^= (
+            16 if stored.dtype is torch.float32 else 1
+        )  # an approximate division may be 2 ulp off
+        wrong = bits.as_strided(stored.shape, stored.stride())
+        with pytest.raises(NotConforming, match=r"^(scale|code): "):
+            assert_quantised(codes, wrong, of=norm, format=name, flow=flow)
+
+
+def spoilt_code(codes: Tensor) -> Tensor:
+    """The same with one code one step off, in the middle of its range."""
+    bits = codes.clone().view(torch.uint8)
+    bits[2, int(torch.argmax(codes.float()[2].abs() if codes.dtype != torch.uint8 else (bits[2] & 7).float()))] ^= 1
+    return bits.view(codes.dtype)
+
+
+@pytest.mark.parametrize("quantised_by", ["dynamic-fp8", "group-fp8-packed-64", "mxfp8", "nvfp4"])
+def test_scales_and_codes_of_a_fused_call_are_judged(call: dict[str, Any], quantised_by: str) -> None:
+    flow = DATAFLOWS["flashinfer-fp32"].quant(quantised_by)
+    codes, stored = quantised(quantised_by, flow, call["norm"])
+    call |= {
+        "quant": codes,
+        "scale_out": stored,
+        "quantiser": quantised_by,
+        "scale": 1.0,
+        "dataflow": "flashinfer-fp32",
+    }
+    assert assert_conforms(**call)
+    assert assert_conforms(**(call | {"norm": None}))
+    with pytest.raises(NotConforming, match=r"^code: element\[2,"):
+        assert_conforms(**(call | {"quant": spoilt_code(codes)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "group-fp8-96"}, "group"),
+        ({"format": "int8"}, "quantiser='int8', expected one of"),
+        ({"of": torch.ones(6, 256)}, "of is \\[6, 256\\] torch.float32, expected the activations"),
+        ({"codes": torch.zeros(6, 128, dtype=torch.uint8)}, "expected one-byte codes \\[6, 256\\] of dynamic-fp8"),
+        ({"scale": torch.ones(5, 1)}, "scale_out: got scales torch.float32 \\[5, 1\\]"),
+        ({"scale": 0.5}, "scale is float, expected the tensor of scales"),
+        ({"flow": "cublas"}, "flow='cublas' is not known for dynamic-fp8, expected one of: flashinfer"),
+        ({"layout": "zigzag"}, "zigzag"),
+    ],
+)
+def test_an_argument_of_a_quantiser_that_cannot_be_meant_is_named(change: dict[str, Any], message: str) -> None:
+    codes, stored = quantised("dynamic-fp8", QUANT_FLOWS["dynamic-fp8"]["flashinfer"], operands(0)[0])
+    given = {"codes": codes, "scale": stored, "of": operands(0)[0], "format": "dynamic-fp8"} | change
+    with pytest.raises(UsageError, match=message):
+        assert_quantised(**given)
 
 
 def said(replies: Any) -> list[str]:

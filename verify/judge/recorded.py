@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -91,11 +91,12 @@ def joined(everyones: list[list[RankCall]]) -> Iterable[list[RankCall]]:
 def as_call(parts: list[RankCall], rank: int, eps: float | None) -> Call:
     """What `fusecheck.testing` judges of one rank: every rank's addend, this rank's operands and outputs."""
     own = parts[rank]
-    tensors = {name: own.tensors.get(name) for name in (*INPUTS, *OUTPUTS) if name != "partial"}
-    call = Call(
+    return Call(
         partials=tuple(part.tensors["partial"] for part in parts),
+        residual_in=own.tensors.get("residual_in"),
+        gamma=own.tensors.get("gamma"),
+        scale=own.tensors.get("scale") if "quant" in own.tensors else None,
         eps=own.eps if eps is None else eps,
         weight_bias=own.weight_bias,
-        **tensors,
+        outputs={name: own.tensors[name] for name in OUTPUTS if name in own.tensors},
     )
-    return replace(call, scale=None) if call.quant is None else call

@@ -11,5 +11,14 @@ Needs torch and numpy only.
 from fusecheck.testing.agreement import assert_same_on_ranks
 from fusecheck.testing.collecting import Conforming
 from fusecheck.testing.conformity import Conformity, NotConforming, assert_conforms, conforms
+from fusecheck.testing.quantised import assert_quantised
 
-__all__ = ["Conforming", "Conformity", "NotConforming", "assert_conforms", "assert_same_on_ranks", "conforms"]
+__all__ = [
+    "Conforming",
+    "Conformity",
+    "NotConforming",
+    "assert_conforms",
+    "assert_quantised",
+    "assert_same_on_ranks",
+    "conforms",
+]

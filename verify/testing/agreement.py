@@ -39,7 +39,7 @@ def assert_same_on_ranks(group: ProcessGroup | None = None, **tensors: Tensor) -
 
 
 def _first_difference(name: str, everyones: list[Tensor]) -> str:
-    words = [each.contiguous().view(torch.uint8).reshape(each.numel(), -1) for each in everyones]
+    words = [each.contiguous().reshape(-1, 1).view(torch.uint8) for each in everyones]
     unequal = torch.stack([(each != words[0]).any(-1) for each in words])
     place = int(torch.nonzero(unequal.any(0))[0])
     index = [int(i) for i in torch.unravel_index(torch.tensor(place), everyones[0].shape)]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fusecheck.errors import UsageError
+from fusecheck.operations import GIVEN_SCALE, Collective, Operation, compose
+from fusecheck.quantisers.known import quantiser
 
 NATIVE = (torch.bfloat16, torch.float16)
 """The dtypes of activations that the family computes in."""
@@ -17,7 +19,11 @@ CODES = (torch.float8_e4m3fn, torch.uint8)
 
 @dataclass(frozen=True)
 class Call:
-    """What went into one call and what came out of it, on one rank. Arguments as `conforms` describes them."""
+    """What went into one call and what came out of it, on one rank; operands as `conforms` describes them.
+
+    Attributes:
+        outputs: those that are there, of `residual`, `norm`, `quant`, `scale_out`.
+    """
 
     partials: tuple[Tensor, ...]
     residual_in: Tensor | None
@@ -25,10 +31,9 @@ class Call:
     scale: Tensor | float | None
     eps: float | None
     weight_bias: float
-    residual: Tensor | None
-    norm: Tensor | None
-    quant: Tensor | None
-    scale_out: Tensor | None
+    outputs: dict[str, Tensor]
+    quantiser: str = GIVEN_SCALE
+    layout: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -37,16 +42,20 @@ class Call:
         return tokens, hidden
 
     @property
-    def outputs(self) -> dict[str, Tensor]:
-        """The outputs that were given, by name."""
-        named = {name: getattr(self, name) for name in ("residual", "norm", "quant", "scale_out")}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+    def op(self) -> Operation:
+        """What was computed, as far as the outputs and operands tell."""
+        quantised = self.quantiser if {"quant", "scale_out"} & set(self.outputs) else "none"
+        if self.gamma is None and self.residual_in is None:
+            return Operation.named("ALL_REDUCE")
+        return compose(Collective.ALL_REDUCE, self.residual_in is not None, quantised, norm_out="norm" in self.outputs)
 
     def detached(self) -> Call:
         """The same call, its tensors out of autograd's sight."""
         plain = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
         tensors = {name: value.detach() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Call(**plain | tensors | {"partials": tuple(partial.detach() for partial in self.partials)})
+        plain["partials"] = tuple(partial.detach() for partial in self.partials)
+        plain["outputs"] = {name: output.detach() for name, output in self.outputs.items()}
+        return Call(**plain | tensors)
 
 
 def check(call: Call) -> None:
@@ -59,9 +68,10 @@ def check(call: Call) -> None:
     if not call.outputs:
         raise UsageError("got no output, expected at least one of residual=, norm=, quant=")
     device, native, (tokens, hidden) = call.partials[0].device, call.partials[0].dtype, call.shape
-    for name in ("residual_in", "residual", "norm"):
-        _check_tensor(name, getattr(call, name), (tokens, hidden), (native,), device)
-    _check_tensor("quant", call.quant, (tokens, hidden), CODES, device)
+    wide = {"residual_in": call.residual_in} | {name: call.outputs.get(name) for name in ("residual", "norm")}
+    for name, tensor in wide.items():
+        _check_tensor(name, tensor, (tokens, hidden), (native,), device)
+    _check_quantised(call, device)
     _check_tensor("gamma", call.gamma, (hidden,), (native, torch.float32), device)
     _check_present(call)
     _check_scale(call, device)
@@ -99,16 +109,40 @@ def _check_tensor(
         raise UsageError(f"{name} is on {got.device}, expected {device}, where partials[0] is")
 
 
+def _check_quantised(call: Call, device: torch.device) -> None:
+    """Codes and scales: shapes and dtypes are those of the quantiser."""
+    tokens, hidden = call.shape
+    made = quantiser(call.quantiser)
+    made.groups(hidden)
+    halves = made.element.bits == 4
+    _check_tensor(
+        "quant", call.outputs.get("quant"), (tokens, hidden // 2 if halves else hidden), CODES[halves:], device
+    )
+    stored = call.outputs.get("scale_out")
+    if stored is None:
+        return
+    if call.quantiser == GIVEN_SCALE:
+        raise UsageError("scale_out= beside quantiser static-fp8, which makes no scales; name the one that does")
+    if not isinstance(stored, Tensor) or stored.device != device:
+        raise UsageError(f"scale_out is {_told(stored)}, expected a tensor on {device}, where partials[0] is")
+
+
+def _told(value: object) -> str:
+    return f"on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _check_present(call: Call) -> None:
     """An output needs the operands that it is made of."""
-    for output, needs in (("norm", ("gamma", "eps")), ("quant", ("gamma", "eps"))):
+    for output, needs in (("norm", ("gamma", "eps")), ("quant", ("gamma", "eps")), ("scale_out", ("gamma", "eps"))):
         for need in needs:
-            if getattr(call, output) is not None and getattr(call, need) is None:
+            if output in call.outputs and getattr(call, need) is None:
                 raise UsageError(f"{need} is missing, expected it beside {output}=: give {need}=")
-    if call.quant is not None and call.scale is None and call.scale_out is None:
-        raise UsageError(
-            "scale is missing, expected it beside quant=: give scale=, or scale_out= as the kernel stored it"
-        )
+    if "quant" not in call.outputs:
+        return
+    if call.quantiser == GIVEN_SCALE and call.scale is None:
+        raise UsageError("scale is missing, expected it beside quant=: give scale=, or scale_out= and quantiser=")
+    if call.quantiser != GIVEN_SCALE and "scale_out" not in call.outputs:
+        raise UsageError(f"scale_out is missing, expected it beside quant= of {call.quantiser}: give scale_out=")
 
 
 def _check_scale(call: Call, device: torch.device) -> None:

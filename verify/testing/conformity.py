@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.errors import UsageError
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.testing import judging
 from fusecheck.testing.call import Call, check
 from fusecheck.testing.ranks import Ranks
@@ -88,6 +89,8 @@ def conforms(
     scale: Tensor | float | None = None,
     eps: float | None = None,
     weight_bias: float = 0.0,
+    quantiser: str = GIVEN_SCALE,
+    layout: str | None = None,
     dataflow: str | Dataflow | None = None,
 ) -> Conformity:
     """Judge the outputs of one call of a fused all-reduce + residual + RMSNorm + quantise, any subset of them.
@@ -98,8 +101,9 @@ def conforms(
     Args:
         residual: the sum over ranks plus `residual_in`, [tokens, hidden], bf16 or fp16.
         norm: the normalised activations, [tokens, hidden], the dtype of `residual`.
-        quant: the codes, [tokens, hidden], float8_e4m3fn or their bits as uint8.
-        scale_out: scales as the kernel stored them, where it computes scales.
+        quant: the codes, [tokens, hidden], float8_e4m3fn or their bits as uint8; of four-bit formats uint8
+            [tokens, hidden / 2], the even element in the low half.
+        scale_out: the scales as the kernel stored them, packing and padding included, where it makes scales.
         partials: every rank's addend in rank order, each [tokens, hidden]; with `group`, this rank's own.
         group: the ranks that reduced; each of them calls this function, and gets the same verdict.
         residual_in: [tokens, hidden]; None where nothing was added.
@@ -107,16 +111,20 @@ def conforms(
         scale: the static dequantisation scale (x ~ q * scale), one float32.
         eps: added to the mean square.
         weight_bias: added to gamma in float32; 1.0 for Gemma.
+        quantiser: by name, as `fusecheck backends` lists them: `dynamic-fp8`, `group-fp8-packed-64`, `mxfp8`, ...
+        layout: of `scale_out`, by name; None: the quantiser's first.
         dataflow: the declared arithmetic or its name; None: a known one must explain *all* elements.
 
     Raises:
         UsageError: an argument that cannot be meant, by name; on every rank alike.
     """
     ranks = Ranks(group)
+    given = {"residual": residual, "norm": norm, "quant": quant, "scale_out": scale_out}
+    outputs = {name: tensor for name, tensor in given.items() if tensor is not None}
     own = [partials] if isinstance(partials, Tensor) else list(partials)
 
     def checked() -> tuple[Call, Dataflow | None]:
-        call = Call(tuple(own), residual_in, gamma, scale, eps, weight_bias, residual, norm, quant, scale_out)
+        call = Call(tuple(own), residual_in, gamma, scale, eps, weight_bias, outputs, quantiser, layout)
         check(call)
         return call.detached(), None if dataflow is None else judging.named(dataflow)
 

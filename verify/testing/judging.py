@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
-import torch
+from torch import Tensor
 
-from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
+from fusecheck.errors import UsageError
 from fusecheck.interface import RankOutputs
 from fusecheck.oracle import Operands, Oracle
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import Layout
+from fusecheck.stages.layout import judge_layout
 from fusecheck.testing.call import Call
 from fusecheck.verdict import Stage, Tally, judge_rows
 
@@ -22,13 +25,31 @@ SAMPLED = 8
 def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
     """Judge some rows of a call, in blocks; a tally for each stage that has an output."""
     merged: dict[Stage, Tally] = {}
+    scales = None
+    if "scale_out" in call.outputs:
+        layout = quantiser(call.quantiser).layout(*call.shape, flow.quant(call.quantiser), call.layout)
+        scales = read_scales(layout, call.outputs["scale_out"])
+        if not rows.start:
+            merged[Stage.LAYOUT] = judge_layout(layout, call.outputs["scale_out"], None)
     size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
     step = max(1, size // call.shape[1])
     for start in range(rows.start, rows.stop, step):
         part = range(start, min(start + step, rows.stop))
-        for tally in _judge(call, flow, part):
+        for tally in _judge(call, flow, part, scales):
             merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
-    return list(merged.values())
+    return sorted(merged.values(), key=lambda tally: list(Stage).index(tally.stage))
+
+
+def read_scales(layout: Layout, stored: Tensor) -> Tensor:
+    """The scales, [tokens, groups].
+
+    Raises:
+        UsageError: the tensor is not one of this layout.
+    """
+    try:
+        return layout.read(stored)
+    except ValueError as error:
+        raise UsageError(f"scale_out: {error}, for layout {layout.name}") from None
 
 
 def outside(judged: Iterable[Tally]) -> int:
@@ -49,29 +70,25 @@ def nearest(call: Call, rows: range) -> Dataflow:
     return min(DATAFLOWS.values(), key=lambda flow: outside(tallies(call, flow, few)))
 
 
-def _judge(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
+def _judge(call: Call, flow: Dataflow, rows: range, scales: Tensor | None) -> list[Tally]:
     part = slice(rows.start, rows.stop)
     partials = [partial[part] for partial in call.partials]
-    hidden = call.shape[1]
     operands = Operands(
         partials=partials,
-        residual=torch.zeros_like(partials[0]) if call.residual_in is None else call.residual_in[part],
-        gamma=partials[0].new_ones(hidden) if call.gamma is None else call.gamma,
+        residual=partials[0] if call.residual_in is None else call.residual_in[part],
+        gamma=partials[0][0] if call.gamma is None else call.gamma,
         scale=1.0 if call.scale is None else float(call.scale),
         eps=0.0 if call.eps is None else call.eps,
         weight_bias=call.weight_bias,
+        op=call.op,
     )
-    oracle = Oracle(flow, operands)
-    observed = {name: tensor[part] for name, tensor in call.outputs.items()}
-    residual = observed.get("residual")
-    quant = observed.get("quant")
-    outputs = RankOutputs(
-        oracle.residual() if residual is None else residual,
-        observed.get("norm"),
-        None if quant is None else quant.view(torch.float8_e4m3fn),
-    )
-    judged = judge_rows(oracle, outputs, rows.start)
-    return [tally for tally in judged if tally.stage is not Stage.RESIDUAL or residual is not None]
+    observed = {name: tensor[part] for name, tensor in call.outputs.items() if name != "scale_out"}
+    if not call.op.residual and "residual" in observed:
+        observed["total"] = observed.pop("residual")
+    if "quant" in observed:
+        observed["quant"] = quantiser(call.quantiser).element.unpack(observed["quant"])
+    shown = RankOutputs(observed.pop("residual", None), **observed, scale=None if scales is None else scales[part])
+    return judge_rows(Oracle(flow, operands), shown, rows.start)
 
 
 def named(flow: str | Dataflow) -> Dataflow:
@@ -80,6 +97,4 @@ def named(flow: str | Dataflow) -> Dataflow:
     Raises:
         UsageError: no known dataflow has the name.
     """
-    from fusecheck.dataflow import dataflow
-
-    return dataflow(flow) if isinstance(flow, str) else replace(flow)
+    return dataflow(flow) if isinstance(flow, str) else flow

@@ -67,7 +67,7 @@ class Ranks:
         """Every rank's tensor of this shape and dtype, in rank order; a collective call."""
         if self.group is None:
             return [mine]
-        flat = mine.contiguous().view(torch.uint8).reshape(-1)
+        flat = mine.contiguous().reshape(-1).view(torch.uint8)
         everyones = [torch.empty_like(flat) for _ in range(self.count)]
         torch.distributed.all_gather(everyones, flat, group=self.group)
         return [each.view(mine.dtype).reshape(mine.shape) for each in everyones]
@@ -84,5 +84,5 @@ class Ranks:
 
 def digest_of(tensor: Tensor) -> int:
     """A digest of a tensor's bits, of any shape and dtype."""
-    flat = tensor.detach().contiguous().view(torch.uint8).reshape(1, -1)
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[None]
     return digest.whole(torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)))
