@@ -1,4 +1,4 @@
-"""How small an error of all scales at once is rejected, for each quantiser that makes its own and each known arithmetic.
+"""How small an error of all scales at once is rejected, for every quantiser that makes them and known arithmetic.
 
 The unit is the least there is: one unit in the last place of a float32 scale, one exponent, one step of E4M3.
 """

@@ -158,8 +158,8 @@ def fitting(hidden: int, op: Operation) -> int:
 
 
 def factor_of(scale: float) -> float:
-    """The factor of a tensor whose static scale would be this: block scales of up to 448, a float32 value."""
-    return float(np.float32(6 / scale))
+    """The factor of a tensor whose static scale would be this: block scales of up to 300, a float32 value."""
+    return float(np.float32(4 / scale))
 
 
 def _checks(index: int) -> tuple[str, ...]:

@@ -69,8 +69,11 @@ class Scaled:
 
     def scale_ends(self, norm: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
         """The least and greatest admissible scale of whole groups, [..., groups] each."""
-        ends = scales.amax_ends(norm, self.groups(norm[0].shape[-1]), flow)
-        low, high = (scales.read_amax(end.to(torch.float32), flow) for end in ends)
+        return self.scale_ends_of(scales.amax_ends(norm, self.groups(norm[0].shape[-1]), flow), flow, given)
+
+    def scale_ends_of(self, amax: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
+        """The same from ends of the amax, float64, [..., groups] each."""
+        low, high = (scales.read_amax(end.to(torch.float32), flow) for end in amax)
         lone = (low == 0) & (high > 0) & (flow.zero_group == "one")  # zero would have a rule of its own
         low = torch.where(lone, TINIEST, low)
         pair = scales.quotient_ends((low.double(), high.double()), self.element.largest, flow)

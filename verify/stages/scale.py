@@ -53,7 +53,11 @@ class Scale:
 
     def amax_ends(self, where: Where) -> Interval:
         """Enclosure of the largest magnitude of some groups, [n, 1] each."""
-        return scales.amax_ends(self.group_ends(where), 1, self.rules)
+        if self._observed is None or self.rules.reads != "rounded" or self.rules.amax_nan == "order":
+            return scales.amax_ends(self.group_ends(where), 1, self.rules)
+        grouped = scales.in_groups(self._observed, self.operands.hidden // self.size)
+        largest = scales.amax(grouped[where], 1, self.rules).to(torch.float64)  # a number: the maximum has no order
+        return largest, largest
 
     @cached_property
     def special(self) -> Tensor:
@@ -68,7 +72,7 @@ class Scale:
 
     def ends(self, where: Where) -> Interval:
         """The least and greatest admissible scale of some groups, [n] each."""
-        lo, hi = self.quantiser.scale_ends(self.group_ends(where), self.rules, self.operands.scale)
+        lo, hi = self.quantiser.scale_ends_of(self.amax_ends(where), self.rules, self.operands.scale)
         return lo[:, 0], hi[:, 0]
 
     def admits(self, got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
