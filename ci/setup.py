@@ -5,8 +5,9 @@ CPU build is meant. So torch is settled first, by three rules:
 
 1. The venv or the base interpreter has one: it stays, whatever build it is.
 2. There is an NVIDIA driver: the index's own build.
-3. There is none: the index's own build, unless that would pull CUDA packages; then the user is asked
-   for an index of CPU wheels (TORCH_INDEX).
+3. There is none: the index's own build, unless that would pull CUDA packages. Then uv installs the CPU
+   build, if uv is there: it knows where that lies. Else the user is asked for uv, or for the index
+   of the CPU wheels (TORCH_INDEX).
 
 Everything else is then installed with torch pinned to what is there. Standard library only, run by
 any Python from 3.10 on: `python3 ci/setup.py`. Exit code 2 and one line when it cannot go on.
@@ -30,6 +31,9 @@ VENV = ROOT / ".venv"
 EXTRAS = "eval,dev"
 TORCH = "torch==2.13.0"
 """What is installed where there is no torch yet; the project itself takes any from its lower bound on."""
+
+SHOWN = ("Downloading ", "Installing collected packages")
+"""The lines of pip that say how far it is."""
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_PIP = (23, 0)
@@ -166,32 +170,62 @@ def create_venv(*, inherit: bool) -> None:
         (Path(target) / "inherited.pth").write_text("\n".join(folders) + "\n", encoding="utf-8")
 
 
+def say(line: str) -> None:
+    """Print what is being done, at once."""
+    print(f"setup: {line}", flush=True)
+
+
 def pip(*arguments: str) -> None:
-    """Run the venv's pip, quietly.
+    """Run the venv's pip, and show what it downloads and installs.
 
     Raises:
         SetupError: it failed; what it said is on stderr.
     """
-    command = [venv_python(), "-m", "pip", "--disable-pip-version-check", *arguments]
-    if subprocess.run([*command, "--quiet"], check=False, cwd=ROOT).returncode != 0:
+    command = [venv_python(), "-m", "pip", "--disable-pip-version-check", "--no-color", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.strip().startswith(SHOWN):
+                say(f"  {line.strip()[:100]}")
+    if process.returncode != 0:
         raise SetupError(f"pip {' '.join(arguments)} failed, see above; can the package index be reached?")
 
 
-def refuse_cuda(arguments: list[str]) -> None:
-    """Ask pip what it would install, and stop before a CUDA build on a machine without a GPU.
+def install_torch(index: str, *, cpu_only: bool) -> None:
+    """Install torch, by uv's CPU build where pip's would bring CUDA packages that nothing here can use.
 
     Raises:
-        SetupError: it would pull CUDA packages.
+        SetupError: it cannot be installed, or only with CUDA packages.
     """
+    arguments = torch_arguments(index)
+    found = would_pull_cuda(arguments) if cpu_only else []
+    if not found:
+        say(f"installing {TORCH}, the largest package (CPU build about 200 MB)")
+        pip("install", *arguments)
+        return
+    uv = shutil.which("uv")
+    if uv is None or index:
+        raise SetupError(
+            f"no NVIDIA driver here, but {TORCH} would pull {len(found)} CUDA packages ({found[0]}, ...): run "
+            "`pip install uv` first, which knows where the CPU build lies, or give the index of the CPU wheels that "
+            "PyTorch's start page names, as in `make test TORCH_INDEX=...`"
+        )
+    say(f"installing {TORCH} by uv, CPU build")
+    command = [uv, "pip", "install", "--python", venv_python(), "--torch-backend=cpu", TORCH]
+    if subprocess.run(command, check=False, cwd=ROOT).returncode != 0:
+        raise SetupError(f"{' '.join(command)} failed, see above; can the package index be reached?")
+
+
+def would_pull_cuda(arguments: list[str]) -> list[str]:
+    """Ask pip what it would install; returns the CUDA packages among that.
+
+    Raises:
+        SetupError: pip cannot say.
+    """
+    say("asking pip which build of torch it would take")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
         pip("install", "--dry-run", "--report", str(path), *arguments)
-        found = cuda_packages(json.loads(path.read_text(encoding="utf-8")))
-    if found:
-        raise SetupError(
-            f"no NVIDIA driver here, but {TORCH} would pull {len(found)} CUDA packages ({found[0]}, ...): "
-            "give the index of the CPU wheels, as in `make test TORCH_INDEX=...`"
-        )
+        return cuda_packages(json.loads(path.read_text(encoding="utf-8")))
 
 
 def install_project(torch: str) -> None:
@@ -219,18 +253,17 @@ def set_up(index: str) -> str:
         index=index,
     )
     if plan.create:
+        say("making .venv" + (", which sees the packages of this interpreter and its torch" if plan.inherit else ""))
         create_venv(inherit=plan.inherit)
     if version_tuple(installed_version(venv_python(), "pip") or "") < OLDEST_PIP:
         pip("install", "--upgrade", "pip")
     if plan.install_torch:
-        arguments = torch_arguments(index)
-        if plan.check_for_cuda:
-            refuse_cuda(arguments)
-        pip("install", *arguments)
+        install_torch(index, cpu_only=plan.check_for_cuda)
     torch = installed_version(venv_python(), "torch")
     if torch is None:
         raise SetupError("torch is not there after its installation: remove .venv and try again")
     check_torch(torch, oldest_torch((ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    say(f"installing Fusecheck and what it needs ({EXTRAS}); torch {torch} stays")
     install_project(torch)
     return torch
 

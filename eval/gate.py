@@ -33,7 +33,7 @@ class Verdict(str, Enum):
     @property
     def exit_code(self) -> int:
         """The exit code of a command that ends with this verdict."""
-        return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 2, Verdict.INCONCLUSIVE: 3}[self]
+        return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 4, Verdict.INCONCLUSIVE: 3}[self]
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

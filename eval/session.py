@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fusecheck.errors import UsageError
+from fusecheck.errors import Inconclusive
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
@@ -54,11 +54,11 @@ def require_lm_eval() -> None:
     """Check that what runs the arms is installed; `compare` needs none of it.
 
     Raises:
-        UsageError: a package is missing.
+        Inconclusive: a package is missing.
     """
     for name in ("lm_eval", "tokenizers", "safetensors"):
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"running the arms needs {name}, which is not installed; pip install 'fusecheck[eval]'")
+            raise Inconclusive(f"running the arms needs {name}, which is not installed; pip install 'fusecheck[eval]'")
 
 
 def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick: bool, tell: Tell) -> Comparison:

@@ -222,8 +222,20 @@ def _build_all(
     return samples
 
 
+def _check_shots(task: Any, shots: int) -> None:
+    """Refuse more examples than there are, before a model is started.
+
+    Raises:
+        UsageError: the task has fewer.
+    """
+    found = task.fewshot_docs() if shots else ()
+    if len(found) < shots:
+        raise UsageError(f"--shots {shots}: task {task.config.task} has {len(found)} examples; give at most so many")
+
+
 def _prepare_task(task: Any, shots: int | None, chosen: list[int] | None) -> None:
     if shots is not None and task.config.num_fewshot != 0:
+        _check_shots(task, shots)
         task.set_config(key="num_fewshot", value=shots)
     elif task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -47,20 +49,32 @@ def main() -> None:
         if code == BY_CTRL_C:
             raise KeyboardInterrupt
         sys.exit(code)
-    except UsageError as error:
-        _complain(str(error), 2)
-    except Inconclusive as error:
-        _complain(str(error), 3)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("fusecheck"):
-            raise
-        _complain(f"{error.name} is not installed here, and this command needs it{_extra(error.name)}", 3)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted", 3)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer raises for wrong options, whichever click it carries
+        message, code = _told(error)
+        if not message:
             raise
-        _complain(f"{error.format_message()} Try --help.", 2)
+        _complain(message, code)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code; nothing of one that is ours."""
+    if isinstance(error, UsageError):
+        return str(error), 2
+    if isinstance(error, Inconclusive):
+        return str(error), 3
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("fusecheck"):
+        return f"{error.name} is not installed here, and this command needs it{_extra(error.name)}", 3
+    if isinstance(error, RecursionError) and _raised_in(error).parent.name == "json":
+        return "a JSON text is nested too deeply to be one of Fusecheck's; give the file that it wrote", 2
+    if hasattr(error, "format_message"):  # what typer raises for wrong options, whichever click it carries
+        return f"{error.format_message()} Try --help.", 2
+    return "", 1
+
+
+def _raised_in(error: Exception) -> Path:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
 
 
 _EXTRAS = {

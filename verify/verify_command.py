@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
+from fusecheck.backends import device_of
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.errors import UsageError
-from fusecheck.inputs.families import FAMILIES
-from fusecheck.kernel.plan import Plan
-from fusecheck.kernel.report import Subject
-from fusecheck.kernel.run import Budget, Run
-from fusecheck.kernel.session import console, execute, say_where
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.manual import some_backend
 from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
 from fusecheck.parts.runner import Steps, missing
@@ -24,6 +23,12 @@ from fusecheck.report import Verdict, make_run_dir, write_markdown, write_result
 from fusecheck.report.groups import sentence
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
 from fusecheck.report.record import parts
+
+if TYPE_CHECKING:
+    from fusecheck.kernel.report import Subject
+    from fusecheck.kernel.run import Run
+
+console = Console()
 
 WORLD_SIZES = (2, 4, 8)
 MOST_ELEMENTS = 2**18
@@ -42,12 +47,19 @@ def verify_all(
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
     budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s, 5m or 1h.")] = None,
     cases: Annotated[
-        int | None, typer.Option(min=1, help=f"Of each kernel and world size; {len(FAMILIES)} without a budget.")
+        int | None, typer.Option(min=1, help="Of each kernel and world size; without a budget, one of each family.")
     ] = None,
     most_elements: Annotated[int, typer.Option(min=2**13, help="tokens * hidden of the largest case.")] = MOST_ELEMENTS,
-    only: Annotated[str, typer.Option(help="Parts behind the kernel question, comma-separated, or none.")] = ",".join(
-        NAMES
-    ),
+    backend: Annotated[
+        str | None,
+        typer.Option(help="The kernel for every part that takes one; else the emulator.", autocompletion=some_backend),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help=f"Parts behind the kernel question, of {', '.join(NAMES)}; or none.")
+    ] = None,
+    require: Annotated[
+        str, typer.Option(help="Parts without whose answer there is no pass, such as kernel,accuracy: for gates.")
+    ] = "",
     resume: Annotated[
         Path | None,
         typer.Option(help="A verify run's directory: what passed there, by the same code, is not run again."),
@@ -62,28 +74,35 @@ def verify_all(
     model, the quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to
     its end, in three to four minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
 
+    A part that lacks a package or time was asked for and not answered: exit code 3. One that lacks a GPU is only noted,
+    unless --only or --require names it.
+
     Examples:
       fusecheck verify
       fusecheck verify --budget 30m --markdown summary.md
+      fusecheck verify --backend mypackage.kernels:MyKernel --require kernel,accuracy
       fusecheck verify --only none --cases 32 --most-elements 524288
       fusecheck verify --resume runs/20260102T030405Z-verify
     """
     seconds = duration(budget) if budget is not None else None
-    chosen = _chosen(only)
+    chosen = set(NAMES) if only is None else _named("--only", only, NAMES)
+    required = _required(require, only, chosen)
     began = time.monotonic()
-    possible = [step for step in STEPS if step.name in chosen and not missing(step.name) and detect() is None]
+    wanted = [step.about(_options(backend)) for step in STEPS]
+    possible = [step for step in wanted if step.name in chosen and not missing(step.name) and detect() is None]
     division = divide(possible, seconds)
-    asked = _Asked(seed, cases, most_elements, division.kernel)
-    run = asked.run()
-    run.validate()
+    asked = _Asked(seed, cases, most_elements, division.kernel, backend)
+    run, refused = asked.run()
     directory = make_run_dir("verify", _place(resume, run_dir))
     kernel = reuse.recall(directory / "kernel", asked.arguments()) if resume else None
     reused = ["kernel"] if kernel else []
     kernel = kernel or _ask_kernel(asked, run, directory)
     deadline = None if seconds is None else began + seconds
     stopped = bool(kernel["summary"]["interrupted"])
-    steps = Steps(directory, console, deadline, resume=resume is not None, stopped=stopped)
-    for step in STEPS:
+    steps = Steps(directory, console, deadline, resume=resume is not None, stopped=stopped, required=required)
+    for name, reason in refused.items():
+        steps.leave_out(name, reason, unanswered=False)
+    for step in wanted:
         steps.take(step, division.forms.get(step.name), wanted=step.name in chosen)
     reused += steps.reused
     verdict = Verdict.worst([Verdict(kernel["verdict"]), *steps.verdicts()])
@@ -93,7 +112,8 @@ def verify_all(
     if markdown is not None:
         write_markdown(markdown, record)
     _show(record)
-    say_where(directory)
+    for name in ("result.json", "report.html"):
+        console.print(f"{directory}/{name}", highlight=False, markup=False, soft_wrap=True)
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -107,25 +127,60 @@ class _Asked:
         cases: of each subject, as given.
         most_elements: of the largest case.
         seconds: for all subjects; None without a budget.
+        backend: the kernel; None for the emulator under every dataflow.
     """
 
     seed: int
     cases: int | None
     most_elements: int
     seconds: float | None
+    backend: str | None = None
 
-    def run(self) -> Run:
-        """Every dataflow at every world size."""
-        subjects = [Subject(f"emulated:{name}", size) for size in WORLD_SIZES for name in DATAFLOWS]
+    def run(self) -> tuple[Run, dict[str, str]]:
+        """Every kernel at every world size that takes it, and the reasons of the others.
+
+        Raises:
+            UsageError: the kernel is unknown, or no world size takes it.
+            Inconclusive: there are too few GPUs for any.
+        """
+        from fusecheck.kernel.report import Subject
+
+        names = [f"emulated:{name}" for name in DATAFLOWS] if self.backend is None else [self.backend]
+        run, refused = _possible(self._run([Subject(name, size) for size in WORLD_SIZES for name in names]))
+        run.validate()
+        return run, refused
+
+    def _run(self, subjects: list[Subject]) -> Run:
+        from fusecheck.inputs.families import FAMILIES
+        from fusecheck.kernel.plan import Plan
+        from fusecheck.kernel.run import Budget, Run
+
         count = len(FAMILIES) if self.cases is None and self.seconds is None else self.cases
         share = None if self.seconds is None else _share(self.seconds, len(subjects))
         plan = Plan(seed=self.seed, most_elements=self.most_elements)
-        return Run(subjects, plan, Budget(count, share))
+        device = "cpu" if self.backend is None else device_of(self.backend)
+        return Run(subjects, plan, Budget(count, share), device=device)
 
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""
-        run = self.run()
+        run, _ = self.run()
         return ["kernel", *(f"{s.backend} tp {s.world_size}" for s in run.subjects), repr(self), repr(run.budget)]
+
+
+def _possible(run: Run) -> tuple[Run, dict[str, str]]:
+    """The run with the subjects that can be asked here, and the reasons of the others; all of them if none can."""
+    why = {subject: _refusal(replace(run, subjects=[subject])) for subject in run.subjects}
+    left = [subject for subject, reason in why.items() if not reason]
+    refused = {f"kernel at tp {subject.world_size}": reason for subject, reason in why.items() if reason}
+    return (replace(run, subjects=left), refused) if left else (run, {})
+
+
+def _refusal(run: Run) -> str:
+    try:
+        run.validate()
+    except (UsageError, Inconclusive) as why:
+        return str(why)
+    return ""
 
 
 def _share(seconds: float, subjects: int) -> float:
@@ -135,6 +190,8 @@ def _share(seconds: float, subjects: int) -> float:
 
 def _ask_kernel(asked: _Asked, run: Run, directory: Path) -> dict[str, Any]:
     """Run the kernel question; its record is also kept in a folder of its own, for a run that resumes."""
+    from fusecheck.kernel.session import execute
+
     report = execute(run, directory)
     folder = directory / "kernel"
     folder.mkdir(exist_ok=True)
@@ -157,11 +214,30 @@ def _place(resume: Path | None, run_dir: Path | None) -> Path | None:
     return resume or run_dir
 
 
-def _chosen(only: str) -> set[str]:
-    chosen = {part.strip() for part in only.split(",")} - {"none"}
-    for name in chosen - set(NAMES):
-        raise UsageError(f"--only {name!r}, expected none or of: {', '.join(NAMES)}")
+def _named(option: str, text: str, known: Sequence[str]) -> set[str]:
+    chosen = {part.strip() for part in text.split(",")} - {"none", ""}
+    for name in chosen - set(known):
+        raise UsageError(f"{option} {name!r}, expected none or of: {', '.join(known)}")
     return chosen
+
+
+def _required(require: str, only: str | None, chosen: set[str]) -> set[str]:
+    """The parts that have to be answered: those of `--require`, and those that `--only` names.
+
+    Raises:
+        UsageError: one that is unknown, or that `--only` leaves out.
+    """
+    required = _named("--require", require, ("kernel", *NAMES))
+    for name in required - chosen - {"kernel"}:
+        raise UsageError(f"--require {name} asks for what --only {only} leaves out; name it there too")
+    return required if only is None else required | chosen
+
+
+def _options(backend: str | None) -> dict[str, str]:
+    """How a part is told the kernel and its place."""
+    if backend is None:
+        return {}
+    return {"--backend": backend, "--device": device_of(backend)}
 
 
 def _summary(kernel: dict[str, Any], steps: Steps, reused: list[str]) -> dict[str, Any]:
@@ -177,11 +253,18 @@ def _findings(kernel: dict[str, Any], steps: Steps) -> list[dict[str, Any]]:
 
 def _show(record: dict[str, Any]) -> None:
     """A line for each part that was run, and for each that was not."""
+    left_out = record["summary"]["not_run"]
+    unanswered = [left for left in left_out if left["unanswered"]]
+    for left in unanswered:
+        line = f"inconclusive  {left['part']}: asked for and not answered: {left['reason']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     reused = record["summary"]["reused"]
     for part in parts(record):
         again = " (of the earlier run: same code, same question)" if part.question in reused else ""
         line = f"{part.verdict}  {part.question}: {sentence(part)}{again}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for left in record["summary"]["not_run"]:
-        console.print(f"not run: {left['part']}: {left['reason']}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{record['verdict']}: all that was run", highlight=False)
+    for left in left_out:
+        if not left["unanswered"]:
+            console.print(f"not run: {left['part']}: {left['reason']}", highlight=False, markup=False, soft_wrap=True)
+    open_ = ", ".join(left["part"] for left in unanswered)
+    console.print(f"{record['verdict']}: {f'no answer from {open_}' if open_ else 'all that was run'}", highlight=False)

@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("same", (), 0, "PASS"),
         ("worse", (), 1, "FAIL"),
-        ("other", (), 2, "INVALID"),
+        ("other", (), 4, "INVALID"),
         ("same", ("--margin", "mmlu=0.05"), 3, "INCONCLUSIVE"),
     ],
 )
@@ -68,7 +68,7 @@ def test_every_file_is_written_and_holds_the_verdict(runs: Path, tmp_path: Path)
 
 
 def test_an_invalid_pair_is_inconclusive_in_the_record_and_says_why(runs: Path, tmp_path: Path) -> None:
-    assert call(["compare", runs / "baseline", runs / "other", "--run-dir", tmp_path]).exit_code == 2
+    assert call(["compare", runs / "baseline", runs / "other", "--run-dir", tmp_path]).exit_code == 4
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["verdict"] == "inconclusive"
     assert record["findings"][0]["stage"] == "validity"

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.quantisers.known import quantiser
+
 
 def codes(y: Tensor, scale: Tensor) -> Tensor:
     return (y * (1.0 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -65,10 +68,10 @@ class FlashInfer:
         workspace_ptrs: Tensor, launch_with_pdl: bool, trigger_completion_at_end: bool, fp32_acc: bool,
         pattern_code: int, use_oneshot: bool | None, allreduce_out: Tensor | None, residual_in: Tensor,
         residual_out: Tensor, norm_out: Tensor | None, quant_out: Tensor | None, scale_out: Tensor | None,
-        rms_gamma: Tensor, rms_eps: float, scale_factor: Tensor, layout_code: int | None,
+        rms_gamma: Tensor, rms_eps: float, scale_factor: Tensor | None, layout_code: int | None,
         metadata: dict[str, int] | None = None, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
     ) -> None:  # fmt: skip
-        assert (world_size, world_rank, scale_out, layout_code) == (2, 0, None, None)
+        assert (world_size, world_rank) == (2, 0)
         assert metadata is not None
         assert token_num * hidden_dim <= metadata["room"]
         told = {"pdl": launch_with_pdl, "end": trigger_completion_at_end, "fp32": fp32_acc, "oneshot": use_oneshot}
@@ -77,12 +80,42 @@ class FlashInfer:
         stream = (allreduce_in.view(shape) + self.other) + residual_in.view(shape)
         norm = normed(stream, rms_gamma, rms_eps, weight_bias).to(stream.dtype)
         residual_out.view(shape).copy_(stream)
-        if pattern_code in (1, 4):
+        if pattern_code in (1, 4, 9, 11, 14):
             assert norm_out is not None
             norm_out.view(shape).copy_(norm)
+        if pattern_code in (8, 9, 10, 11, 13, 14):
+            self._quantise(pattern_code, norm, quant_out, scale_out, layout_code, block_quant_group_size)
         if pattern_code in (2, 4):
             assert quant_out is not None
+            assert scale_factor is not None
             quant_out.view(shape).copy_(codes(norm.float(), scale_factor).view(torch.uint8))
+
+    def _quantise(
+        self, pattern: int, norm: Tensor, quant_out: Tensor | None, scale_out: Tensor | None, layout: int | None,
+        group: int | None,
+    ) -> None:  # fmt: skip
+        """Codes and scales by the unified API's own conditions on dtypes, shapes and strides."""
+        assert quant_out is not None
+        assert scale_out is not None
+        assert quant_out.dtype is torch.float8_e4m3fn
+        tokens, hidden = norm.shape
+        form = (tuple(scale_out.shape), scale_out.stride(), scale_out.dtype)
+        if pattern in (8, 9):
+            assert group is not None
+            assert form == ((tokens, -(-hidden // group // 4)), (1, -(-tokens // 4) * 4), torch.int32)
+            name = f"group-fp8-packed-{group}" if group != 128 else "group-fp8-packed"
+        elif pattern in (10, 11):
+            assert form == ((tokens, 1), (1, 1), torch.float32)
+            name = "dynamic-fp8"
+        else:
+            name = "mxfp8"
+            assert scale_out.dtype is torch.uint8
+            assert scale_out.is_contiguous()
+            assert layout in (None, 0, 2)
+        made, rules = quantiser(name), DATAFLOWS["flashinfer"].quant(name)
+        scales = made.scales(norm, rules)
+        made.layout(tokens, hidden, rules, "linear" if layout == 2 else None).write(scales, scale_out)
+        quant_out.view(torch.uint8).copy_(made.codes(norm, scales, rules))
 
     def create_unified(
         self, backend: str = "auto", world_size: int | None = None, rank: int | None = None,
@@ -106,7 +139,6 @@ class FlashInfer:
         assert residual_in is not None
         assert residual_out is not None
         assert rms_gamma is not None
-        assert scale_factor is not None
         tokens, hidden = input.shape
         self.fuse(
             input, 2, 0, tokens, hidden, workspace.table, launch_with_pdl, trigger_completion_at_end, fp32_acc, pattern,

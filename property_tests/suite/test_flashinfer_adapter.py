@@ -14,10 +14,13 @@ from fusecheck.backends.flashinfer import FlashInferBackend, refused_gpu, refuse
 from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
 from fusecheck.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
 from fusecheck.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
+from fusecheck.backends.flashinfer_patterns import declared, op_support, shares_memory
+from fusecheck.case.returned import decoded
 from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankOutputs, Strategy
+from fusecheck.operations import Operation
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Call, Problem
 from fusecheck.property_tests.suite.flashinfer_stand_in import FlashInfer
@@ -26,6 +29,19 @@ from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 LIMITS = Limits(16, 256, torch.bfloat16)
+
+
+PATTERNS = {
+    1: Operation.named("kARResidualRMSNorm"),
+    2: Operation.named("kARResidualRMSNormFP8Quant"),
+    4: Operation.named("kARResidualRMSNormOutFP8Quant"),
+    8: Operation.named("kARResidualRMSNormPerTokenGroupFP8PackedQuant"),
+    9: Operation.named("RESIDUAL_RMS_NORM_OUT_QUANT_GROUP_FP8_PACKED_64"),
+    10: Operation.named("kARResidualRMSNormDynamicFP8Quant"),
+    11: Operation.named("kARResidualRMSNormOutDynamicFP8Quant"),
+    13: Operation.named("kARResidualRMSNormMXFP8Quant"),
+    14: Operation.named("kARResidualRMSNormOutMXFP8Quant"),
+}
 
 
 @pytest.fixture
@@ -41,11 +57,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInfer]:
 
 def _outside(problem: Problem, outputs: RankOutputs, flow: Dataflow) -> int:
     source = Inputs(problem, CPU)
-    return sum(t.outside for t in judge_rows(Oracle(flow, source.operands(range(problem.tokens))), outputs, 0))
+    oracle = Oracle(flow, source.operands(range(problem.tokens)))
+    return sum(t.outside for t in judge_rows(oracle, decoded(outputs, problem), 0))
 
 
 @pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
-@pytest.mark.parametrize("op", list(STATIC_OPS))
+@pytest.mark.parametrize("op", PATTERNS.values(), ids=map(str, PATTERNS))
 def test_both_apis_pass_the_same_arguments_and_give_everything_back(
     library: FlashInfer, kind: type[LegacyKernel | UnifiedKernel], op: FusionOp
 ) -> None:
@@ -58,7 +75,7 @@ def test_both_apis_pass_the_same_arguments_and_give_everything_back(
         assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
         assert _outside(problem, outputs, DATAFLOWS["flashinfer-fp32"]) == 0
     kernel.close()
-    pattern = {"RESIDUAL_RMS_NORM": 1, "RESIDUAL_RMS_NORM_QUANT_FP8": 2, "RESIDUAL_RMS_NORM_OUT_QUANT_FP8": 4}[op.value]
+    pattern = next(number for number, each in PATTERNS.items() if each == op)
     told = {"pattern": pattern, "pdl": True, "end": False, "fp32": True}
     assert library.calls == [told | {"oneshot": choice} for choice in (True, False, None)]
 
@@ -205,3 +222,33 @@ def test_the_unified_variant_is_named_combined_and_refused_to_virtual_ranks() ->
 def test_on_a_cpu_rank_the_missing_gpu_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="on cpu, expected a CUDA device"):
         backend(name).open(LoneRank(), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("op", "hidden", "release", "chip", "reason"),
+    [
+        ("RESIDUAL_RMS_NORM_QUANT_DYNAMIC_FP8", 256, (0, 6, 13), 9, "dynamic-fp8 came with flashinfer-python 0.6.18"),
+        ("RESIDUAL_RMS_NORM_QUANT_MXFP8", 256, (0, 7, 2), 9, "mxfp8 came with flashinfer-python 0.7.4"),
+        ("RESIDUAL_RMS_NORM_QUANT_NVFP4", 256, (0, 7, 4), 9, "NVFP4 on capability 9 writes zeros without an error"),
+        ("RESIDUAL_RMS_NORM_QUANT_MXFP8", 264, (0, 7, 4), 9, "hidden 264 is no multiple of 32, the group of MXFP8"),
+        ("RESIDUAL_RMS_NORM_QUANT_GROUP_FP8_PACKED_96", 256, (0, 7, 4), 9, "groups of 96 in rows of 256"),
+        ("RESIDUAL_RMS_NORM_QUANT_GROUP_FP8", 256, (0, 7, 4), 9, "FlashInfer has no pattern with group-fp8"),
+        ("MOE_FINALIZE_RESIDUAL_RMS_NORM", 256, (0, 7, 4), 9, "moe-finalize is a function of FlashInfer that is not"),
+        ("RMS_NORM", 256, (0, 7, 4), 9, "no pattern with a norm and without a residual"),
+    ],
+)
+def test_an_operation_that_a_release_or_chip_lacks_is_refused_with_what_has_it(
+    op: str, hidden: int, release: tuple[int, ...], chip: int, reason: str
+) -> None:
+    refused = op_support(Operation.named(op), hidden, release, chip)
+    assert (refused.ok, reason in refused.reason) == (False, True), refused.reason
+    for each in PATTERNS.values():
+        assert op_support(each, 256, (0, 7, 4), 9).ok
+
+
+def test_groups_that_meet_in_shared_memory_have_rules_of_their_own() -> None:
+    shared = {group: shares_memory(group) for group in (16, 32, 48, 64, 96, 128, 256, 512)}
+    assert [group for group, through in shared.items() if through] == [48, 96, 512]
+    op = Operation.named("RESIDUAL_RMS_NORM_QUANT_GROUP_FP8_PACKED_96")
+    assert declared(DATAFLOWS["flashinfer"], op).quant(op.quantiser).amax_nan == "bits"
+    assert DATAFLOWS["flashinfer"].quant(op.quantiser).amax_nan == "drop"

@@ -141,7 +141,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fusecheck verify` ask about one kernel at one world size."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
-    monkeypatch.setattr(verify_command, "FAMILIES", ("gaussian", "exact"))
 
 
 def test_verify_writes_one_record_and_says_what_it_left_out(
@@ -149,7 +148,8 @@ def test_verify_writes_one_record_and_says_what_it_left_out(
 ) -> None:
     small(monkeypatch)
     out, markdown = tmp_path / "run", tmp_path / "summary.md"
-    assert run(monkeypatch, "verify", "--only", "none", "--run-dir", out, "--markdown", markdown) == 0
+    asked = ("verify", "--only", "none", "--cases", 2)
+    assert run(monkeypatch, *asked, "--run-dir", out, "--markdown", markdown) == 0
     record = read(out)
     assert (record["summary"]["cases"], record["summary"]["parts"]) == (2, {})
     left = {entry["part"]: entry["reason"] for entry in record["summary"]["not_run"]}
@@ -168,8 +168,8 @@ def test_a_second_run_takes_over_what_passed_and_runs_what_is_asked_differently(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small(monkeypatch)
-    again = ("verify", "--only", "none", "--resume", tmp_path)
-    assert run(monkeypatch, "verify", "--only", "none", "--run-dir", tmp_path) == 0
+    again = ("verify", "--only", "none", "--cases", 2, "--resume", tmp_path)
+    assert run(monkeypatch, *again[:5], "--run-dir", tmp_path) == 0
     first, journal = read(tmp_path), (tmp_path / "cases.jsonl").read_bytes()
     assert first["summary"]["reused"] == []
     capsys.readouterr()
@@ -285,7 +285,7 @@ def test_a_part_that_has_no_time_is_left_out_and_one_that_takes_too_long_is_stop
     steps = Steps(tmp_path, console, time.monotonic() + 0.5)
     long, short = Form((), 60.0), Form(("--random", "0"), 0.0)
     steps.take(Step("graph", long), long, wanted=True)
-    assert steps.verdicts() == []
+    assert steps.verdicts() == [Verdict.INCONCLUSIVE]
     steps.take(Step("graph", short), short, wanted=True)
     steps.take(Step("faults", long), None, wanted=True)
     reasons = [entry["reason"] for entry in steps.not_run]
@@ -318,7 +318,7 @@ def test_a_part_whose_needs_are_not_here_is_left_out_with_the_remedy(
         if step.name in ("accuracy", "latency"):
             steps.take(step, step.quick, wanted=True)
     assert ["pip install" in entry["reason"] for entry in steps.not_run] == [True, True]
-    assert steps.verdicts() == []
+    assert steps.verdicts() == [Verdict.INCONCLUSIVE]
 
 
 def test_without_a_budget_every_part_runs_in_its_quick_form() -> None:

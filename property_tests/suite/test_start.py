@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import resource
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import typer
 
 from fusecheck import cli
 from fusecheck.commands import COMMANDS
+from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.repository import checkout
 
 FUSECHECK = (sys.executable, "-m", "fusecheck")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "hypothesis", "pytest", "jinja2")
@@ -22,6 +25,7 @@ QUICK = (
     ["backends"],
     ["kernle"],
     ["kernel", "--bakend", "x"],
+    ["verify", "--only", "kernle"],
     ["report", "--help"],
     ["replay", "--help"],
 )
@@ -86,3 +90,73 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     assert ended.value.code == 3
     assert "matplotlib_is_not_here is not installed here" in (told := capsys.readouterr().err)
     assert "pip install 'fusecheck[latency]'" in told
+
+
+def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    deep, program = tmp_path / "deep.json", tmp_path / "broken.pt2"
+    deep.write_text("[" * 100_000)
+    program.write_bytes(b"PK\x03\x04 this is no program")
+    for words, told in (
+        (("replay", deep), "nested too deeply"),
+        (("report", deep), "cannot be read as JSON"),
+        (("latency", "--from", deep), "nested too deeply"),
+        (("golden", "check", deep), "is no golden record (RecursionError"),
+        (("graph", "--graph", program), "is not a graph of torch.export.save"),
+    ):
+        assert command_line.run(monkeypatch, *words) == 2, words
+        printed = capfd.readouterr()
+        assert told in printed.err
+        assert (printed.err + printed.out).count("\n") == 1, printed
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("graph", "--device", "cuda"), 3, "CUDA GPUs here, 2 needed"),
+        (("graph", "--device", "gpu"), 2, "--device 'gpu', expected cpu or cuda"),
+        (("kernel", "--backend", "flashinfer"), 3, "CUDA GPUs here, 2 needed"),
+        (("accuracy", "--device", "cuda"), 3, "CUDA GPUs here, 2 needed"),
+        (("pace", "--batch", "0"), 2, "'--batch'"),
+        (("pace", "--seconds", "-1"), 2, "'--seconds'"),
+        (("kernel", "--most-elements", "-1"), 2, "'--most-elements'"),
+        (("accuracy", "--shots", "6", "--tasks", "mmlu"), 2, "--shots 6: task mmlu_abstract_algebra has 5 examples"),
+    ],
+)
+def test_missing_hardware_is_inconclusive_and_what_cannot_be_meant_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert command_line.run(monkeypatch, *words) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_only_the_tests_import_what_only_the_tests_need() -> None:
+    own = ("property_tests/", "verify/pytest_", "golden/h200x2/")
+    wrong = {
+        path.relative_to(checkout.ROOT).as_posix(): found
+        for path in checkout.python_files()
+        if not path.relative_to(checkout.ROOT).as_posix().startswith(own)
+        and (found := top_imports(path) & {"pytest", "hypothesis", "matplotlib", "xdist"})
+    }
+    assert wrong == {}
+
+
+def top_imports(path: Path) -> set[str]:
+    """The packages that a module imports as soon as it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    return found

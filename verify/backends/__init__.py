@@ -66,6 +66,15 @@ def backend(name: str) -> Backend:
     raise UsageError(f"unknown backend {name!r}, {hint} (or package.module:attribute)")
 
 
+def device_of(name: str) -> str:
+    """Where the backend called `name` runs: `cpu`, unless it says otherwise.
+
+    Raises:
+        UsageError: as `backend`.
+    """
+    return str(getattr(backend(name), "device", "cpu"))
+
+
 @functools.cache
 def _plug_ins() -> dict[str, str]:
     """Entry points of installed packages, by name."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusecheck.backends.flashinfer_limits import shape_support
+from fusecheck.backends.flashinfer_patterns import declared, op_support
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
@@ -40,12 +41,23 @@ def installed() -> str | None:
         return "unknown"
 
 
+def numbers_of(version: str | None) -> tuple[int, ...] | None:
+    """The first three numbers of a version; None where it has none."""
+    return tuple(int(part) for part in re.findall(r"\d+", version or "")[:3]) or None
+
+
+@functools.cache
+def capability() -> int | None:
+    """The major compute capability of the first GPU, or None."""
+    return torch.cuda.get_device_capability(0)[0] if torch.cuda.is_available() else None
+
+
 def refused_here(version: str | None) -> str | None:
     """Why no kernel of FlashInfer is used on this machine, or None."""
     if version is None:
         return "flashinfer-python is not installed"
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    if numbers and numbers < OLDEST:
+    numbers = numbers_of(version)
+    if numbers is not None and numbers < OLDEST:
         return f"flashinfer-python {version} is older than {'.'.join(map(str, OLDEST))}, the first that was tried"
     return None
 
@@ -87,12 +99,17 @@ class FlashInferBackend:
     def supports(self, problem: Problem) -> Support:
         """Refuse without FlashInfer or a GPU that it builds for, and the shapes that its kernel refuses."""
         reason = refused_here(installed()) or refused_gpu(torch.cuda.device_count())
-        return Support(ok=False, reason=reason) if reason is not None else shape_support(problem)
+        if reason is not None:
+            return Support(ok=False, reason=reason)
+        for _, call in problem.calls():
+            able = op_support(call.op, call.hidden, numbers_of(installed()), capability())
+            if not able.ok:
+                return able
+        return shape_support(problem)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `flashinfer`, or `flashinfer-fp32` with that variant."""
-        del problem
-        return dataflow("flashinfer-fp32" if self.fp32 else "flashinfer")
+        """The dataflow `flashinfer`, or `flashinfer-fp32` with that variant, and the rules of a group's path."""
+        return declared(dataflow("flashinfer-fp32" if self.fp32 else "flashinfer"), problem.op)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.

@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
+from fusecheck.backends.flashinfer_patterns import LAYOUTS, family_of, pattern_of
 from fusecheck.backends.operands import allocate, check_layout
-from fusecheck.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.operations import GIVEN_SCALE, Operation
 
 FLAGS = 256
 """Barrier slots of each rank's flag buffer."""
-
-PATTERNS = {
-    FusionOp.RESIDUAL_RMS_NORM: 1,
-    FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8: 2,
-    FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8: 4,
-}
-"""`AllReduceFusionPattern` by value."""
 
 ONESHOT = {Strategy.ONESHOT: True, Strategy.TWOSHOT: False, Strategy.AUTO: None}
 
@@ -43,22 +38,26 @@ class Options:
     pdl: bool = False
     early: bool = False
 
-    def arguments(self, inputs: RankInputs, outputs: RankOutputs, strategy: Strategy) -> dict[str, Any]:
+    def arguments(self, inputs: RankInputs, outputs: RankOutputs, op: Operation, strategy: Strategy) -> dict[str, Any]:
         """The arguments that both APIs have by the same names."""
+        given = op.quantiser in (GIVEN_SCALE, "nvfp4")
+        quantised = op.quantiser != "none"
         return {
             "launch_with_pdl": self.pdl,
             "trigger_completion_at_end": not self.early,
             "fp32_acc": self.fp32,
             "use_oneshot": ONESHOT[strategy],
-            "residual_in": inputs.residual,
+            "residual_in": inputs.residual if op.residual else None,
             "residual_out": outputs.residual,
             "norm_out": outputs.norm,
-            "quant_out": None if outputs.quant is None else outputs.quant.view(torch.uint8),
-            "scale_out": None,
-            "rms_gamma": inputs.gamma,
+            # As upstream's tests give it: bytes for a given scale, codes for made ones.
+            "quant_out": outputs.quant.view(torch.uint8) if given and outputs.quant is not None else outputs.quant,
+            "scale_out": outputs.scale,
+            "rms_gamma": inputs.gamma if op.norm else None,
             "rms_eps": inputs.eps,
-            "scale_factor": inputs.scale,
-            "layout_code": None,
+            "scale_factor": inputs.scale if given else None,
+            "layout_code": LAYOUTS.get(inputs.layout) if quantised else None,
+            "block_quant_group_size": family_of(op.quantiser)[1],
             "weight_bias": inputs.weight_bias,
         }
 
@@ -80,15 +79,15 @@ class LegacyKernel:
             )
         self._handles, self._table, self._metadata = made
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernel on the current stream.
 
         Raises:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
-        arguments = self._options.arguments(inputs, outputs, strategy)
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, op, arguments, self._metadata)
+        arguments = self._options.arguments(inputs, outputs, op, strategy)
+        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, self._metadata)
         return outputs
 
     def close(self) -> None:
@@ -114,7 +113,7 @@ class UnifiedKernel:
                 group=rank.group,
             )
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernel on the current stream.
 
         Raises:
@@ -125,8 +124,9 @@ class UnifiedKernel:
             self._library.allreduce_fusion(
                 input=inputs.partial,
                 workspace=self._workspace,
-                pattern=PATTERNS[op],
-                **self._options.arguments(inputs, outputs, strategy),
+                pattern=pattern_of(op),
+                output=outputs.total,
+                **self._options.arguments(inputs, outputs, op, strategy),
             )
         return outputs
 
@@ -166,14 +166,14 @@ class VirtualKernel:
         torch.cuda.current_stream(rank.device).synchronize()
         board.wait()
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Launch when all ranks are ready, so that nothing but the kernels themselves waits on the device."""
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
-        arguments = self._options.arguments(inputs, outputs, strategy)
+        arguments = self._options.arguments(inputs, outputs, op, strategy)
         stream = torch.cuda.current_stream(self._rank.device)
         stream.synchronize()
         self._board.wait()
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, op, arguments, None)
+        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, None)
         stream.synchronize()
         self._board.wait()
         return outputs
@@ -184,7 +184,7 @@ class VirtualKernel:
         self._buffers = ()  # type: ignore[assignment]
 
 
-def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: FusionOp, strategy: Strategy) -> RankOutputs:
+def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: Operation, strategy: Strategy) -> RankOutputs:
     """Outputs for a call whose operands the kernel reads rightly.
 
     Raises:
@@ -217,12 +217,13 @@ def launch_legacy(
     rank: Rank,
     table: Tensor,
     partial: Tensor,
-    op: FusionOp,
+    asked: tuple[Operation, RankOutputs],
     arguments: dict[str, Any],
     metadata: dict[str, Any] | None,
 ) -> None:
     """Start the kernel on the current stream."""
     tokens, hidden = partial.shape
+    op, outputs = asked
     with quiet():
         library.trtllm_allreduce_fusion(
             allreduce_in=partial,
@@ -231,8 +232,8 @@ def launch_legacy(
             token_num=tokens,
             hidden_dim=hidden,
             workspace_ptrs=table,
-            pattern_code=PATTERNS[op],
-            allreduce_out=None,
+            pattern_code=pattern_of(op),
+            allreduce_out=outputs.total,
             metadata=metadata,
             **arguments,
         )

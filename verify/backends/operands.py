@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from fusecheck.backends.unfused import check
-from fusecheck.interface import FusionOp, RankInputs, RankOutputs
+from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.operations import Operation
+from fusecheck.quantflow import QuantFlow
+from fusecheck.quantisers.known import quantiser
 
 VECTOR = 16
 """Bytes of one access of the kernels."""
@@ -37,12 +40,26 @@ def check_dense(inputs: RankInputs, names: Sequence[str]) -> None:
             raise ValueError(f"{name} is not {VECTOR}-byte aligned: give a tensor of its own storage")
 
 
-def allocate(inputs: RankInputs, op: FusionOp) -> RankOutputs:
-    """Outputs of the op, each [tokens, hidden], dense and uninitialised."""
+def allocate(inputs: RankInputs, op: Operation) -> RankOutputs:
+    """Outputs of the op, uninitialised: dense rows, and scales in the layout that the inputs name."""
     shape, device = inputs.partial.shape, inputs.partial.device
 
     def native() -> torch.Tensor:
         return torch.empty(shape, dtype=inputs.partial.dtype, device=device)
 
-    quant = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device) if op.returns_quant else None
-    return RankOutputs(residual=native(), norm=native() if op.returns_norm else None, quant=quant)
+    return RankOutputs(
+        residual=native() if op.residual else None,
+        norm=native() if op.returns_norm else None,
+        quant=torch.empty(shape, dtype=torch.float8_e4m3fn, device=device) if op.returns_quant else None,
+        scale=room_for_scales(inputs, op) if op.returns_scale else None,
+        total=None if op.norm else native(),
+    )
+
+
+def room_for_scales(inputs: RankInputs, op: Operation) -> torch.Tensor:
+    """An uninitialised tensor of scales, packing and padding included."""
+    tokens, hidden = inputs.partial.shape
+    layout = quantiser(op.quantiser).layout(tokens, hidden, QuantFlow(), inputs.layout or None)
+    nbytes = layout.size * layout.slot.itemsize
+    storage = torch.empty((nbytes,), dtype=torch.uint8, device=inputs.partial.device)
+    return storage.view(layout.dtype).as_strided(layout.shape, layout.strides)

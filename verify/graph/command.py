@@ -21,6 +21,7 @@ from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.run import GraphCase, GraphChecker, GraphResult, Subject, random_cases, row_cases
 from fusecheck.graph.screen import GraphProgress, finding_records, show, summarise
 from fusecheck.graph.subject import load_pass
+from fusecheck.ranks import require_gpus
 from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
@@ -75,6 +76,10 @@ def graph(
     if not 0 < case_timeout < math.inf:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
     backends.backend(backend)
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r}, expected cpu or cuda")
+    if device == "cuda":
+        require_gpus(tp)
     dialect_named(dialect)
     transforms = {**BOTH_ENABLED, **load_transforms(config)} if config else BOTH_ENABLED
     groups = _groups(only)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,11 +52,16 @@ def load_file(plan: FilePlan, rank: int) -> BuiltGraph:
     path = Path(plan.file.replace("{rank}", str(rank)))
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist")
+    logging.disable()  # torch logs a traceback of its own before it raises
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
     except Exception as error:  # whatever torch makes of a file that is something else
         told = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UsageError(f"model file {path} is not a graph of torch.export.save ({told})") from None
+    finally:
+        logging.disable(logging.NOTSET)
     if program.example_inputs is None or not program.example_inputs[0]:
         raise UsageError(f"model file {path} has no example inputs, expected those it was exported with")
     inputs = program.example_inputs[0]

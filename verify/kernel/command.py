@@ -65,7 +65,7 @@ def kernel(
     seconds: Annotated[float | None, typer.Option(help="Stop each backend and tp after so long.")] = None,
     cases: Annotated[int | None, typer.Option(help="Stop each backend and tp after so many cases.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stream of cases.")] = 0,
-    most_elements: Annotated[int, typer.Option(help="tokens * hidden of the largest drawn case.")] = 2**19,
+    most_elements: Annotated[int, typer.Option(min=1, help="tokens * hidden of the largest drawn case.")] = 2**19,
     device: Device = None,
     case_timeout: Timeout = 60.0,
     virtual_ranks: Annotated[
@@ -149,7 +149,7 @@ def _device(backend: str, given: str | None) -> str:
     """The device to run on: as given, else where the backend runs, else the CPU."""
     if given not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {given!r}, expected cpu or cuda")
-    return given or str(getattr(backends.backend(backend), "device", "cpu"))
+    return given or backends.device_of(backend)
 
 
 def _finish(report: KernelReport) -> None:

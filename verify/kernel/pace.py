@@ -167,8 +167,8 @@ def command(
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,128,1024,2048",
     hidden: Annotated[str, typer.Option(help="Hidden sizes, comma-separated.")] = "1024,2048,4096,8192",
-    seconds: Annotated[float, typer.Option(help="How long to measure, after a warm-up.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Cases per message.")] = 144,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, after a warm-up.")] = 10.0,
+    batch: Annotated[int, typer.Option(min=1, help="Cases per message.")] = 144,
     at_least: Annotated[float, typer.Option(help="Fail below so many cases a second.")] = 0.0,
     one_by_one: Annotated[bool, typer.Option(help="Use the eager judge, and wait after each case.")] = False,  # noqa: FBT002
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ def command(
 
     Writes result.json, policy.yaml (for `fusecheck graph`) and latency.svg into the run's directory.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Inconclusive("the plot needs matplotlib, which is not installed; pip install 'fusecheck[latency]'")
     shape = model_named(model)
     allowed = _fraction(max_regression)
     sequences = _numbers(concurrency)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fusecheck.errors import UsageError
 
@@ -36,18 +36,28 @@ class Step:
         name: the command.
         quick: the form that runs without a budget.
         full: the form that runs where a budget allows; None where there is none.
+        takes: its options that name a kernel and its place; none where it asks about no kernel.
     """
 
     name: str
     quick: Form
     full: Form | None = None
+    takes: tuple[str, ...] = ()
 
+    def about(self, kernel: Mapping[str, str]) -> Step:
+        """The same about a kernel: `kernel` has the values of `--backend` and `--device`."""
+        words = [word for option in self.takes if option in kernel for word in (option, kernel[option])]
+        full = self.full and replace(self.full, arguments=(*self.full.arguments, *words))
+        return replace(self, quick=replace(self.quick, arguments=(*self.quick.arguments, *words)), full=full)
+
+
+KERNEL = ("--backend", "--device")
 
 STEPS = (
-    Step("graph", Form(("--random", "10", "--no-export"), 25.0), Form((), 150.0)),
-    Step("accuracy", Form(("--quick",), 75.0), Form((), 240.0)),
+    Step("graph", Form(("--random", "10", "--no-export"), 25.0), Form((), 150.0), takes=KERNEL),
+    Step("accuracy", Form(("--quick",), 75.0), Form((), 240.0), takes=KERNEL),
     Step("faults", Form(("--quick",), 50.0), Form((), 780.0)),
-    Step("latency", Form(("--tokens", "1,16,128,1024", "--replays", "10"), 60.0)),
+    Step("latency", Form(("--tokens", "1,16,128,1024", "--replays", "10"), 60.0), takes=("--backend",)),
 )
 NAMES = tuple(step.name for step in STEPS)
 

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from fusecheck.errors import UsageError
@@ -41,6 +42,7 @@ class Steps:
         deadline: of all parts, on the monotonic clock; None for no budget.
         resume: whether a part that passed in `directory` before, and is still valid, is not run again.
         stopped: whether the user has already had enough.
+        required: parts that have to be answered, whatever it is that keeps them.
     """
 
     def __init__(
@@ -51,30 +53,32 @@ class Steps:
         *,
         resume: bool = False,
         stopped: bool = False,
+        required: Collection[str] = (),
     ) -> None:
         self._directory, self._console, self._deadline = directory, console, deadline
         self._resume, self._stopped = resume, stopped
+        self._required = required
         self.done: dict[str, dict[str, Any]] = {}
-        self.not_run: list[dict[str, str]] = []
+        self.not_run: list[dict[str, Any]] = []
         self.reused: list[str] = []
-        self._lost = False
 
     def verdicts(self) -> list[Verdict]:
-        """Those of the parts that were run; one that began and left no record is inconclusive."""
-        lost = [Verdict.INCONCLUSIVE] if self._lost else []
-        return [Verdict(record["verdict"]) for record in self.done.values()] + lost
+        """Those of the parts that were run; one that was asked for and not answered is inconclusive."""
+        open_ = [Verdict.INCONCLUSIVE] if any(left["unanswered"] for left in self.not_run) else []
+        return [Verdict(record["verdict"]) for record in self.done.values()] + open_
 
-    def leave_out(self, name: str, reason: str) -> None:
-        """Note that a part was not run."""
-        self.not_run.append({"part": name, "reason": reason})
+    def leave_out(self, name: str, reason: str, *, unanswered: bool) -> None:
+        """Note that a part was not run; `unanswered` if it was asked for, and could have been."""
+        self.not_run.append({"part": name, "reason": reason, "unanswered": unanswered or name in self._required})
 
     def take(self, step: Step, form: Form | None, *, wanted: bool) -> None:
         """Run a part in a form if it is wanted, possible and in time, else note why not; None is no time for it."""
-        if reason := self._refusal(step, wanted=wanted):
-            self.leave_out(step.name, reason)
+        if lack := self._refusal(step, wanted=wanted):
+            self.leave_out(step.name, lack.reason, unanswered=lack.mendable)
             return
         if form is None:
-            self.leave_out(step.name, f"takes about {step.quick.seconds:.0f} s; give more --budget, or none")
+            reason = f"takes about {step.quick.seconds:.0f} s; give more --budget, or none"
+            self.leave_out(step.name, reason, unanswered=True)
             return
         folder = self._directory / step.name
         if self._resume and (record := recall(folder, (step.name, *form.arguments))) is not None:
@@ -85,17 +89,19 @@ class Steps:
         if form.seconds > left and form is step.full:
             form = step.quick
         if form.seconds > left:
-            self.leave_out(step.name, f"takes about {form.seconds:.0f} s, {max(left, 0):.0f} s were left")
+            reason = f"takes about {form.seconds:.0f} s, {max(left, 0):.0f} s were left"
+            self.leave_out(step.name, reason, unanswered=True)
             return
         self._run(step.name, form, folder, left)
 
-    def _refusal(self, step: Step, *, wanted: bool) -> str:
+    def _refusal(self, step: Step, *, wanted: bool) -> Lack | None:
         if not wanted:
-            return "left out by --only"
+            return Lack("left out by --only", mendable=False)
         if self._stopped:
-            return "interrupted"
+            return Lack("interrupted", mendable=True)
         if detect() is not None:
-            return f"ranks of mpirun run the kernel question only; run fusecheck {step.name} by itself"
+            told = f"ranks of mpirun run the kernel question only; run fusecheck {step.name} by itself"
+            return Lack(told, mendable=False)
         return missing(step.name)
 
     def _run(self, name: str, form: Form, folder: Path, limit: float) -> None:
@@ -133,27 +139,43 @@ class Steps:
             if code in (0, 1) and not self._stopped:
                 keep(folder, (name, *form.arguments))
             return
-        self._lost = True
         if self._stopped:
-            self.leave_out(name, "interrupted")
+            reason = "interrupted"
         elif code is None:
-            self.leave_out(name, f"not done after {limit:.0f} s and stopped; give more --budget, or none")
+            reason = f"not done after {limit:.0f} s and stopped; give more --budget, or none"
         else:
             last = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            self.leave_out(name, f"ended with exit code {code}: {''.join(last) or 'it said nothing'}"[:400])
+            reason = f"ended with exit code {code}: {''.join(last) or 'it said nothing'}"[:400]
+        self.leave_out(name, reason, unanswered=True)
 
 
-def missing(name: str) -> str:
-    """What a part needs that is not here; empty where it can run."""
+@dataclass(frozen=True)
+class Lack:
+    """Why a part cannot run.
+
+    Attributes:
+        reason: one clause, with the remedy.
+        mendable: it could on this machine: a package is missing, not a GPU.
+    """
+
+    reason: str
+    mendable: bool
+
+
+def missing(name: str) -> Lack | None:
+    """What a part needs that is not here; None where it can run."""
+    import torch
+
     if name == "latency":
         gpus = torch.cuda.device_count()
         if gpus < 2:
-            return f"needs two GPUs, {gpus} here"
+            return Lack(f"needs two GPUs, {gpus} here", mendable=False)
         if importlib.util.find_spec("flashinfer") is None:
-            return "needs FlashInfer, which is not installed; pip install 'fusecheck[flashinfer]'"
+            told = "needs FlashInfer, which is not installed; pip install 'fusecheck[flashinfer]'"
+            return Lack(told, mendable=True)
     if name == "accuracy" and importlib.util.find_spec("lm_eval") is None:
-        return "needs lm-eval, which is not installed; pip install 'fusecheck[eval]'"
-    return ""
+        return Lack("needs lm-eval, which is not installed; pip install 'fusecheck[eval]'", mendable=True)
+    return None
 
 
 def _end(process: subprocess.Popen[bytes], *gentle: tuple[float, signal.Signals | None]) -> int | None:

@@ -17,7 +17,7 @@ def to_junit(record: dict[str, Any]) -> str:
     """JUnit XML of a record.
 
     A failed group is a failure. An inconclusive one is an error, because CI systems show a skipped case as green. What
-    was left out on purpose is skipped, with its reason.
+    was left out on purpose, or needs another machine, is skipped, with its reason.
     """
     root = ET.Element("testsuites", name="fusecheck")
     for part in parts(record):
@@ -31,7 +31,10 @@ def to_junit(record: dict[str, Any]) -> str:
             _case(suite, part, group)
         for left in part.summary.get("not_run", []):
             case = _element(suite, part, str(left["part"]), 0.0)
-            ET.SubElement(case, "skipped", message=_clean(f"not run: {left['reason']}"))
+            if left.get("unanswered"):
+                ET.SubElement(case, "error", message=_clean(f"not answered: {left['reason']}"), type="inconclusive")
+            else:
+                ET.SubElement(case, "skipped", message=_clean(f"not run: {left['reason']}"))
         out = ET.SubElement(suite, "system-out")
         out.text = _clean(f"{part.verdict}: {sentence(part)}")
         _totals(suite)

@@ -23,7 +23,9 @@ def to_markdown(record: dict[str, Any]) -> str:
     for part in everything:
         blocks += _part(part)
     left = [
-        f"- not run: {text(x['part'])}: {text(x['reason'])}" for p in everything for x in p.summary.get("not_run", [])
+        f"- {'**not answered**' if x.get('unanswered') else 'not run'}: {text(x['part'])}: {text(x['reason'])}"
+        for p in everything
+        for x in p.summary.get("not_run", [])
     ]
     if left:
         blocks.append("\n".join(left))

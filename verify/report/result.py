@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fusecheck.errors import UsageError
 from fusecheck.report.record import SCHEMA
 
@@ -84,7 +86,29 @@ def make_run_dir(command: str, run_dir: Path | None) -> Path:
         raise UsageError(
             f"run directory {path}: cannot be written ({error.strerror}); give another --run-dir"
         ) from None
+    _claim(path)
     return path
+
+
+_CLAIMED: dict[Path, FileLock] = {}
+"""The run directories of this process, until it ends."""
+
+
+def _claim(path: Path) -> None:
+    """Keep other processes out of a run directory: two runs would mix their files.
+
+    Raises:
+        UsageError: another process writes there.
+    """
+    place = path.resolve()
+    lock = _CLAIMED.setdefault(place, FileLock(place / ".in-use"))
+    try:
+        if not lock.is_locked:
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"run directory {path} is in use by another run; wait for its end, or give another --run-dir"
+        ) from None
 
 
 def write_aside(path: Path, text: str) -> None:

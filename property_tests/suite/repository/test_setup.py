@@ -71,14 +71,43 @@ def test_cuda_packages_are_recognised_in_pips_report(setup: ModuleType) -> None:
 def test_a_cuda_build_stops_the_set_up_with_one_line_that_names_the_remedy(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake_pip(*arguments: str) -> None:
-        Path(arguments[arguments.index("--report") + 1]).write_text(json.dumps(_report("torch", "nvidia-nccl-cu13")))
-
-    monkeypatch.setattr(setup, "pip", fake_pip)
+    monkeypatch.setattr(setup, "pip", _pip_that_would_pull_cuda)
+    monkeypatch.setattr(setup.shutil, "which", lambda _name: None)
     with pytest.raises(setup.SetupError, match="TORCH_INDEX") as caught:
-        setup.refuse_cuda(setup.torch_arguments(""))
+        setup.install_torch("", cpu_only=True)
     assert "\n" not in str(caught.value)
-    assert "1 CUDA packages (nvidia-nccl-cu13, ...)" in str(caught.value)
+    assert "1 CUDA packages (nvidia-nccl-cu13, ...): run `pip install uv` first" in str(caught.value)
+
+
+def _pip_that_would_pull_cuda(*arguments: str) -> None:
+    Path(arguments[arguments.index("--report") + 1]).write_text(json.dumps(_report("torch", "nvidia-nccl-cu13")))
+
+
+def test_where_uv_is_there_it_installs_the_cpu_build_into_the_venv(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    called = tmp_path / "called"
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$@" >{called}\n')
+    uv.chmod(0o755)
+    monkeypatch.setattr(setup, "pip", _pip_that_would_pull_cuda)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    setup.install_torch("", cpu_only=True)
+    assert called.read_text() == f"pip install --python {setup.venv_python()} --torch-backend=cpu {setup.TORCH}\n"
+
+
+def test_pip_shows_what_it_downloads_and_leaves_out_what_is_there_already(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = ["Requirement already satisfied: a", "Collecting b", "  Downloading b-1.whl (2 MB)"]
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in said) + 'test "$6" != broken\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(setup, "venv_python", lambda: str(python))
+    setup.pip("install", "b")
+    assert capfd.readouterr().out == "setup:   Downloading b-1.whl (2 MB)\n"
+    with pytest.raises(setup.SetupError, match="pip install broken failed, see above"):
+        setup.pip("install", "broken")
 
 
 def test_the_index_for_torch_is_passed_on_only_when_named(setup: ModuleType) -> None:

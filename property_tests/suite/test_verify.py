@@ -1,0 +1,170 @@
+"""`fusecheck verify`: what was asked for and not answered is no pass; one's own kernel goes into every part."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from fusecheck import verify_command
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.parts.agenda import STEPS, Form, Step
+from fusecheck.parts.runner import Steps, missing
+from fusecheck.property_tests.suite.command_line import run
+from fusecheck.report import Verdict, make_run_dir
+from fusecheck.verify_command import console
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask about one kernel at one world size, on a machine without lm-eval."""
+    monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
+    _hide(monkeypatch)
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take lm-eval and FlashInfer away."""
+    find = importlib.util.find_spec
+    hidden = ("lm_eval", "flashinfer")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_question_left_out_for_want_of_a_package_or_of_time_is_said_first_and_is_no_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("verify", "--cases", 1, "--only", "accuracy,faults", "--budget", "20s")
+    assert run(monkeypatch, *asked, "--run-dir", tmp_path / "run", "--markdown", tmp_path / "run.md") == 3
+    printed = capsys.readouterr().out.splitlines()
+    told = [line for line in printed if "accuracy" in line or line.startswith(("pass  ", "inconclusive  "))]
+    assert told[0].startswith(
+        "inconclusive  accuracy: asked for and not answered: needs lm-eval, which is not installed"
+    )
+    assert told[1].startswith("inconclusive  faults: asked for and not answered: takes about ")
+    assert told[2].startswith("pass  kernel: ")
+    assert "inconclusive: no answer from accuracy, faults" in printed
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    unanswered = {left["part"]: left["unanswered"] for left in record["summary"]["not_run"]}
+    assert unanswered == {"graph": False, "accuracy": True, "faults": True, "latency": False}
+    assert (record["verdict"], record["summary"]["kernel_verdict"]) == ("inconclusive", "pass")
+    root = ET.parse(tmp_path / "run" / "junit.xml").getroot()
+    assert (len(list(root.iter("error"))), len(list(root.iter("skipped")))) == (2, 2)
+    assert "**not answered**: accuracy: " in (tmp_path / "run.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "required", "expected"),
+    [(0, (), []), (0, ("latency",), [Verdict.INCONCLUSIVE]), (2, (), [Verdict.INCONCLUSIVE])],
+)
+def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_package_never_only_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, required: tuple[str, ...], expected: list[Verdict]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    _hide(monkeypatch)
+    steps = Steps(tmp_path, console, None, required=required)
+    latency = STEPS[-1]
+    steps.take(latency, latency.quick, wanted=True)
+    assert steps.verdicts() == expected
+    lack = missing("latency")
+    assert lack is not None
+    assert lack.mendable == (gpus == 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("--require", "kernels"),
+            "--require 'kernels', expected none or of: kernel, graph, accuracy, faults",
+        ),
+        (
+            ("--only", "graph", "--require", "kernel,accuracy"),
+            "--require accuracy asks for what --only graph leaves",
+        ),
+        (("--backend", "emulatd"), "unknown backend 'emulatd', did you mean emulated?"),
+    ],
+)
+def test_what_cannot_be_required_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    assert run(monkeypatch, "verify", *words) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_what_only_names_is_required() -> None:
+    every = {step.name for step in STEPS}
+    assert verify_command._required("", None, every) == set()
+    assert verify_command._required("", "latency", {"latency"}) == {"latency"}
+    assert verify_command._required("kernel,graph", None, every) == {"kernel", "graph"}
+
+
+def test_a_kernel_of_ones_own_goes_into_every_part_that_takes_one() -> None:
+    steps = {step.name: step.about({"--backend": "a:b", "--device": "cpu"}) for step in STEPS}
+    kernel = ("--backend", "a:b", "--device", "cpu")
+    for name, quick, full in (("graph", kernel, kernel), ("accuracy", kernel, kernel), ("faults", (), ())):
+        whole = steps[name].full
+        assert whole is not None
+        assert steps[name].quick.arguments[-4:] == (quick or steps[name].quick.arguments[-4:])
+        assert whole.arguments == full
+    assert "--backend" not in steps["faults"].quick.arguments
+    assert steps["latency"].quick.arguments[-2:] == ("--backend", "a:b")
+    assert Step("x", Form((), 1.0)).about({"--backend": "a:b"}) == Step("x", Form((), 1.0))
+
+
+def test_a_kernel_of_ones_own_is_asked_at_the_world_sizes_that_it_takes_and_the_others_are_named() -> None:
+    asked = verify_command._Asked(0, 1, 2**13, None, f"{__name__}:ForTwo")
+    run_, refused = asked.run()
+    assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:ForTwo", 2)]
+    assert set(refused) == {"kernel at tp 4", "kernel at tp 8"}
+    assert "for two ranks" in refused["kernel at tp 8"]
+    with pytest.raises(UsageError, match="refuses every case at tp 2: for two ranks"):
+        verify_command._Asked(0, 1, 2**13, None, f"{__name__}:ForNone").run()
+    with pytest.raises(Inconclusive, match="needed"):
+        verify_command._Asked(0, 1, 2**13, None, "flashinfer").run()
+
+
+class ForTwo:
+    """A kernel for two ranks only."""
+
+    name = "two"
+    sizes: tuple[int, ...] = (2,)
+
+    def supports(self, problem: object) -> object:
+        from fusecheck import Support
+
+        return Support(getattr(problem, "world_size", 0) in self.sizes, "for two ranks")
+
+    def dataflow(self, _problem: object) -> object:
+        return DATAFLOWS["trtllm"]
+
+    def open(self, rank: object, limits: object) -> object:
+        raise AssertionError
+
+
+class ForNone(ForTwo):
+    """A kernel that takes nothing."""
+
+    sizes = ()
+
+
+def test_a_run_directory_in_use_is_refused_and_free_again_when_its_run_has_ended(tmp_path: Path) -> None:
+    told = "import sys, pathlib; from fusecheck.report import make_run_dir\n"
+    told += "make_run_dir('kernel', pathlib.Path(sys.argv[1])); print('ready', flush=True); input()"
+    command = [sys.executable, "-c", told, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UsageError, match="is in use by another run; wait for its end, or give another --run-dir"):
+            make_run_dir("kernel", tmp_path)
+        other.communicate("\n")
+    assert make_run_dir("kernel", tmp_path) == tmp_path
+    assert make_run_dir("kernel", tmp_path) == tmp_path  # the same process goes on in it
