@@ -23,6 +23,7 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.property_tests.suite.family import emulated
 from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.quantisers.scales import in_groups
 from fusecheck.verdict import judge_rows
 
 TOKENS, HIDDEN, ROUNDS = 512, 4096, 5
@@ -76,7 +77,7 @@ def dequantise(outputs: RankOutputs, operands: Operands) -> Tensor:
     table = torch.tensor(quantiser.element.values, dtype=torch.float32)
     codes = outputs.quant.view(torch.uint8)
     values = codes.view(E4M3.dtype).float() if quantiser.element is E4M3 else table[codes.int()]
-    return (values.unflatten(-1, (scale.shape[-1], -1)) * scale[..., None]).flatten(-2)
+    return (in_groups(values, scale.shape[-1]) * scale[..., None]).flatten(-2)
 
 
 def seconds_of(act: Callable[[], object]) -> float:
