@@ -18,7 +18,7 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
 from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class UnfusedBackend:
     """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
 
     name = "unfused"
+    operations = COMPOSITIONS
 
     def supports(self, problem: Problem) -> Support:
         """Take every Problem; the strategy is the collective library's own business."""
