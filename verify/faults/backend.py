@@ -53,8 +53,10 @@ def _operations(fault: Fault) -> tuple[Operation, ...]:
     """What the fault is looked for in."""
     if not fault.quantiser:
         return STATIC_OPS
-    parts = Collective.ALL_REDUCE, True, fault.quantiser
-    return tuple(compose(*parts, norm_out=norm_out) for norm_out in (True, False))
+    return tuple(
+        compose(Collective.ALL_REDUCE, residual=True, quantiser=fault.quantiser, norm_out=norm_out)
+        for norm_out in (True, False)
+    )
 
 
 def __getattr__(name: str) -> EmulatedBackend:
