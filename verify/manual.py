@@ -49,6 +49,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fusecheck accuracy --model checkpoint --tp 2 --backend flashinfer --device cuda --tasks mmlu --data data",
         "fusecheck accuracy --plan --tasks mmlu --seconds 0.05",
     ),
+    "accuracy import": ("fusecheck accuracy import model.gguf model-bf16",),
+    "accuracy calibrate": ("fusecheck accuracy calibrate model-bf16 model-fp8 --prompts prompts.txt --device cuda",),
     "accuracy compare": ("fusecheck accuracy compare unfused fused oracle --margin mmlu=0.5",),
 }
 """By command; those whose own text has examples are not here."""
