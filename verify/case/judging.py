@@ -115,9 +115,7 @@ class Judge:
             done.problem.format,
             done.problem.gamma,
         )
-        op = done.problem.op  # the properties are those of single addends, and of a scale that divides
-        other = op.has_experts or op.quantiser == "nvfp4"
-        held = None if other else FAMILIES[done.problem.family].holds(sample)
+        held = None if done.problem.op.has_experts else FAMILIES[done.problem.family].holds(sample)  # of single addends
         return {"codes": codes, "elements": elements, "property": held}
 
     def _operands(self, done: Done, rows: range) -> Operands:

@@ -138,7 +138,7 @@ class Plan:
             family=name,
             seed=seed,
         )
-        if problem.op.quantiser == "nvfp4":
+        if op.quantiser == "nvfp4" and "one" in family.scales:  # else the scale is what makes the family
             problem = replace(problem, scale=factor_of(problem.scale))
         if self.schedules and index % 6 == 5:
             return Case(self._scheduled(problem, draw))

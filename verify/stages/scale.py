@@ -41,9 +41,15 @@ class Scale:
         """What the quantiser nominally reads, [rows, hidden]."""
         return self._before.read(self._observed, self.rules.reads)
 
-    def element_ends(self, where: Where) -> Interval:
-        """Enclosure of what the quantiser reads at some elements, of the shape of their indices."""
-        return self._before.read_ends(self._observed, where, self.rules.reads)
+    def element_ends(self, where: Where, stored: Tensor | None = None) -> Interval:
+        """Enclosure of what the quantiser reads at some elements, of the shape of their indices.
+
+        Where that is the unrounded norm, the `stored` scales of whole rows, [rows, 1], bound the root of each (G6).
+        """
+        known = None
+        if stored is not None and stored.shape[1] == 1:
+            known = self.quantiser.amax_ends(stored, self.rules, self.operands.scale)
+        return self._before.read_ends(self._observed, where, self.rules.reads, known)
 
     def group_ends(self, where: Where) -> Interval:
         """The same for all elements of some groups, [n, size] each; `where` is of [rows, groups]."""
