@@ -104,6 +104,8 @@ class EmulatedBackend:
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
         strategy = problem.strategy
         reason = refusal(problem.tokens, problem.hidden, problem.world_size, problem.eps, strategy, self.flow)
+        if not reason and not self.flow.declares(problem.op.quantiser):
+            reason = f"dataflow {self.flow.name} declares no quantiser {problem.op.quantiser}"
         return Support(ok=not reason, reason=reason)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -135,6 +137,7 @@ class EmulatedKernel:
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
         self._make_quantising = backend.quantising
         self._exchanges: dict[Strategy, Exchange] = {}
+        self._make_quantising = backend.quantising
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Exchange, then the epilogue block by block; a collective call.
