@@ -111,6 +111,11 @@ class Dataflow:
     experts: ExpertFlow = ExpertFlow()
     quants: tuple[tuple[str, QuantFlow], ...] = ()
 
+    def declares(self, quantiser: str) -> bool:
+        """Whether it says how a quantiser computes; of none and of one with a given scale every dataflow does."""
+        names = ("none", GIVEN_SCALE, *dict(self.quants))
+        return quantiser in names or quantiser.rstrip("0123456789").removesuffix("-") in names
+
     def quant(self, quantiser: str) -> QuantFlow:
         """How a quantiser computes, by its name, with or without the size of its groups.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, misshapen
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
+from fusecheck.property_tests.suite import toy_format
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.family import emulated, outside
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.stages.judgement import raw
@@ -190,3 +193,16 @@ def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:
         "quant": "is missing",
         "scale": "is missing",
     }
+
+
+def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert len(Path(toy_format.__file__).read_text(encoding="utf-8").splitlines()) < 60
+    for name, code, stages in (("ToyBackend", 0, set()), ("FaultyToy", 1, {"scale"})):
+        arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", "--hidden", "64,136", "--tokens", "1,5,33"]
+        where = tmp_path / name
+        assert run(monkeypatch, *arguments, "--family", "gaussian", "--run-dir", where) == code
+        result = json.loads((where / "result.json").read_text())
+        assert {finding["stage"] for finding in result["findings"]} == stages
+        assert result["summary"]["cases"] > 0
