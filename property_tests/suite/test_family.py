@@ -13,6 +13,7 @@ from torch import Tensor
 from fusecheck import DATAFLOWS, Operation, Problem, RankOutputs
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, misshapen
+from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.property_tests.suite import toy_format
@@ -55,6 +56,16 @@ def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: s
     for name in ("residual", "quant", "scale"):
         first, second = getattr(with_norm, name), getattr(without, name)
         assert torch.equal(raw(first), raw(second))
+
+
+def test_a_dataflow_takes_another_implementations_quantisers_behind_a_slash() -> None:
+    chosen = dataflow("vllm-c/deepgemm")
+    assert chosen.quant("group-fp8-64") == QUANT_FLOWS["group-fp8"]["deepgemm"]
+    assert chosen.quant("dynamic-fp8") == DATAFLOWS["vllm-c"].quant("dynamic-fp8")
+    assert (chosen.name, chosen.accumulate) == ("vllm-c/deepgemm", DATAFLOWS["vllm-c"].accumulate)
+    for unknown in ("vllm-c/nobody", "nobody"):
+        with pytest.raises(UsageError, match="expected one of"):
+            dataflow(unknown)
 
 
 class ScaleRoundedLater(Quantising):
