@@ -22,6 +22,7 @@ from fusecheck.formats.element import E4M3
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.property_tests.suite.family import emulated
+from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.quantisers.known import QUANTISERS
 from fusecheck.quantisers.scales import in_groups
 from fusecheck.verdict import judge_rows
@@ -114,7 +115,7 @@ def main() -> None:
     """Print one line a format."""
     torch.set_num_threads(1)
     print(f"formats: tokens {TOKENS}, hidden {HIDDEN}, tp 2, one core, median of {ROUNDS}; all outputs")
-    for name in QUANTISERS:
+    for name in QUANT_FLOWS:
         if name != "static-fp8":
             usual, ours, outside, found = measure(name)
             print(

@@ -10,7 +10,8 @@ import pytest
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
-from fusecheck.quantisers.known import QUANTISERS, quantiser
+from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import quantiser
 
 ENTRY = """
 [[fault]]
@@ -37,7 +38,7 @@ def test_the_catalogue_has_at_least_what_was_promised_in_every_group() -> None:
 
 def test_every_quantiser_that_makes_its_scales_has_ten_published_faults_or_more() -> None:
     kinds = Counter(quantiser(fault.quantiser).name for fault in catalogue().faults if fault.quantiser)
-    of = {name: sum(n for key, n in kinds.items() if key in (name, f"{name}-64")) for name in QUANTISERS}
+    of = {name: sum(n for key, n in kinds.items() if key in (name, f"{name}-64")) for name in QUANT_FLOWS}
     assert {name: count for name, count in of.items() if name != "static-fp8" and count < 10} == {}
 
 

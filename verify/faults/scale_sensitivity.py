@@ -50,10 +50,10 @@ def rows(seed: int = 0) -> Iterator[ScaleRow]:
     """One row for each known arithmetic of each quantiser, on normal activations."""
     generator = torch.Generator().manual_seed(seed)
     norm = torch.randn(ROWS, COLUMNS, generator=generator).to(torch.bfloat16)
-    for name, quantiser in QUANTISERS.items():
-        for flow in QUANT_FLOWS[name].values():
+    for name, flows in QUANT_FLOWS.items():
+        for flow in flows.values():
             if flow.given != "scale":
-                yield _row(quantiser, flow, norm)
+                yield _row(QUANTISERS[name], flow, norm)
 
 
 def _row(quantiser: Quantiser, flow: QuantFlow, norm: Tensor) -> ScaleRow:

@@ -26,7 +26,7 @@ from fusecheck.property_tests.suite import deaths, judging, quantiser_refutation
 from fusecheck.property_tests.suite.launching import marked_environment
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT
-from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.quantflow import QUANT_FLOWS
 
 MACHINES = ("on two shared CPU cores", "on two H200s")
 ROWS = [row for machine in MACHINES for row in pages.table(pages.read(), machine)]
@@ -113,7 +113,7 @@ def faults_of_quantisers(result: str) -> None:
 
 
 def refuted_formats(result: str) -> None:
-    tallies = {name: next(quantiser_refutation.refute(name, 1, 1 << 12, seed=1)) for name in QUANTISERS}
+    tallies = {name: next(quantiser_refutation.refute(name, 1, 1 << 12, seed=1)) for name in QUANT_FLOWS}
     assert number(r"(\d+) violations", result) == sum(len(quantiser_refutation.verdict(t)[0]) for t in tallies.values())
     assert number(r"each of (\d+) formats", result) == len(tallies)
 
