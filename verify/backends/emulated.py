@@ -20,7 +20,7 @@ from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lampor
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, WORLD_SIZES, Collective
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, WORLD_SIZES, Collective
 from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def refusal(tokens: int, hidden: int, world_size: int, eps: float, strategy: Str
 class EmulatedBackend:
     """Backend `emulated` (TensorRT-LLM's default arithmetic) or `emulated:<dataflow>`."""
 
+    operations = COMPOSITIONS
     mixes_dtypes = True
     """Calls in bf16 and fp16 may share a workspace; where a backend does not say so, tests keep to one dtype."""
 
@@ -85,6 +86,7 @@ class EmulatedBackend:
         arithmetic: ArithmeticFactory = Arithmetic,
         oneshot: ExchangeFactory = Lamport,
         twoshot: ExchangeFactory = TwoShot,
+        quantising: type[Quantising] = Quantising,
         flow: Dataflow | None = None,
     ) -> None:
         """Choose the arithmetic by a dataflow's name, or by `flow` itself; the rest is for faults.
@@ -94,7 +96,7 @@ class EmulatedBackend:
         """
         self.flow = flow or dataflow(dataflow_name)
         self.name = "emulated" if self.flow.name == "trtllm" else f"emulated:{self.flow.name}"
-        self.arithmetic, self.oneshot, self.twoshot = arithmetic, oneshot, twoshot
+        self.arithmetic, self.oneshot, self.twoshot, self.quantising = arithmetic, oneshot, twoshot, quantising
 
     def supports(self, problem: Problem) -> Support:
         """Take what the fused kernels take; see `refusal`."""
@@ -102,6 +104,8 @@ class EmulatedBackend:
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
         strategy = problem.strategy
         reason = refusal(problem.tokens, problem.hidden, problem.world_size, problem.eps, strategy, self.flow)
+        if not reason and not self.flow.declares(problem.op.quantiser):
+            reason = f"dataflow {self.flow.name} declares no quantiser {problem.op.quantiser}"
         return Support(ok=not reason, reason=reason)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -131,7 +135,9 @@ class EmulatedKernel:
         self.rank, self.limits, self.flow = rank, limits, backend.flow
         self.arithmetic = backend.arithmetic(backend.flow, rank.index, rank.world_size)
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
+        self._make_quantising = backend.quantising
         self._exchanges: dict[Strategy, Exchange] = {}
+        self._make_quantising = backend.quantising
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Exchange, then the epilogue block by block; a collective call.
@@ -155,7 +161,7 @@ class EmulatedKernel:
     def _quantising(self, inputs: RankInputs, strategy: Strategy, row: Row) -> RankOutputs:
         """The same with scales: made [rows, groups] and with one code a byte, and laid out when all are there."""
         op, partial, residual = row.op, self.dense(inputs.partial), self.dense(inputs.residual)
-        quantising = Quantising(
+        quantising = self._make_quantising(
             quantiser(op.quantiser), self.flow.quant(op.quantiser), inputs.scale, partial.dtype, inputs.layout
         )
         scales, codes = quantising.allocate(*partial.shape)

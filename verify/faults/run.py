@@ -130,7 +130,7 @@ class FaultRun:
         return result
 
     def _kernel(self, fault: Fault, seed: int) -> Result:
-        backend, right = f"fusecheck.faults.backend:{fault.id}", f"emulated:{fault.dataflow}"
+        backend, right = f"fusecheck.faults.backend:{fault.id}", fault.right
         first = seed == self.settings.seeds[0]
         caught = self.hunter.hunt(backend, seed, right=right, shrink=self.settings.shrink and first)
         self._catches.append((fault, caught))
