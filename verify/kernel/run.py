@@ -11,7 +11,7 @@ from typing import Any
 
 from fusecheck import backends
 from fusecheck.case.run import WORKER, Caller, explain, request, run_case
-from fusecheck.errors import UsageError
+from fusecheck.errors import BreachError, UsageError
 from fusecheck.interface import Backend, Support
 from fusecheck.journal import Journal
 from fusecheck.kernel.plan import Case, Plan
@@ -77,6 +77,7 @@ class Run:
             for index in range(4 * len(self.plan.families)):
                 support = self._supports(backend, self.plan.case(subject.world_size, index).problem)
                 if support.ok:
+                    backend.dataflow(self.plan.case(subject.world_size, index).problem)
                     break
                 reasons[support.reason] += 1
             else:
@@ -147,6 +148,8 @@ class Run:
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
         names = explain(pool, asked, outcome) if outcome.findings else []
+        if any(finding.error == BreachError.__name__ for finding in outcome.findings):
+            source.stop()  # every further case would say the same
         with source.lock:
             report.add(subject, outcome)
             if names:

@@ -8,12 +8,16 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fusecheck.ranks.frames import FrameReader, GarbageError, frame
 from fusecheck.ranks.processes import private_bytes
 
 _TAIL = 8192
+
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "stopped", "Z": "ended"}
+"""Of a process, by the letter that /proc gives it."""
 
 Tell = Callable[..., None]
 """Sends an event to the parent: its kind, the rank, the details."""
@@ -64,6 +68,12 @@ class Child:
         self._tail += data
         del self._tail[:-_TAIL]
         return True
+
+    def note_state(self) -> None:
+        """Add to the rank's output whether the system runs it, stops it, or has it sleep."""
+        with contextlib.suppress(OSError, IndexError):
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            self._tail += f"\nfusecheck: the process is {STATES.get(letter, letter)}\n".encode()
 
     def bury(self, status: int) -> None:
         """Tell how the process ended, after its last words."""

@@ -189,3 +189,5 @@ class Keeper:
             time.sleep(0.01)
             for child in self._children.values():
                 child.read_output()
+        for child in self._children.values():
+            child.note_state()

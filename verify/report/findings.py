@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fusecheck.report.groups import replay
+from fusecheck.report.groups import replay, told
 from fusecheck.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
 
 SHOWN = 25
@@ -45,6 +45,8 @@ class Entry:
         elements: every finding of the entry that names an element, where there is more than one.
         count: elements outside, over all ranks; 0 where unknown.
         replay: the command that shows it again.
+        traceback: of the exception, where one was raised.
+        output: the end of what the rank had printed.
     """
 
     head: str
@@ -57,6 +59,8 @@ class Entry:
     elements: list[Element]
     count: int
     replay: str
+    traceback: str
+    output: str
 
 
 def entries(findings: list[dict[str, Any]]) -> list[Entry]:
@@ -84,6 +88,7 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
     finding = mine[0]
     message = str(finding.get("message") or finding.get("detail") or "")
     problem = _problem(finding)
+    traceback, output = told(finding)
     found = [element for each in mine[:_RANKS] for element in _element(each)]
     return Entry(
         head=_head(finding),
@@ -96,6 +101,8 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
         elements=found if len(found) > 1 else [],
         count=sum(each["count"] for each in mine if isinstance(each.get("count"), int)),
         replay=replay(finding),
+        traceback=traceback,
+        output=output,
     )
 
 
