@@ -18,8 +18,6 @@ from fusecheck.interface import FusionOp, Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.ranks import Pool
-from fusecheck.report.junit import to_junit
-from fusecheck.report.page import to_html
 from fusecheck.verdict import Stage
 
 BROKEN = "fusecheck.property_tests.suite.broken_kernels:"
@@ -80,10 +78,24 @@ def test_a_rank_that_raises_is_named_with_method_file_and_line_and_its_traceback
     (finding,) = ask(pool, "Boom").findings
     assert re.fullmatch(r"rank 1 raised RuntimeError in run \(broken_kernels\.py:\d+\): boom", finding.message)
     assert finding.traceback.rstrip().endswith("RuntimeError: boom")
-    record = {"schema": 1, "command": "replay", "verdict": "fail", "environment": {}, "summary": {"subjects": []}}
-    record["findings"] = [finding.to_record()]
-    for page in (to_junit(record), to_html(record)):
-        assert 'raise RuntimeError("boom")' in page.replace("&quot;", '"').replace("&#34;", '"')
+
+
+def test_a_raising_rank_is_short_on_the_console_and_whole_in_the_files_and_so_is_what_it_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--backend", BROKEN + "Boom", "--tp", 2, "--cases", 1, "--tokens", 4, "--hidden", 64)
+    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "alive: rank 1 raised RuntimeError in run (broken_kernels.py:" in printed
+    assert "Traceback" not in printed
+    assert f"a rank printed: {tmp_path}/ranks/tp2-rank1.log" in printed
+    assert "tile 7 of 12" in (tmp_path / "ranks" / "tp2-rank1.log").read_text()
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["summary"]["printed"] == ["ranks/tp2-rank1.log"]
+    assert 'raise RuntimeError("boom")' in record["findings"][0]["traceback"]
+    for name in ("junit.xml", "report.html"):
+        text = (tmp_path / name).read_text().replace("&quot;", '"').replace("&#34;", '"')
+        assert 'raise RuntimeError("boom")' in text
 
 
 @pytest.mark.parametrize(("name", "method"), [("ImportFails", "open"), ("DoubleFree", "close")])

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusecheck import backends
@@ -50,6 +51,7 @@ class Run:
         virtual: all ranks of a case in one process on one GPU.
         timeout: seconds for one case.
         journal: where each case is noted before it starts.
+        logs: the folder for what the ranks print.
         skip: cases that an earlier run has done.
         progress: called after each case with the report so far.
     """
@@ -61,6 +63,7 @@ class Run:
     virtual: bool = False
     timeout: float = 60.0
     journal: Journal | None = None
+    logs: Path | None = None
     skip: frozenset[str] = frozenset()
     progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
 
@@ -101,6 +104,7 @@ class Run:
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
         options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
+        options["output"] = None if self.logs is None else self.logs / f"tp{world_size}"
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)
