@@ -148,11 +148,15 @@ def open_asker(arguments: RunArguments) -> Iterator[Asker]:
         backend=arguments.backend,
         device=arguments.device,
         batch=arguments.batch,
+        virtual=arguments.virtual,
+        chat=arguments.chat,
     )
-    with (
-        prepare(arguments.tasks, arguments.data, shots=arguments.shots, limit=arguments.limit) as prepared,
-        Engine(job.folder, job.tp, device=job.device, vocabulary=job.shape.vocabulary) as engine,
-    ):
+    asked: dict[str, Any] = {
+        "shots": arguments.shots,
+        "limit": arguments.limit,
+        "settings": job.chat.settings(job.folder),
+    }
+    with prepare(arguments.tasks, arguments.data, **asked) as prepared, job.open_engine() as engine:
         requests: dict[Question, list[Any]] = {}
         for name, task in prepared.tasks.items():
             for instance in task.instances:

@@ -99,6 +99,15 @@ class Checkpoint:
         """Say whether the checkpoint holds a tensor of this name."""
         return name in self._where
 
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._where)
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor as it is, whatever its shape."""
+        read: Tensor = self._slice(name)[:]
+        return read
+
     def _slice(self, name: str) -> Any:
         if name not in self._where:
             raise UsageError(f"{self.folder}: has no tensor {name}; the checkpoint does not fit its config.json")
@@ -131,16 +140,19 @@ class Checkpoint:
         """Read a per-tensor scale.
 
         Raises:
-            UsageError: it is missing, not a single float32, zero, negative, NaN or infinite.
+            UsageError: it is missing, not a single float, zero, negative, NaN or infinite.
         """
         if name not in self._where:
             raise UsageError(
                 f"{self.folder}: has no {name}; every quantised linear needs one, calibrate and export again"
             )
         value: Tensor = self._file(self._where[name]).get_tensor(name)
-        if value.numel() != 1 or value.dtype != torch.float32:
+        if value.numel() != 1 or value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             got = f"{value.dtype} {list(value.shape)}"
-            raise UsageError(f"{name} is {got}, expected one float32 per tensor; per-channel scales are not supported")
+            raise UsageError(
+                f"{name} is {got}, expected one float32, bfloat16 or float16 a tensor; scales a channel, a group or a "
+                "token are not computed here"
+            )
         scale = value.item()
         if not (math.isfinite(scale) and scale > 0):
             raise UsageError(f"{name} is {scale}, expected a positive finite number; calibrate and export again")

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from fusecheck.errors import UsageError
+from fusecheck.eval.chat import Chat
+from fusecheck.eval.command_model import calibrate_checkpoint, import_checkpoint
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import GateSettings
 from fusecheck.eval.options import Shared, read_metrics, read_settings, read_tasks, with_shared
@@ -38,6 +40,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(invoke_without_command=True)
     group.callback()(accuracy)
     group.command("compare")(compare_runs)
+    group.command("import")(import_checkpoint)
+    group.command("calibrate")(calibrate_checkpoint)
     app.add_typer(group, name="accuracy")
 
 
@@ -62,6 +66,19 @@ def accuracy(
     batch: Annotated[
         int | None, typer.Option("--batch", min=4, help="Rows of a batch at most; 96 on a CPU, 512 on a GPU.")
     ] = None,
+    virtual: Annotated[
+        bool, typer.Option("--virtual", help="All ranks in one process on one GPU, a thread and a stream each.")
+    ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Name the first site and stage that deviate; also done when the gate fails.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Prompts as turns, by the checkpoint's own template.")
+    ] = False,
+    multiturn: Annotated[
+        bool, typer.Option("--fewshot-as-multiturn/--no-fewshot-as-multiturn", help="Examples as turns of their own.")
+    ] = True,
+    system: Annotated[str | None, typer.Option("--system-instruction", help="A text before every prompt.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how many questions it takes.")] = False,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Ask in blocks and stop when decided; goes on in the same --run-dir.")
@@ -106,7 +123,9 @@ def accuracy(
             print_block(table, open_console(), full=True)
         return
     options = Options(settings=settings, metrics=read_metrics(shared.metrics), flips=shared.flips, same_kernel=aa)
-    arguments = RunArguments(model, tp, backend, names, data, limit, shots, device, batch)
+    arguments = RunArguments(
+        model, tp, backend, names, data, limit, shots, device, batch, virtual, Chat(chat, multiturn, system), trace
+    )
     copies = Copies(shared.json, shared.junit, shared.markdown)
     folder = make_run_dir("accuracy", shared.run_dir)
     if sequential:

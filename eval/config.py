@@ -119,7 +119,6 @@ def read_shape(folder: Path) -> Shape:
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         rope = config.get("rope_parameters") or {}
-        ends = config.get("eos_token_id")
         return Shape(
             family=family,
             vocabulary=int(config["vocab_size"]),
@@ -136,11 +135,13 @@ def read_shape(folder: Path) -> Shape:
             tied=bool(config.get("tie_word_embeddings", False)),
             query_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
             head_norm=family == "qwen3",
-            end_ids=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
+            end_ids=_end_ids(folder, config),
             dtype="fp16" if config.get("torch_dtype", config.get("dtype")) == "float16" else "bf16",
         )
     except KeyError as error:
         raise UsageError(f"{path}: has no field {error}; it is not a complete configuration") from None
+    except UsageError:
+        raise
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: a field is of the wrong type ({error}); copy the checkpoint again") from None
 
@@ -157,15 +158,43 @@ def _refuse_unknown_features(path: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{path}: sliding_window={window} is shorter than the context, expected full attention")
 
 
+ROPE_FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+"""The rope scalings that `fusecheck.eval.rotary` computes, and the numbers that each needs."""
+
+
 def _scaling(path: Path, scaling: Any) -> dict[str, Any] | None:
     if not isinstance(scaling, dict):
         raise UsageError(f"{path}: rope_scaling is {scaling!r}, expected an object or null")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
-    if kind not in ("llama3", "linear"):
-        raise UsageError(f"{path}: rope_scaling of type {kind!r}, expected llama3, linear or none")
+    if kind not in ROPE_FIELDS:
+        raise UsageError(
+            f"{path}: rope_scaling of type {kind!r} is not computed here, expected {', '.join(ROPE_FIELDS)} or none; "
+            "run lm-eval with an engine that computes it, and judge its runs with `fusecheck accuracy compare`"
+        )
+    for name in ROPE_FIELDS[kind]:
+        if not isinstance(scaling.get(name), (int, float)):
+            raise UsageError(
+                f"{path}: rope_scaling of type {kind!r} has {name} {scaling.get(name)!r}, expected a number"
+            )
     return {**scaling, "rope_type": kind}
+
+
+def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """All tokens that end a text: config.json's and generation_config.json's, which often names more."""
+    beside = folder / "generation_config.json"
+    found: list[int] = []
+    for source in (config, read_json(beside) if beside.is_file() else {}):
+        ends = source.get("eos_token_id")
+        found += ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if any(isinstance(end, bool) or not isinstance(end, int) for end in found):
+        raise UsageError(f"{folder}: eos_token_id is {found}, expected whole numbers; copy the checkpoint again")
+    return tuple(dict.fromkeys(found))
 
 
 def read_recipe(folder: Path) -> Recipe | None:
@@ -186,7 +215,20 @@ def read_recipe(folder: Path) -> Recipe | None:
         return _modelopt(path, inside)
     if method == "compressed-tensors":
         return _compressed(path, inside)
-    raise UsageError(f"{path}: quant_method is {method!r}, expected modelopt or compressed-tensors")
+    if method == "fp8":
+        return _fp8(path, inside)
+    raise UsageError(f"{path}: quant_method is {method!r}, expected modelopt, compressed-tensors or fp8")
+
+
+def _fp8(path: Path, recipe: dict[str, Any]) -> Recipe:
+    """The form of AutoFP8 and of vLLM's own `fp8`: per-tensor scales, static activations."""
+    scheme, block = recipe.get("activation_scheme"), recipe.get("weight_block_size")
+    if scheme != "static" or block is not None:
+        raise UsageError(
+            f"{path}: quant_method fp8 with activation_scheme {scheme!r} and weight_block_size {block!r}; "
+            "expected 'static' and none: one scale a tensor"
+        )
+    return Recipe("fp8", _names(path, recipe, "ignored_layers") or _names(path, recipe, "modules_to_not_convert"))
 
 
 def _modelopt(path: Path, recipe: Any) -> Recipe:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.fold import CLASSES
+from fusecheck.kernel.virtual import VirtualPool
 from fusecheck.ranks.pool import Pool
 from fusecheck.ranks.replies import culprits
 
@@ -21,7 +22,7 @@ Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.int32]
 """The tokens of one text."""
 
-WORKER = "fusecheck.eval.worker:EvalRank"
+WORKER, VIRTUAL = "fusecheck.eval.worker:EvalRank", "fusecheck.eval.virtual:VirtualEvalRanks"
 CHUNK = 16
 """Decode steps between two looks at the stop strings."""
 REPLY_BYTES = 32 << 20
@@ -117,11 +118,26 @@ class Engine:
         world_size: ranks.
         device: `cpu` or `cuda`.
         vocabulary: columns of a row of log-probabilities.
+        virtual: all ranks in one process, on one device.
         timeout: seconds that one batch may take.
     """
 
-    def __init__(self, folder: Path, world_size: int, *, device: str, vocabulary: int, timeout: float = 300.0) -> None:
-        self._pool = Pool(WORKER, world_size, device=device, arguments=(str(folder.resolve()),), start_timeout=600.0)
+    def __init__(
+        self,
+        folder: Path,
+        world_size: int,
+        *,
+        device: str,
+        vocabulary: int,
+        virtual: bool = False,
+        timeout: float = 300.0,
+    ) -> None:
+        given: dict[str, Any] = {"device": device, "start_timeout": 600.0}
+        self._pool: Pool | VirtualPool
+        if virtual:
+            self._pool = VirtualPool(world_size, VIRTUAL, arguments=(str(folder.resolve()), world_size), **given)
+        else:
+            self._pool = Pool(WORKER, world_size, arguments=(str(folder.resolve()),), **given)
         self._timeout = timeout
         self._rows_a_reply = max(1, REPLY_BYTES // (4 * min(vocabulary, CLASSES)))
         self.plan = BatchPlan()
@@ -143,6 +159,8 @@ class Engine:
             UsageError: a rank refused its input with one.
             ArmError: a rank failed otherwise.
         """
+        if isinstance(self._pool, VirtualPool):
+            method, arguments = "all_ranks", (method, arguments)
         replies = self._pool.call(method, *arguments, timeout=self._timeout)
         failures = culprits(replies)
         refused = [f for f in failures if f.error == UsageError.__name__]

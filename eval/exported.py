@@ -19,8 +19,9 @@ from torch.nn import functional
 from fusecheck.backends import backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
-from fusecheck.eval.llama import DTYPES, Cache, rotary_frequencies, rotate
+from fusecheck.eval.llama import DTYPES, Cache
 from fusecheck.eval.paths import KernelPath, OraclePath
+from fusecheck.eval.rotary import Rotary, rotate
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.ops import NAMESPACE
@@ -67,7 +68,9 @@ class Decoder(nn.Module):
         self.shape = s = checkpoint.shape
         self.dtype = DTYPES[s.dtype]
         self.register_buffer("embedding", checkpoint.tensor("model.embed_tokens.weight", (s.vocabulary, s.hidden)))
-        self.register_buffer("frequencies", rotary_frequencies(s, rank.device))
+        rotary = Rotary(s, rank.device)
+        self.amplitude = rotary.amplitude
+        self.register_buffer("frequencies", rotary.frequencies)
         self.projections = nn.ModuleDict(
             {
                 name.replace(".", "/"): Projection(checkpoint, name, (outputs, inputs), rank)
@@ -89,7 +92,7 @@ class Decoder(nn.Module):
         stream = functional.embedding(ids, self.get_buffer("embedding")).to(self.dtype)
         angles = torch.arange(ids.shape[1], device=ids.device)[:, None].float() * self.frequencies
         angles = torch.cat([angles, angles], -1)
-        rotary = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        rotary = (angles.cos() * self.amplitude).to(self.dtype), (angles.sin() * self.amplitude).to(self.dtype)
         for layer in range(self.shape.layers):
             stream = self._attention(layer, self._norm(stream, 2 * layer), rotary) + stream
             stream = self._feed_forward(layer, self._norm(stream, 2 * layer + 1)) + stream

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from fusecheck.backends.unfused import rms_norm
 from fusecheck.eval.checkpoint import Checkpoint
-from fusecheck.eval.config import Shape
 from fusecheck.eval.linear import Linear
 from fusecheck.eval.paths import Feed, KernelPath, Norm, OraclePath
+from fusecheck.eval.rotary import Rotary, rotate
 from fusecheck.interface import Rank
 
 Path = KernelPath | OraclePath
@@ -99,7 +99,7 @@ class Llama:
             if not s.tied:
                 head = checkpoint.tensor("lm_head.weight", (s.vocabulary, s.hidden)).to(rank.device)
             self.head = head.float()
-        self._frequencies = rotary_frequencies(s, rank.device)
+        self._rotary = Rotary(s, rank.device)
 
     def _norm(self, checkpoint: Checkpoint, name: str, size: int) -> Norm:
         gamma = checkpoint.tensor(f"{name}.weight", (size,)).to(self.rank.device, self.dtype)
@@ -148,7 +148,7 @@ class Llama:
         if cache is not None:
             cache.used += n
         positions = starts[:, None] + torch.arange(n, device=ids.device)
-        cos, sin = self._rotary(positions, path.dtype)
+        cos, sin = self._rotary.at(positions, path.dtype)
         residual = functional.embedding(ids.reshape(-1), self.embedding).to(path.dtype)
         feed = path.start(residual, self.layers[0].input_norm, self._attention_readers(0))
         for index, layer in enumerate(self.layers):
@@ -161,6 +161,14 @@ class Llama:
             feed, residual = path.join(partial, residual, norm, () if last else self._attention_readers(index + 1))
         assert feed.norm is not None
         return feed.norm.view(b, n, -1)
+
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Yield every linear of the layers by its name in the checkpoint."""
+        for index, layer in enumerate(self.layers):
+            for name in ("q", "k", "v", "o"):
+                yield f"model.layers.{index}.self_attn.{name}_proj", getattr(layer, name)
+            for name in ("gate", "up", "down"):
+                yield f"model.layers.{index}.mlp.{name}_proj", getattr(layer, name)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map activations [..., hidden] to float32 logits [..., vocabulary]; on rank 0."""
@@ -204,18 +212,6 @@ class Llama:
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=True)
         return mixed.transpose(1, 2).reshape(b * n, -1).to(path.dtype)
 
-    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [batch, 1, length, head_dim] at these positions [batch, length]."""
-        angles = positions[..., None].float() * self._frequencies
-        angles = torch.cat([angles, angles], -1)[:, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding, half-split as in Hugging Face's Llama, to [batch, heads, length, head_dim]."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
-
 
 def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, used: int) -> Tensor:
     """Attend from one new token per row to all up to it.
@@ -237,25 +233,3 @@ def attend_cached(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, us
     hidden = torch.arange(used, device=q.device) > positions
     weights = scores.float().masked_fill(hidden[:, None, None], -torch.inf).softmax(-1).to(values.dtype)
     return (weights @ values).view(b, heads, 1, size)
-
-
-def rotary_frequencies(shape: Shape, device: torch.device) -> Tensor:
-    """Return the rotary frequencies [head_dim / 2], float32, scaled as config.json asks."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    frequencies = 1.0 / (shape.theta**exponents)
-    scaling = shape.rope_scaling
-    if scaling is not None and scaling["rope_type"] == "linear":
-        frequencies = frequencies / scaling["factor"]
-    elif scaling is not None:
-        frequencies = _llama3(frequencies, scaling)
-    return frequencies.to(device)
-
-
-def _llama3(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """Stretch long wavelengths, keep short ones, blend between: Llama 3.1's `rope_scaling`."""
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    old = scaling["original_max_position_embeddings"]
-    turns = old * frequencies / (2 * math.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    scaled: Tensor = frequencies * (blend + (1 - blend) / factor)
-    return scaled

@@ -106,6 +106,7 @@ class Comparison:
         warnings: what a reader should know, and does not change the verdict.
         facts: what each run says of itself.
         settings: the rule.
+        trace: where the fused arm leaves what its kernel declares, in words; empty where nobody asked.
         interrupted: what the run was doing when Ctrl-C ended it; empty where it came to its end.
     """
 
@@ -122,6 +123,7 @@ class Comparison:
     warnings: Sequence[str]
     facts: Mapping[str, Mapping[str, str]]
     settings: GateSettings
+    trace: str = ""
     interrupted: str = ""
 
     def cut_short(self, doing: str) -> Comparison:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
+from fusecheck.eval.trace_rank import WatchedKernel
 from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
 
 
@@ -76,6 +77,8 @@ class KernelPath:
         inputs = RankInputs(partial.contiguous(), residual, norm.gamma, scale, norm.eps, 0.0)
         if self.tap is not None:
             self.tap(inputs)
+        if isinstance(self.kernel, WatchedKernel):
+            self.kernel.due = choose_op(readers)
         out = self.kernel.run(inputs, op=op, strategy=Strategy.AUTO)
         self.calls += 1
         self.rows += partial.shape[0]
@@ -120,9 +123,7 @@ class OraclePath:
 
     def join(self, partial: Tensor, residual: Tensor, norm: Norm, readers: Sequence[Linear]) -> tuple[Feed, Tensor]:
         """Sum the ranks' partials, add the residual and norm, all in float32."""
-        if self.rank.world_size > 1:
-            dist.all_reduce(partial, group=self.rank.group)
-        total = partial + residual
+        total = sum_over_ranks(partial, self.rank) + residual
         return self.start(total, norm, readers), total
 
     def read(self, feed: Feed, linear: Linear) -> Tensor:

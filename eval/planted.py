@@ -25,13 +25,12 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
-from fusecheck.eval.linear import Linear
 from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.paths import Feed, KernelPath, choose_op
 from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
-from fusecheck.interface import FusionOp, RankInputs, RankOutputs
+from fusecheck.eval.spoiled import FirstScalePath
+from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.report.result import write_aside
 
 TASK = "golden_mmlu"
@@ -97,19 +96,6 @@ class SumsInFp8(Arithmetic):
         """Round the sum to E4M3 on its way."""
         narrow = accumulator.float().clamp(-448, 448).to(torch.float8_e4m3fn)
         return super().round_sum(narrow.to(accumulator.dtype), native)
-
-
-class FirstScalePath(KernelPath):
-    """The graph gives every reader of a norm the first one's codes, though a reader has another scale."""
-
-    def choose_op(self, readers: Sequence[Linear]) -> FusionOp:
-        """Never ask for the norm beside codes."""
-        op = choose_op(readers)
-        return op if op is FusionOp.RESIDUAL_RMS_NORM else FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
-
-    def read(self, feed: Feed, linear: Linear) -> Tensor:
-        """Take the codes whatever their scale."""
-        return super().read(feed if feed.codes is None else replace(feed, scale=linear.input_scale_value), linear)
 
 
 class FirstScaleBackend(EmulatedBackend):

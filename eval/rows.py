@@ -102,10 +102,9 @@ def read_sample(row: dict[str, Any], where: str, filters: list[str], seen: Mappi
     if not isinstance(doc_id, int) or isinstance(doc_id, bool):
         raise UsageError(f"{where}: doc_id is {doc_id!r}, expected an integer; not a samples file of lm-eval")
     name = row.get("filter") or next((f for f in filters if (doc_id, f) not in seen), filters[-1])
-    arguments = _arguments(row.get("arguments"))
+    arguments, context = _arguments(row.get("arguments")), context_of(row)
     hashes = (str(row.get("doc_hash", "")), str(row.get("prompt_hash", "")), str(row.get("target_hash", "")))
-    context = arguments[0][0] if arguments and arguments[0] else None
-    if isinstance(context, str) and hashes[1] and _sha256(context) != hashes[1]:
+    if context is not None and hashes[1] and _sha256(context) != hashes[1]:
         raise UsageError(f"{where}: prompt_hash does not fit the prompt beside it; the file was edited")
     likelihoods = _likelihoods(row.get("filtered_resps"))
     filtered = row.get("filtered_resps")
@@ -126,8 +125,15 @@ def read_sample(row: dict[str, Any], where: str, filters: list[str], seen: Mappi
         response="" if likelihoods else _first_text(row.get("resps")),
         target=str(row.get("target", "")),
         question=_question(doc, context),
-        prompt_length=len(context) if isinstance(context, str) else 0,
+        prompt_length=len(context or ""),
     )
+
+
+def context_of(row: dict[str, Any]) -> str | None:
+    """The first prompt of a record; None where the file does not hold it."""
+    arguments = _arguments(row.get("arguments"))
+    context = arguments[0][0] if arguments and arguments[0] else None
+    return context if isinstance(context, str) else None
 
 
 def _sha256(text: str) -> str:

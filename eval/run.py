@@ -7,27 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fusecheck.backends import backend as load_backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
+from fusecheck.eval.arm_files import count_truncated, forced_texts, write_forced, write_logprobs, write_results
+from fusecheck.eval.chat import PLAIN, Chat
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import Shape
-from fusecheck.eval.engine import BATCHES, BatchPlan, Engine, batch_plans
-from fusecheck.eval.fold import CLASSES
+from fusecheck.eval.engine import BATCHES, Engine, batch_plans
 from fusecheck.eval.offline import go_offline
 from fusecheck.eval.progress import Tell
-from fusecheck.eval.tasks import FEWSHOT_SEED, Prepared, prepare
+from fusecheck.eval.tasks import Prepared, prepare
 from fusecheck.eval.tokens import Tokens
 from fusecheck.interface import FusionOp
 from fusecheck.kernel.run import check_device
 from fusecheck.problem import Problem
-
-if TYPE_CHECKING:
-    from fusecheck.eval.lm import EngineLM
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
@@ -46,6 +41,8 @@ class Job:
         backend: the fused arm's backend by name.
         device: `cpu` or `cuda`.
         batch: rows of a batch at most; None for the device's own.
+        virtual: all ranks in one process, on one device.
+        chat: how prompts are put.
     """
 
     folder: Path
@@ -56,13 +53,28 @@ class Job:
     backend: str
     device: str
     batch: int | None = None
+    virtual: bool = False
+    chat: Chat = PLAIN
+
+    def open_engine(self) -> Engine:
+        """Start the ranks."""
+        return Engine(self.folder, self.tp, device=self.device, vocabulary=self.shape.vocabulary, virtual=self.virtual)
 
     def backend_of(self, arm: str) -> str:
         """The backend that an arm goes through; the oracle goes through none."""
         return {ORACLE: "", FUSED: self.backend}.get(arm, "unfused")
 
 
-def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu", batch: int | None = None) -> Job:
+def open_job(
+    folder: Path,
+    *,
+    tp: int,
+    backend: str,
+    device: str = "cpu",
+    batch: int | None = None,
+    virtual: bool = False,
+    chat: Chat | None = None,
+) -> Job:
     """Check the checkpoint, its tokenizer, the tensor-parallel size and the backend, before anything runs.
 
     Raises:
@@ -78,11 +90,11 @@ def open_job(folder: Path, *, tp: int, backend: str, device: str = "cpu", batch:
     op = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
     problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
     fused = load_backend(backend)
-    check_device(fused, device, tp)
+    check_device(fused, device, 1 if virtual else tp)
     support = fused.supports(problem)
     if not support.ok:
         raise UsageError(f"--backend {backend} does not take this model at --tp {tp}: {support.reason}")
-    return Job(folder, shape, tokens, digest, tp, backend, device, batch)
+    return Job(folder, shape, tokens, digest, tp, backend, device, batch, virtual, chat or PLAIN)
 
 
 def run_arms(
@@ -98,6 +110,8 @@ def run_arms(
     shots: int | None = None,
     device: str = "cpu",
     batch: int | None = None,
+    virtual: bool = False,
+    chat: Chat | None = None,
     progress: Tell | None = None,
 ) -> list[ArmRun]:
     """Evaluate a checkpoint once for each arm.
@@ -114,6 +128,8 @@ def run_arms(
         shots: examples before each question; None for the tasks' own numbers.
         device: `cpu` or `cuda`.
         batch: rows of a batch at most; None for the device's own.
+        virtual: all ranks in one process, on one device.
+        chat: how prompts are put; None for plain text.
         progress: told in one line what begins; None for silence.
 
     Returns:
@@ -136,13 +152,14 @@ def run_arms(
     tell = progress or (lambda _: None)
     go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device, batch=batch)
+    job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device, batch=batch, virtual=virtual, chat=chat)
+    settings = job.chat.settings(job.folder)
     tell(f"building the prompts of {', '.join(tasks)}")
     began = time.perf_counter()
     runs = []
     with (
-        prepare(tasks, data_dir, shots=shots, limit=limit) as prepared,
-        Engine(job.folder, tp, device=device, vocabulary=job.shape.vocabulary) as engine,
+        prepare(tasks, data_dir, shots=shots, limit=limit, settings=settings) as prepared,
+        job.open_engine() as engine,
     ):
         built = time.perf_counter() - began
         for arm in arms:
@@ -179,11 +196,13 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
     )
     asked = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    _write_forced(lm, answers, folder)
+    write_forced(lm, answers, folder)
     forced = time.perf_counter()
     counters = engine.close_arm()
-    _write_logprobs(lm, prepared, folder)
-    _write_results(job, arm, plan, results, folder)
+    write_logprobs(lm, prepared, folder)
+    told = f"pretrained={job.folder.name},arm={arm},backend={job.backend_of(arm) or 'none'},tp={job.tp}"
+    settings = {"model_args": told, "batch_size": plan.rows, "device": job.device}
+    write_results(results, settings, folder, job.chat, job.folder)
     calls = sum(c["calls"] for c in counters)
     fused = arm != ORACLE and job.backend_of(arm) != "unfused"
     return ArmRecord(
@@ -195,7 +214,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
         tokenizer_digest=job.tokens.digest,
         finite=all(c["finite"] for c in counters),
         batch_size=plan.rows,
-        truncated=_count_truncated(lm, prepared),
+        truncated=count_truncated(lm, prepared),
         seconds={
             "questions": asked - start,
             "forced": forced - asked,
@@ -209,92 +228,3 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
             "device": job.device,
         },
     )
-
-
-def forced_texts(prepared: Prepared) -> dict[str, list[tuple[int, str, str]]]:
-    """Return for each generating task its documents with their prompts and reference answers, the same in all arms."""
-    found: dict[str, list[tuple[int, str, str]]] = {}
-    for name, task in prepared.tasks.items():
-        if task.OUTPUT_TYPE != "generate_until":
-            continue
-        rows = []
-        for instance in task.instances:
-            answer = str(task.doc_to_target(instance.doc))
-            rows.append(
-                (prepared.document(name, instance.doc_id), instance.args[0], task.config.target_delimiter + answer)
-            )
-        found[name] = rows
-    return found
-
-
-def _write_forced(lm: EngineLM, answers: dict[str, list[tuple[int, str, str]]], folder: Path) -> None:
-    for name, rows in answers.items():
-        scored = lm.force([(context, answer) for _, context, answer in rows])
-        sizes = [len(top) for _, top in scored]
-        np.savez_compressed(
-            folder / f"forced_{name}.npz",
-            doc_id=np.repeat(np.array([doc for doc, _, _ in rows], np.int64), sizes),
-            position=np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]),
-            top1=np.concatenate([top for _, top in scored]),
-            gold_logprob=np.concatenate([scores for scores, _ in scored]),
-        )
-
-
-def _write_logprobs(lm: EngineLM, prepared: Prepared, folder: Path) -> None:
-    """Write the kept log-probabilities of every multiple-choice task, in the order of its documents."""
-    for name, task in prepared.tasks.items():
-        first = {i.doc_id: i for i in reversed(task.instances) if i.args[0] in lm.kept}
-        if task.OUTPUT_TYPE != "multiple_choice" or len(first) == 0:
-            continue
-        kept = [lm.kept[instance.args[0]] for _, instance in sorted(first.items())]
-        # Not compressed: the digits of a log-probability do not repeat, and trying takes longer than the model.
-        np.savez(
-            folder / f"logprobs_{name}.npz",
-            doc_id=np.array([prepared.document(name, position) for position in sorted(first)], np.int64),
-            logprob=np.stack([table for table, _ in kept]),
-            gold=np.array([_gold_token(lm, task, instance) for _, instance in sorted(first.items())], np.int64),
-            row=np.array([row for _, row in kept], np.int64),
-        )
-
-
-def _gold_token(lm: EngineLM, task: Any, instance: Any) -> int:
-    """Return the column of the right answer's token."""
-    choices, target = task.doc_to_choice(instance.doc), task.doc_to_target(instance.doc)
-    letter = choices[target] if isinstance(target, int) else target
-    return lm.tokens.encode(f"{task.config.target_delimiter}{letter}", special=False)[0] % CLASSES
-
-
-def _count_truncated(lm: EngineLM, prepared: Prepared) -> dict[str, int]:
-    cut = set(lm.truncated)
-    counts = {
-        name: sum(i.args[0] in cut for i in task.instances)
-        for name, task in prepared.tasks.items()
-        if task.OUTPUT_TYPE == "generate_until"
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def _write_results(job: Job, arm: str, plan: BatchPlan, results: dict[str, Any], folder: Path) -> None:
-    """Write results_<time>.json and samples_<task>_<time>.jsonl with lm-eval's own writer, straight into `folder`."""
-    from lm_eval.loggers import EvaluationTracker
-
-    arguments = f"pretrained={job.folder.name},arm={arm},backend={job.backend_of(arm) or 'none'},tp={job.tp}"
-    tracker = EvaluationTracker(output_path=str(folder))
-    tracker.general_config_tracker.log_experiment_args("fusecheck", arguments, None, None, fewshot_as_multiturn=False)
-    tracker.general_config_tracker.model_name_sanitized = "."
-    samples = results.pop("samples")
-    results["config"] = {
-        "model": "fusecheck",
-        "model_args": arguments,
-        "batch_size": plan.rows,
-        "device": job.device,
-        "use_cache": None,
-        "limit": None,
-        "gen_kwargs": None,
-        "fewshot_seed": FEWSHOT_SEED,
-    }
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for name, rows in samples.items():
-        tracker.save_results_samples(task_name=name, samples=rows)
-    if not any(folder.glob("results_*.json")):
-        raise OSError(f"{folder}: lm-eval wrote no results there; is the disk full or read-only?")

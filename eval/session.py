@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fusecheck.errors import Inconclusive
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
+from fusecheck.eval.chat import PLAIN, Chat
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, Options
@@ -39,6 +40,9 @@ class RunArguments:
     shots: int | None
     device: str
     batch: int | None = None
+    virtual: bool = False
+    chat: Chat = PLAIN
+    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,33 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         shots=arguments.shots,
         device=arguments.device,
         batch=arguments.batch,
+        virtual=arguments.virtual,
+        chat=arguments.chat,
         progress=tell,
     )
     tell("judging")
-    return _judge({arm.name: read_run(arm.folder) for arm in done}, options)
+    runs = {arm.name: read_run(arm.folder) for arm in done}
+    outcome = _judge(runs, options)
+    if FUSED in runs and outcome.tasks and (arguments.trace or outcome.verdict is Verdict.FAIL):
+        outcome = replace(outcome, trace=_trace(arguments, outcome, runs, folder, tell))
+    return outcome
+
+
+def _trace(arguments: RunArguments, outcome: Comparison, runs: dict[str, Run], folder: Path, tell: Tell) -> str:
+    """Trace the questions that flipped; what to print of it."""
+    from fusecheck.eval.run import GOLDEN, open_job
+    from fusecheck.eval.trace import change_of, choose, prompts, trace, write_trace
+
+    job = open_job(
+        arguments.model or GOLDEN,
+        tp=arguments.tp,
+        backend=arguments.backend,
+        device=arguments.device,
+        virtual=arguments.virtual,
+    )
+    questions = choose(outcome, runs[UNFUSED], runs[FUSED])
+    found = trace(job, questions, prompts(questions, runs[UNFUSED]), tell)
+    return write_trace(found, change_of(outcome), folder)
 
 
 def _judge(runs: dict[str, Run], options: Options) -> Comparison:
@@ -143,6 +170,8 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
             write_aside(path, text)
     # Last: a reader that closes the pipe ends the program here.
     print_comparison(outcome, console, full=full)
+    if outcome.trace:
+        console.print(Text(outcome.trace), soft_wrap=True)
     console.print(Text(f"written to {folder}"), soft_wrap=True)
     return outcome.verdict.exit_code
 

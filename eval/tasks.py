@@ -132,13 +132,13 @@ def _choose(task: Any, name: str, count: int) -> list[int] | None:
     return sorted(random.Random(f"{LIMIT_SEED} {name}").sample(range(size), count))
 
 
-def _build(task: Any, chosen: list[int] | None) -> None:
+def _build(task: Any, chosen: list[int] | None, settings: dict[str, Any]) -> None:
     """Build a task's requests, then only those of the chosen documents.
 
     Few-shot examples drawn at random depend on the documents built before: those tasks are always built in full.
     """
     drawn = task.config.num_fewshot and getattr(task.config.fewshot_config, "sampler", None) != "first_n"
-    task.build_all_requests(samples=None if drawn else chosen)
+    task.build_all_requests(samples=None if drawn else chosen, **settings)
     if chosen is not None and drawn:
         position = {doc: k for k, doc in enumerate(chosen)}
         kept = [i for i in task.instances if i.doc_id in position]
@@ -178,7 +178,12 @@ def _templates_compiled_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def prepare(
-    names: Sequence[str], data_dir: Path | None, *, shots: int | None = None, limit: int | None = None
+    names: Sequence[str],
+    data_dir: Path | None,
+    *,
+    shots: int | None = None,
+    limit: int | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Iterator[Prepared]:
     """Load tasks and build their prompts; the files behind them live as long as the context.
 
@@ -187,6 +192,7 @@ def prepare(
         data_dir: the user's copies of MMLU and GSM8K, or None for the embedded samples.
         shots: examples before each question; None for each task's own number.
         limit: questions of each name, spread over its leaf tasks by their sizes; None for all.
+        settings: how prompts are put, as lm-eval's `build_all_requests` takes it; see `fusecheck.eval.chat`.
 
     Raises:
         UsageError: an unknown task, no data, a limit below 1.
@@ -203,11 +209,11 @@ def prepare(
             loaded = _manager(names, definitions).load(list(names))
         # Every arm's answers go through the templates again.
         with _templates_compiled_once():
-            yield Prepared(loaded, _build_all(loaded, names, shots, limit))
+            yield Prepared(loaded, _build_all(loaded, names, shots, limit, settings or {}))
 
 
 def _build_all(
-    loaded: dict[str, Any], names: Sequence[str], shots: int | None, limit: int | None
+    loaded: dict[str, Any], names: Sequence[str], shots: int | None, limit: int | None, settings: dict[str, Any]
 ) -> dict[str, list[int]]:
     """Build all tasks' requests; returns the documents that are asked of tasks that are asked in part."""
     samples = {}
@@ -216,7 +222,7 @@ def _build_all(
         shares = sizes if limit is None else _allot(sizes, limit)
         for task in members:
             chosen = _choose(loaded["tasks"][task], task, shares[task])
-            _prepare_task(loaded["tasks"][task], shots, chosen)
+            _prepare_task(loaded["tasks"][task], shots, chosen, settings)
             if chosen is not None:
                 samples[task] = chosen
     return samples
@@ -233,11 +239,11 @@ def _check_shots(task: Any, shots: int) -> None:
         raise UsageError(f"--shots {shots}: task {task.config.task} has {len(found)} examples; give at most so many")
 
 
-def _prepare_task(task: Any, shots: int | None, chosen: list[int] | None) -> None:
+def _prepare_task(task: Any, shots: int | None, chosen: list[int] | None, settings: dict[str, Any]) -> None:
     if shots is not None and task.config.num_fewshot != 0:
         _check_shots(task, shots)
         task.set_config(key="num_fewshot", value=shots)
     elif task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    _build(task, chosen)
+    _build(task, chosen, settings)

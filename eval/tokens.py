@@ -49,13 +49,14 @@ class Tokens:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.digest = hashlib.sha256(content).hexdigest()
+        self._before = tuple(self._tokenizer.encode("").ids)
         self._known: dict[str, Ints] = {}
         self._apart: set[tuple[str, str]] = set()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Encode a text, with the tokens that the tokenizer puts before every text unless `special` is off."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        return self._begun_once(ids) if special else ids
 
     def encode_all(self, texts: Sequence[str]) -> list[Ints]:
         """Encode texts in one go, each distinct one once; int32 [tokens] each."""
@@ -63,7 +64,7 @@ class Tokens:
         for start in range(0, len(fresh), BLOCK):
             block = fresh[start : start + BLOCK]
             for text, encoding in zip(block, self._tokenizer.encode_batch(block), strict=True):
-                self._known[text] = np.array(encoding.ids, np.int32)
+                self._known[text] = np.array(self._begun_once(encoding.ids), np.int32)
         return [self._known[text] for text in texts]
 
     def stay_apart(self, pairs: Sequence[tuple[str, str]]) -> bool:
@@ -77,10 +78,15 @@ class Tokens:
             whole = self._tokenizer.encode_batch([text + continuation for text, continuation in block])
             heads = self.encode_all([text for text, _ in block])
             for (_, continuation), joined, head in zip(block, whole, heads, strict=True):
-                if joined.ids != [*head.tolist(), *self.encode(continuation, special=False)]:
+                if self._begun_once(joined.ids) != [*head.tolist(), *self.encode(continuation, special=False)]:
                     return False
         self._apart.update(fresh)
         return True
+
+    def _begun_once(self, ids: list[int]) -> list[int]:
+        """Without the tokens before every text where the text has them already, as a chat template writes them."""
+        size = len(self._before)
+        return ids[size:] if size and tuple(ids[: 2 * size]) == self._before * 2 else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these tokens, without special tokens."""

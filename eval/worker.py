@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fusecheck.backends import backend
 from fusecheck.eval.arm import ORACLE
 from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.collective import told_by_first
 from fusecheck.eval.fold import fold
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath
-from fusecheck.interface import Kernel, Limits, Rank
+from fusecheck.eval.trace_rank import WatchedKernel, to_records
+from fusecheck.interface import Backend, Kernel, Limits, Rank
+from fusecheck.problem import Problem
 
 if TYPE_CHECKING:
     from fusecheck.eval.exported import ExportedModel
@@ -40,6 +42,7 @@ class EvalRank:
         self.rank, self._folder = rank, Path(folder)
         self._decoder: Llama | ExportedModel = self.model
         self._kernel: Kernel | None = None
+        self._made: Backend | None = None
         self._path: KernelPath | OraclePath | None = None
         self._cache: Cache | None = None
         self._next = torch.zeros(0, dtype=torch.int64)
@@ -55,8 +58,8 @@ class EvalRank:
             self._path = OraclePath(self.rank)
             return
         limits = Limits(max_tokens, self.model.shape.hidden, self.model.dtype)
-        made = backend(backend_name)
-        self._kernel = made.open(self.rank, limits)
+        made = self._made = backend(backend_name)
+        self._kernel = self.open_kernel(made, limits)
         # So does a model in another form, see `fusecheck.eval.exported`.
         make_model = getattr(made, "model", None)
         if make_model is not None:
@@ -64,6 +67,37 @@ class EvalRank:
         # A planted bug of the graph, not of the kernel, comes as a backend with a path of its own.
         path: type[KernelPath] = getattr(made, "path", KernelPath)
         self._path = path(self._kernel, self.model.dtype)
+
+    def open_kernel(self, made: Backend, limits: Limits) -> Kernel:
+        """Open the arm's kernel; a collective call."""
+        return made.open(self.rank, limits)
+
+    @torch.inference_mode()
+    def trace(self, ids: Ints, lengths: Ints) -> tuple[int, list[dict[str, Any]]]:
+        """Run texts once, and judge every call of the kernel by its declaration; see `fusecheck.eval.trace_rank`.
+
+        Args:
+            ids: tokens [batch, length], padded on the right.
+            lengths: tokens of each row [batch].
+
+        Returns:
+            The number of calls, and the deviations among them, on this rank.
+        """
+        path = self._path
+        assert isinstance(path, KernelPath)
+        assert self._made is not None
+        shape = self.model.shape
+        problem = Problem(
+            dtype=shape.dtype, world_size=self.rank.world_size, tokens=ids.size, hidden=shape.hidden, eps=shape.eps
+        )
+        own = path.kernel
+        watched = WatchedKernel(own, self.rank, self._made.dataflow(problem), lengths.tolist(), ids.shape[1])
+        path.kernel = watched
+        try:
+            self._forward(ids)
+        finally:
+            path.kernel = own
+        return watched.sites, to_records(watched.deviations)
 
     def close_arm(self) -> dict[str, Any]:
         """Close the kernel; return this rank's counters."""
@@ -164,6 +198,4 @@ class EvalRank:
         tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         if self.rank.index == 0:
             tokens = self._logits(hidden).argmax(-1)
-        if self.rank.world_size > 1:
-            dist.broadcast(tokens, 0, group=self.rank.group)
-        return tokens
+        return told_by_first(tokens, self.rank)

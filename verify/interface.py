@@ -158,6 +158,7 @@ class Backend(Protocol):
       `fused_add_rms_norm` does. It may return the operand itself. Every other operand must stay as it was.
     * `pdl`: its kernel is launched by programmatic dependent launch.
     * `mixes_dtypes`: calls in bf16 and fp16 may share a workspace.
+    * `operations`: a tuple of every `Operation` that its kernel has; left out: the three of the first op.
     """
 
     name: str

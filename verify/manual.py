@@ -12,7 +12,7 @@ import typer
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.models import models
-from fusecheck.operations import STATIC_OPS, Strategy
+from fusecheck.operations import COMPOSITIONS, Strategy
 
 NARROWEST, WIDEST = 30, 110
 """Columns of a help page, however wide the terminal is."""
@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fusecheck kernel --backend emulated:flashinfer-fp32 --tp 2,4 --cases 200",
         "fusecheck kernel --backend mypackage.kernels:MyKernel --model llama-3.1-8b --seconds 30",
         "fusecheck kernel --tokens 1,16,256 --hidden 2880 --dtype bf16 --family outliers,special",
+        "fusecheck kernel --backend emulated:flashinfer --quantiser mxfp8,nvfp4",
         "fusecheck kernel --cases 400 --resume runs/20260102T030405Z-kernel",
     ),
     "replay": (
@@ -48,6 +49,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fusecheck accuracy --model checkpoint --tp 2 --backend flashinfer --device cuda --tasks mmlu --data data",
         "fusecheck accuracy --plan --tasks mmlu --seconds 0.05",
     ),
+    "accuracy import": ("fusecheck accuracy import model.gguf model-bf16",),
+    "accuracy calibrate": ("fusecheck accuracy calibrate model-bf16 model-fp8 --prompts prompts.txt --device cuda",),
     "accuracy compare": ("fusecheck accuracy compare unfused fused oracle --margin mmlu=0.5",),
 }
 """By command; those whose own text has examples are not here."""
@@ -103,7 +106,7 @@ def some_families(incomplete: str) -> Iterator[str]:
 
 def some_ops(incomplete: str) -> Iterator[str]:
     """Fused operations, comma-separated."""
-    return _listed(incomplete, [op.value for op in STATIC_OPS])
+    return _listed(incomplete, [op.value for op in COMPOSITIONS])
 
 
 def some_strategies(incomplete: str) -> Iterator[str]:

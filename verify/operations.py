@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from fusecheck.errors import UsageError
+from fusecheck.quantflow import QUANT_FLOWS
 
 RETURNED = ("total", "residual", "norm", "quant", "scale")
 """What a call may return, by the fields of `RankOutputs`: sum, residual stream, norm, codes, scales of the codes."""
@@ -157,10 +158,10 @@ class Operation:
             )
         collective = next(kind for kind, prefix in _PREFIX.items() if prefix == (found["prefix"] or ""))
         quantiser = _lower(found["quantiser"]) if found["quantiser"] else "none"
-        return compose(collective, bool(found["residual"]), quantiser, norm_out=bool(found["out"]))
+        return compose(collective, residual=bool(found["residual"]), quantiser=quantiser, norm_out=bool(found["out"]))
 
 
-def compose(collective: Collective, residual: bool, quantiser: str = "none", *, norm_out: bool = True) -> Operation:  # noqa: FBT001
+def compose(collective: Collective, *, residual: bool, quantiser: str, norm_out: bool) -> Operation:
     """The operation with a norm that returns the stream, the codes with their scales, and the norm where asked for."""
     returned = {
         "residual": residual,
@@ -188,6 +189,23 @@ STATIC_OPS = tuple(
 
 for _op in STATIC_OPS:
     setattr(Operation, _op.name, _op)
+
+_MADE = tuple(name for name in QUANT_FLOWS if name != GIVEN_SCALE)
+
+COMPOSITIONS = (
+    *STATIC_OPS,
+    *(Operation.named(name) for name in ("ALL_REDUCE", "RMS_NORM")),
+    *(compose(Collective.ALL_REDUCE, residual=True, quantiser=q, norm_out=out) for q in _MADE for out in (False, True)),
+    *(
+        Operation.named(f"{moe}_RESIDUAL_RMS_NORM{quant}")
+        for moe in ("MOE_REDUCTION", "MOE_FINALIZE")
+        for quant in ("", "_QUANT_NVFP4", "_OUT_QUANT_NVFP4")
+    ),
+    Operation.named("MOE_FINALIZE_RESIDUAL_RMS_NORM_QUANT_FP8"),
+    *(compose(Collective.NONE, residual=True, quantiser=q, norm_out=False) for q in QUANT_FLOWS),
+    *(Operation.named(f"LOCAL_RMS_NORM_QUANT_{name}") for name in ("DYNAMIC_FP8", "GROUP_FP8")),
+)
+"""The operations that some library has."""
 
 FusionOp = Operation
 """What plug-ins for the first op call it."""

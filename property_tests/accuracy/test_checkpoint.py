@@ -46,7 +46,7 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], None]:
         (put(SCALE, torch.tensor(torch.nan)), f"{SCALE} is nan"),
         (put(SCALE, torch.tensor(torch.inf)), f"{SCALE} is inf"),
         (put(SCALE, torch.ones(64)), f"{SCALE} is torch.float32 [64]"),
-        (put(SCALE, torch.tensor(1.0, dtype=torch.bfloat16)), f"{SCALE} is torch.bfloat16"),
+        (put(SCALE, torch.tensor(1)), f"{SCALE} is torch.int64 []"),
         (put(SCALE.replace("input", "weight"), torch.tensor(0.0)), "weight_scale is 0.0"),
         (drop(WEIGHT), f"has no tensor {WEIGHT}"),
         (put(WEIGHT, torch.zeros(32, 64).to(torch.float8_e4m3fn)), f"{WEIGHT} has shape [32, 64]"),
@@ -145,7 +145,10 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
         ({"mlp_bias": True}, "mlp_bias"),
         ({"sliding_window": 128}, "sliding_window=128"),
         ({"sliding_window": "x"}, "sliding_window is 'x'"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "type 'longrope' is not computed here"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "judge its runs with `fusecheck accuracy compare`"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "has original_max_position_embeddings None"),
+        ({"eos_token_id": ["</s>"]}, "eos_token_id is ['</s>']"),
         ({"rope_scaling": 7}, "rope_scaling is 7"),
         ({"rms_norm_eps": "small"}, "a field is of the wrong type"),
     ],
@@ -156,6 +159,21 @@ def test_a_feature_that_the_model_does_not_compute_is_refused(
     with pytest.raises(UsageError) as caught:
         read_shape(write_checkpoint(tmp_path, **fields))
     assert said in str(caught.value)
+
+
+def test_every_end_of_generation_config_ends_a_text(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, eos_token_id=5)
+    assert read_shape(folder).end_ids == (5,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 5, 9]}', encoding="utf-8")
+    assert read_shape(folder).end_ids == (5, 7, 9)
+
+
+@pytest.mark.parametrize("fields", [{"activation_scheme": "dynamic"}, {"weight_block_size": [128, 128]}])
+def test_the_fp8_form_with_other_than_one_scale_a_tensor_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {"quant_method": "fp8", "activation_scheme": "static", **fields}
+    folder = write_checkpoint(tmp_path, layout="plain", quantization_config=recipe)
+    with pytest.raises(UsageError, match="expected 'static' and none: one scale a tensor"):
+        read_recipe(folder)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 256,
         }
     },
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
@@ -64,7 +65,7 @@ def prompt_logits(model: Llama, path: Any, ids: torch.Tensor) -> torch.Tensor:
     return model.logits(model.forward(path, ids, torch.zeros(len(ids), dtype=torch.int64)))
 
 
-@pytest.mark.parametrize("layout", ["modelopt", "compressed-tensors", "plain"])
+@pytest.mark.parametrize("layout", ["modelopt", "compressed-tensors", "fp8", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_oracle_agrees_with_hugging_face_for_every_family_and_layout(
     family: str, layout: str, tmp_path: Path

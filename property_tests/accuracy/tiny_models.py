@@ -127,7 +127,7 @@ def write_checkpoint(
 
     Args:
         folder: made if need be.
-        layout: `modelopt`, `compressed-tensors`, or `plain` for one that is not quantised.
+        layout: `modelopt`, `compressed-tensors`, `fp8`, or `plain` for one that is not quantised.
         seed: of the weights.
         change: edits the tensors before they are written.
         overrides: fields of config.json.
@@ -138,6 +138,9 @@ def write_checkpoint(
     if layout == "compressed-tensors":
         config["quantization_config"] = COMPRESSED
         tensors = {n: t.reshape(1) if n.endswith("_scale") else t for n, t in tensors.items()}
+    elif layout == "fp8":  # AutoFP8's, with scales in bf16 as compressed-tensors has them by default
+        config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static"}
+        tensors = {n: t.to(torch.bfloat16) if n.endswith("_scale") else t for n, t in tensors.items()}
     elif layout == "modelopt":
         quantisation = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
         text = json.dumps({"producer": {"name": "test"}, "quantization": quantisation})

@@ -42,7 +42,7 @@ class ReturnsKernel(Kernel):
         return self.wrong(super().run(inputs, op=op, strategy=strategy))
 
     def wrong(self, made: RankOutputs) -> Any:
-        raise NotImplementedError
+        return made
 
 
 class NothingKernel(ReturnsKernel):

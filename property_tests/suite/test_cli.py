@@ -73,6 +73,13 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ("arguments", "told"),
     [
         (("kernel", "--backend", "nope"), "unknown backend 'nope'"),
+        (("kernel", "--quantiser", "mxfp9"), "--quantiser 'mxfp9', expected some of: none, static-fp8, dynamic-fp8"),
+        (
+            ("kernel", "--quantiser", "mxfp8", "--hidden", "72"),
+            "--hidden 72, expected a multiple of the groups of mxfp8",
+        ),
+        (("kernel", "--op", "RMS_NORM_QUANT_FP3"), "quantiser='fp3', expected one of: none, static-fp8"),
+        (("kernel", "--backend", "flashinfer", "--quantiser", "mxfp8"), "expected some of: none, static-fp8"),
         (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
         (
             ("kernel", "--backend", "fusecheck.property_tests.suite.command_line:run"),
@@ -134,6 +141,7 @@ def test_backends_and_version_are_listed(monkeypatch: pytest.MonkeyPatch, capsys
     assert run(monkeypatch, "backends") == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("emulated", "unfused", "trtllm-fp32", "flashinfer-mnnvl-oneshot"))
+    assert "mxfp8  RESIDUAL_RMS_NORM_QUANT_MXFP8, " in listed
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("fusecheck ")
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
-from fusecheck.operations import WORLD_SIZES
+from fusecheck.operations import COMPOSITIONS, WORLD_SIZES
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_backends() -> None:
-    """List the backends, the known dataflows, and the world sizes."""
+    """List the backends, the known dataflows, the operations and the world sizes."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print("backends (or package.module:attribute):")
     for name, target in backends.backends().items():
@@ -24,4 +24,7 @@ def list_backends() -> None:
     console.print("dataflows (emulated:<dataflow>, --dataflow):")
     for flow in DATAFLOWS.values():
         console.print(f"  {flow.name}  {flow.source}")
+    console.print("operations (--op) by quantiser (--quantiser):")
+    for quantiser in dict.fromkeys(op.quantiser for op in COMPOSITIONS):
+        console.print(f"  {quantiser}  {', '.join(op.name for op in COMPOSITIONS if op.quantiser == quantiser)}")
     console.print(f"world sizes: {', '.join(map(str, WORLD_SIZES))}")

@@ -20,7 +20,7 @@ from fusecheck.backends.emulated_protocol import ONESHOT_BYTES, Exchange, Lampor
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, WORLD_SIZES, Collective
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, WORLD_SIZES, Collective
 from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def refusal(tokens: int, hidden: int, world_size: int, eps: float, strategy: Str
 class EmulatedBackend:
     """Backend `emulated` (TensorRT-LLM's default arithmetic) or `emulated:<dataflow>`."""
 
+    operations = COMPOSITIONS
     mixes_dtypes = True
     """Calls in bf16 and fp16 may share a workspace; where a backend does not say so, tests keep to one dtype."""
 

@@ -84,7 +84,8 @@ class Quantising:
     def lay_out(self, scales: Tensor, hidden: int) -> Tensor:
         """The scales as they are stored: packed or swizzled, with the padding that is declared."""
         layout = self.quantiser.layout(len(scales), hidden, self.rules, self.layout or None)
-        stored = torch.empty(layout.size * layout.slot.itemsize, dtype=torch.uint8).view(layout.dtype)
+        room = torch.empty(layout.size * layout.slot.itemsize, dtype=torch.uint8, device=scales.device)
+        stored = room.view(layout.dtype)
         stored = stored.as_strided(layout.shape, layout.strides)
         layout.write(scales, stored)
         return stored
@@ -201,7 +202,7 @@ class Quantising:
     def cast(self, scaled: Tensor) -> Tensor:
         """The codes, uint8, one a byte."""
         element, rules = self.element, self.rules
-        midpoints = torch.tensor(element.midpoints[: element.largest_code], dtype=torch.float32)
+        midpoints = torch.tensor(element.midpoints[: element.largest_code], dtype=torch.float32, device=scaled.device)
         magnitude = scaled.abs()
         below = torch.searchsorted(midpoints, magnitude.contiguous())
         above = torch.searchsorted(midpoints, magnitude.contiguous(), right=True)

@@ -7,6 +7,7 @@ activations' dtype where the dataflow `unfused` says so.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
 from fusecheck.quantisers.known import quantiser
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def quantise_with(name: str, norm: Tensor, inputs: RankInputs) -> tuple[Tensor, 
 
 
 class UnfusedBackend:
-    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank."""
+    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks."""
 
     name = "unfused"
+    operations = COMPOSITIONS
 
     def supports(self, problem: Problem) -> Support:
         """Take every Problem; the strategy is the collective library's own business."""
@@ -97,13 +99,13 @@ class UnfusedBackend:
         return dataflow("unfused")
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
-        """Need nothing but the process group.
+        """Need nothing but the process group, or the board of virtual ranks.
 
         Raises:
-            ValueError: several ranks without a process group.
+            ValueError: several ranks with neither.
         """
         del limits
-        if rank.world_size > 1 and rank.group is None:
+        if rank.world_size > 1 and getattr(rank, "board", None) is None and rank.group is None:
             raise ValueError(f"no process group for {rank.world_size} ranks, expected one from torch.distributed")
         return UnfusedKernel(rank)
 
@@ -122,11 +124,13 @@ class UnfusedKernel:
         """
         del strategy
         check(inputs)
-        summed = inputs.partial
+        board, summed = getattr(self.rank, "board", None), inputs.partial
         if op.has_experts:
             assert inputs.experts is not None
             summed = Arithmetic(dataflow("unfused"), 0, 1).sum_experts(inputs.experts)
-        if op.collective is not Collective.NONE:
+        if op.collective is not Collective.NONE and board is not None:
+            summed = functools.reduce(torch.add, board.gather(self.rank.index, summed))
+        elif op.collective is not Collective.NONE:
             summed = all_reduce(summed, self.rank.group, self.rank.world_size)
         return finish(summed, inputs, op)
 

@@ -51,7 +51,11 @@ def kernel(
     hidden: Annotated[str | None, typer.Option(help="Hidden sizes to choose from.")] = None,
     op: Annotated[
         str | None,
-        typer.Option(help="RESIDUAL_RMS_NORM[_QUANT_FP8|_OUT_QUANT_FP8], comma-separated.", autocompletion=some_ops),
+        typer.Option(help="Operations of `fusecheck backends`, comma-separated.", autocompletion=some_ops),
+    ] = None,
+    quantiser: Annotated[
+        str | None,
+        typer.Option(help="Only operations with these: none, static-fp8, mxfp8, ..., comma-separated."),
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="ONESHOT, TWOSHOT, AUTO, comma-separated.", autocompletion=some_strategies)
@@ -89,11 +93,13 @@ def kernel(
 
     _positive("--case-timeout", case_timeout)
     shape = model_named(model) if model else None
+    asked = _operations(backend, op, quantiser)
     plan = Plan(
         seed=seed,
         tokens=_numbers("--tokens", tokens),
         hidden=(shape.hidden,) if shape and not hidden else _numbers("--hidden", hidden),
-        ops=tuple(Operation.named(name) for name in _split(op)) or STATIC_OPS,
+        ops=tuple(each for each in asked if each in STATIC_OPS),
+        others=tuple(each for each in asked if each not in STATIC_OPS),
         strategies=tuple(map(Strategy, _choices("--strategy", strategy, tuple(each.value for each in Strategy)))),
         dtypes=_choices("--dtype", dtype, ("bf16", "fp16")),
         families=_choices("--family", family, tuple(FAMILIES)),
@@ -107,7 +113,10 @@ def kernel(
         _positive("--seconds", seconds)
     if cases is not None:
         _positive("--cases", cases)
-    budget = Budget(cases if cases is not None or seconds is not None else 200, seconds)
+    most = 200 * bool(plan.ops) + len(plan.of_others(2))
+    if not most:
+        raise UsageError(f"--hidden {hidden}, expected a multiple of the groups of {asked[0].quantiser}")
+    budget = Budget(cases if cases is not None or seconds is not None else most, seconds)
     sizes = _numbers("--virtual-ranks", virtual_ranks) or _numbers("--tp", tp)
     subjects = [Subject(backend, size, dataflow_name) for size in sizes]
     skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
@@ -143,6 +152,22 @@ def replay(
     where = _device(backend, device)
     run = Run(subjects, plan, Budget(cases=len(problems)), device=where, timeout=case_timeout)
     _finish(run_kernel("replay", run, run_dir, json_file, markdown))
+
+
+def _operations(backend: str, named: str | None, quantisers: str | None) -> tuple[Operation, ...]:
+    """What is asked for: operations by name, else all that the backend says it has; of them those with a quantiser.
+
+    Raises:
+        UsageError: no operation is left.
+    """
+    of_backend: tuple[Operation, ...] = getattr(backends.backend(backend), "operations", STATIC_OPS)
+    every = tuple(map(Operation.named, _split(named))) or of_backend
+    wanted = _split(quantisers) or [each.quantiser for each in every]
+    found = tuple(each for each in every if each.quantiser in wanted)
+    if not found or not set(wanted) <= {each.quantiser for each in every}:
+        known = ", ".join(dict.fromkeys(each.quantiser for each in every))
+        raise UsageError(f"--quantiser {quantisers!r}, expected some of: {known}")
+    return found
 
 
 def _device(backend: str, given: str | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TypeVar
 
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, FusionOp, Operation, Strategy
+from fusecheck.kernel.compositions import composition_cases
 from fusecheck.problem import Call, Problem
 
 T = TypeVar("T")
@@ -66,6 +68,7 @@ class Plan:
         weight_bias: None draws it (mostly 0).
         most_elements: tokens * hidden of the largest case of the default mix.
         schedules: whether to draw call patterns.
+        others: operations beyond the first one; a case of theirs follows each drawn one while there are any.
     """
 
     seed: int = 0
@@ -79,6 +82,21 @@ class Plan:
     weight_bias: float | None = None
     most_elements: int = 2**19
     schedules: bool = True
+    others: tuple[Operation, ...] = ()
+
+    def of_others(self, world_size: int) -> list[Case]:
+        """The cases of the operations beyond the first one."""
+        made = composition_cases(
+            self.others,
+            world_size,
+            seed=self.seed,
+            dtypes=self.dtypes,
+            strategies=self.strategies,
+            families=self.families,
+            tokens=self.tokens,
+            hidden=self.hidden,
+        )
+        return [Case(problem, checks) for problem, checks in made]
 
     def cases(self, world_size: int) -> Iterator[Case]:
         """An endless stream for one world size: the families in turn, the rest drawn from the seed.
@@ -86,10 +104,12 @@ class Plan:
         Raises:
             UsageError: a shape or value is out of range; raised at the first case that has it.
         """
-        index = 0
-        while True:
-            yield self.case(world_size, index)
-            index += 1
+        others, drawn = self.of_others(world_size), count()
+        for other in others:
+            yield from [self.case(world_size, next(drawn))] if self.ops else []
+            yield other
+        if self.ops:
+            yield from (self.case(world_size, index) for index in drawn)
 
     def case(self, world_size: int, index: int) -> Case:
         """Case number `index` of the stream."""

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ class Run:
             backend = backends.backend(subject.backend)
             check_device(backend, self.device, 1 if self.virtual else subject.world_size)
             reasons: Counter[str] = Counter()
-            for index in range(4 * len(self.plan.families)):
-                support = self._supports(backend, self.plan.case(subject.world_size, index).problem)
+            for case in islice(self.plan.cases(subject.world_size), 4 * len(self.plan.families)):
+                support = self._supports(backend, case.problem)
                 if support.ok:
-                    backend.dataflow(self.plan.case(subject.world_size, index).problem)
+                    backend.dataflow(case.problem)
                     break
                 reasons[support.reason] += 1
             else:

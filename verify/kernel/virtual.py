@@ -6,26 +6,18 @@ device is watched from outside and killed like any other.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from fusecheck.case.worker import CaseWorker
 from fusecheck.interface import Rank, Support
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply
+from fusecheck.ranks.virtual import EAGER_MODULES, Crew
 
 MOST_ELEMENTS = {2: 64 * 4096, 4: 64 * 4096, 8: 64 * 1024, 16: 3 * 2880}
 """tokens * hidden whose blocks are all resident at once on one H200, by world size, as measured."""
-
-PEER_SECONDS = 30.0
-"""How long a virtual rank waits for its peers before it gives up."""
 
 
 def residency(problem: Problem) -> Support:
@@ -38,53 +30,6 @@ def residency(problem: Problem) -> Support:
     return Support(ok=True)
 
 
-class Board:
-    """Where the virtual ranks of one process meet."""
-
-    def __init__(self, world_size: int) -> None:
-        self._barrier = threading.Barrier(world_size)
-        self._posted: list[Any] = [None] * world_size
-
-    def wait(self) -> None:
-        """Return when every rank has come.
-
-        Raises:
-            threading.BrokenBarrierError: a peer failed or did not come in time.
-        """
-        self._barrier.wait(PEER_SECONDS)
-
-    def exchange(self, index: int, value: Any) -> list[Any]:
-        """Every rank's value, in rank order."""
-        self._posted[index] = value
-        self.wait()
-        everyone = list(self._posted)
-        self.wait()
-        return everyone
-
-    def abort(self) -> None:
-        """Wake the peers of a rank that failed."""
-        self._barrier.abort()
-
-
-@dataclass
-class VirtualRank:
-    """One of several ranks on one device."""
-
-    index: int
-    world_size: int
-    device: torch.device
-    board: Board
-    group: ProcessGroup | None = field(default=None)
-
-    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        """Virtual ranks pass pointers instead.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(f"symmetric({name!r}, {nbytes}): virtual ranks exchange pointers through their board")
-
-
 class VirtualCaseWorker:
     """Plays every rank of a case; its answers are lists in rank order.
 
@@ -94,10 +39,7 @@ class VirtualCaseWorker:
 
     def __init__(self, rank: Rank) -> None:
         self._device = rank.device
-        self._workers: list[CaseWorker] = []
-        self._streams: list[Any] = []
-        self._threads: ThreadPoolExecutor | None = None
-        self._board = Board(1)
+        self._crew: Crew[CaseWorker] | None = None
 
     def run(self, case: dict[str, Any]) -> list[dict[str, Any]]:
         """`CaseWorker.run` on every virtual rank at once."""
@@ -129,32 +71,20 @@ class VirtualCaseWorker:
         return self._everyone(lambda worker: worker.row_bits(index, output, row))
 
     def _become(self, world_size: int) -> None:
-        if len(self._workers) == world_size:
+        if self._crew is not None and self._crew.world_size == world_size:
             return
-        if self._threads is not None:
-            self._threads.shutdown()
-        self._board = Board(world_size)
-        self._workers = [CaseWorker(VirtualRank(r, world_size, self._device, self._board)) for r in range(world_size)]
-        self._streams = [torch.cuda.Stream(self._device) for _ in range(world_size)]  # type: ignore[no-untyped-call]
-        self._threads = ThreadPoolExecutor(world_size)
+        if self._crew is not None:
+            self._crew.dismiss()
+        self._crew = Crew(self._device, world_size, CaseWorker)
 
     def _everyone(self, act: Callable[[CaseWorker], Any]) -> list[Any]:
-        assert self._threads is not None
-
-        def on_stream(index: int) -> Any:
-            try:
-                with torch.cuda.device(self._device), torch.cuda.stream(self._streams[index]):
-                    return act(self._workers[index])
-            except BaseException:
-                self._board.abort()
-                raise
-
-        futures = [self._threads.submit(on_stream, index) for index in range(len(self._workers))]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:  # the first one's own error, not the broken barrier that its peers met
-            self._workers = []
-            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
-        return [future.result() for future in futures]
+        assert self._crew is not None
+        try:
+            return self._crew.everyone(act)
+        except BaseException:
+            self._crew.dismiss()
+            self._crew = None
+            raise
 
 
 class VirtualPool:
@@ -162,13 +92,15 @@ class VirtualPool:
 
     Args:
         world_size: how many ranks it plays.
+        worker: plays them: its methods return lists in rank order.
         options: as for `Pool`.
     """
 
-    def __init__(self, world_size: int, **options: Any) -> None:
+    def __init__(
+        self, world_size: int, worker: str = "fusecheck.kernel.virtual:VirtualCaseWorker", **options: Any
+    ) -> None:
         self.world_size = world_size
-        environment = {"CUDA_MODULE_LOADING": "EAGER"}  # a module loaded late would wait for spinning kernels
-        self._pool = Pool("fusecheck.kernel.virtual:VirtualCaseWorker", 1, environment=environment, **options)
+        self._pool = Pool(worker, 1, environment=EAGER_MODULES, **options)
 
     def call(self, method: str, *arguments: Any, timeout: float) -> list[Reply]:
         """As `Pool.call`, with one reply per virtual rank."""

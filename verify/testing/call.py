@@ -47,7 +47,8 @@ class Call:
         quantised = self.quantiser if {"quant", "scale_out"} & set(self.outputs) else "none"
         if self.gamma is None and self.residual_in is None:
             return Operation.named("ALL_REDUCE")
-        return compose(Collective.ALL_REDUCE, self.residual_in is not None, quantised, norm_out="norm" in self.outputs)
+        residual, norm_out = self.residual_in is not None, "norm" in self.outputs
+        return compose(Collective.ALL_REDUCE, residual=residual, quantiser=quantised, norm_out=norm_out)
 
     def detached(self) -> Call:
         """The same call, its tensors out of autograd's sight."""

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Ask the accuracy question of a real model on one GPU, on a machine without a network. Usage: ci/accuracy_gpu.sh STEP...
+#   collect   move what was brought in .carry/ to $WORK (call it once for each load)
+#   setup     join the model's parts, unpack the packages, GGUF to bf16 to FP8
+#   tp1       FlashInfer's add + norm + quantise on one rank: MMLU, GSM8K
+#   fused     FlashInfer's fused kernel on two virtual ranks: MMLU, GSM8K
+#   planted   bugs around the fused kernel: MMLU, each with --trace
+# Brought: model.gguf.00 and so on, SHA256SUMS, site.tgz (lm-eval and what it needs), flashinfer.tgz (ci/bundle.py),
+# data.tgz (mmlu/ and gsm8k/). What a run leaves for reading goes to $OUT.
+set -euo pipefail
+work=${WORK:-/tmp/accuracy}
+out=${OUT:-$work/out}
+python=${PYTHON:-python3}
+export PYTHONPATH=$work/site HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+mkdir -p "$work/parts" "$work/site" "$out"
+
+# ask NAME SECONDS OPTIONS...: one run of four arms, its console and records to $out
+ask() {
+    local name=${NAME:-$1} limit=$2 began=$SECONDS code=0
+    shift 2
+    take_code
+    rm -rf "$work/runs/$name"
+    timeout "$limit" "$python" -m fusecheck.cli accuracy --model "$work/fp8" --data "$work/data" --device cuda \
+        --run-dir "$work/runs/$name" "$@" >"$work/$name.log" 2>&1 || code=$?
+    echo "== $name: exit $code, $((SECONDS - began)) s"
+    tail -n 25 "$work/$name.log" | cut -c1-300
+    tar czf "$out/$name.tgz" -C "$work" "$name.log" \
+        $(cd "$work" && ls "runs/$name"/{result,accuracy,trace}.json "runs/$name"/accuracy.md 2>/dev/null || true)
+}
+
+# The package as it is in this checkout, without an installer.
+take_code() {
+    rm -rf "$work/site/fusecheck" && cp -r verify "$work/site/fusecheck"
+    cp -r eval golden property_tests "$work/site/fusecheck/"
+}
+
+for step in "$@"; do
+    case $step in
+    collect)
+        find .carry -type f -exec mv -t "$work/parts" {} +
+        ls "$work/parts" | wc -l
+        ;;
+    setup)
+        (cd "$work/parts" && sha256sum --quiet -c SHA256SUMS && cat model.gguf.* >"$work/model.gguf")
+        for pack in site flashinfer; do tar xzf "$work/parts/$pack.tgz" -C "$work/site"; done
+        mkdir -p "$work/data" && tar xzf "$work/parts/data.tgz" -C "$work/data"
+        rm -rf "$work/bf16" "$work/fp8"
+        take_code
+        time "$python" -m fusecheck.cli accuracy import "$work/model.gguf" "$work/bf16"
+        time "$python" -m fusecheck.cli accuracy calibrate "$work/bf16" "$work/fp8" --device cuda
+        ;;
+    tp1 | fused)
+        kernel=(--tp 1 --backend flashinfer-norm)
+        [ "$step" = tp1 ] || kernel=(--tp 2 --virtual --backend flashinfer:fp32)
+        ask "$step" 580 "${kernel[@]}" --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" \
+            ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
+        ;;
+    planted)
+        for kind in ${KINDS:-nothing row_in_32 first_scale scale_times_2 eps_1e3 sums_in_fp8}; do
+            NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__flashinfer__fp32" \
+                --quick --tasks mmlu --shots 0 --limit "${LIMIT:-4000}" --trace
+        done
+        ;;
+    *)
+        echo "ci/accuracy_gpu.sh: no step called $step, expected of: collect setup tp1 fused planted" >&2
+        exit 2
+        ;;
+    esac
+done

@@ -1,0 +1,79 @@
+"""The evaluated model on virtual ranks: tensor parallel on one GPU, in one process."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from fusecheck.eval.worker import EvalRank
+from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.kernel.virtual import MOST_ELEMENTS
+from fusecheck.ranks.virtual import Crew, VirtualRank
+
+PEER_SECONDS = 240.0
+"""How long a rank waits for its peers: rank 0 has the head, and computes it while the others wait."""
+
+
+class InParts:
+    """A kernel whose calls are cut into runs of rows, so that the blocks of all ranks fit on the device at once.
+
+    The operation is one row's business, so that its outputs are the same.
+    """
+
+    def __init__(self, kernel: Kernel, rows: int) -> None:
+        self._kernel, self._rows = kernel, rows
+
+    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+        """Run the kernel on each part and join the outputs."""
+        tokens = inputs.partial.shape[0]
+        if tokens <= self._rows:
+            return self._kernel.run(inputs, op=op, strategy=strategy)
+        parts = []
+        for start in range(0, tokens, self._rows):
+            window = slice(start, start + self._rows)
+            part = replace(inputs, partial=inputs.partial[window], residual=inputs.residual[window])
+            parts.append(self._kernel.run(part, op=op, strategy=strategy))
+        joined: dict[str, Any] = {}
+        for name in (field.name for field in fields(RankOutputs)):
+            pieces = [getattr(part, name) for part in parts]
+            # As bytes: not every release of torch joins FP8.
+            raw = [piece.view(torch.uint8) for piece in pieces if piece is not None]
+            joined[name] = torch.cat(raw).view(pieces[0].dtype) if raw else None
+        return RankOutputs(**joined)
+
+    def close(self) -> None:
+        """Close the kernel."""
+        self._kernel.close()
+
+
+class VirtualMember(EvalRank):
+    """One virtual rank."""
+
+    def open_kernel(self, made: Backend, limits: Limits) -> Kernel:
+        """Open the kernel for as many rows as are resident at once; the separate ops take any number."""
+        if getattr(made, "device", None) != "cuda":
+            return made.open(self.rank, limits)
+        rows = min(limits.max_tokens, MOST_ELEMENTS[self.rank.world_size] // limits.hidden)
+        return InParts(made.open(self.rank, replace(limits, max_tokens=rows)), rows)
+
+
+class VirtualEvalRanks:
+    """Plays every rank of the evaluated model; a method's answer is the list of all ranks' answers.
+
+    Args:
+        rank: of the pool of one; its device is shared by all virtual ranks.
+        folder: the checkpoint.
+        world_size: how many ranks to play.
+    """
+
+    def __init__(self, rank: Rank, folder: str, world_size: int) -> None:
+        def member(virtual: VirtualRank) -> VirtualMember:
+            return VirtualMember(virtual, folder)
+
+        self._crew = Crew(rank.device, world_size, member, PEER_SECONDS)
+
+    def all_ranks(self, method: str, arguments: tuple[Any, ...]) -> list[Any]:
+        """Call a method of every rank's `EvalRank` with the same arguments."""
+        return self._crew.everyone(lambda member: getattr(member, method)(*arguments))

@@ -1,0 +1,91 @@
+"""The cases of operations beyond the first one: each composition with every dtype, exchange and layout of its scales.
+
+They stand beside the plan of the first op, which crosses shapes, schedules and families in full: exchange, residual and
+norm are the same code there and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, product
+
+from fusecheck.inputs.cells import hash64
+from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.scales import draw_scale
+from fusecheck.operations import Operation, Strategy
+from fusecheck.problem import Problem
+from fusecheck.quantisers.known import quantiser
+
+ROWS = (1, 3, 4, 5, 33, 127, 129)
+"""Around the tiles that scales are laid out in: four rows packed, 128 swizzled."""
+WIDTHS = (128, 256, 640, 1024, 2880)
+ROUNDS = (("repeat",), ("strategies", "layouts"), ("unfused",))
+"""What cases are checked for beyond their own call, in turn."""
+NVFP4_FACTORS = (2048.0, 700.0, 3.0)
+"""Factors of a tensor: a power of two, at which ties are common; a usual one; one at which small scales vanish."""
+
+
+def _widths(op: Operation, hidden: Sequence[int]) -> Sequence[int]:
+    """The hidden sizes for an operation: those given that its groups divide, else usual ones."""
+    if not hidden:
+        return [width_for(op, size) for size in WIDTHS]
+    return [size for size in hidden if width_for(op, size) == size]
+
+
+def width_for(op: Operation, hidden: int) -> int:
+    """The least hidden size from `hidden` on that the operation's quantiser divides into groups."""
+    group = None if op.quantiser == "none" else quantiser(op.quantiser).group
+    return hidden if group is None else -(-hidden // group) * group
+
+
+def composition_cases(
+    ops: Sequence[Operation],
+    world_size: int,
+    *,
+    seed: int = 0,
+    dtypes: Sequence[str] = ("bf16", "fp16"),
+    strategies: Sequence[Strategy] = tuple(Strategy),
+    families: Sequence[str] = tuple(FAMILIES),
+    tokens: Sequence[int] = (),
+    hidden: Sequence[int] = (),
+) -> Iterator[tuple[Problem, tuple[str, ...]]]:
+    """Problems with what else is checked on each; families, shapes and layouts in turn.
+
+    Where hidden sizes are given, an operation whose groups divide none of them has no case.
+    """
+    index = count()
+    for op, dtype in product(ops, dtypes):
+        for layout in _layouts(op):
+            at = next(index)
+            draw = hash64(seed, world_size, at, 2)
+            name = families[at % len(families)]
+            family = FAMILIES[name]
+            rows, columns = tokens or ROWS, _widths(op, hidden)
+            if not columns:
+                continue
+            drawn = draw_scale(family.scales[at % len(family.scales)], draw >> 2)
+            yield (
+                Problem(
+                    op=op,
+                    strategy=strategies[at % len(strategies)],
+                    dtype=dtype,
+                    world_size=world_size,
+                    tokens=rows[draw % len(rows)],
+                    hidden=columns[draw // 8 % len(columns)],
+                    scale=NVFP4_FACTORS[at % 3] if op.quantiser == "nvfp4" and "random" in family.scales else drawn,
+                    gamma=family.gamma or ("spread", "signed", "small")[at % 3],
+                    weight_bias=0.0 if family.gamma or at % 3 != 2 else 1.0,
+                    family=name,
+                    seed=draw >> 2,
+                    layout=layout,
+                ),
+                ROUNDS[at % len(ROUNDS)],
+            )
+
+
+def _layouts(op: Operation) -> tuple[str, ...]:
+    """The layouts of the scales; of the operation that returns the norm the first one alone."""
+    if not op.returns_scale:
+        return ("",)
+    every = quantiser(op.quantiser).layouts
+    return every if not op.returns_norm else every[:1]
