@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from fusecheck import DATAFLOWS, Operation, Problem, RankOutputs
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, misshapen
+from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
+from fusecheck.property_tests.suite import toy_format
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.family import emulated, outside
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.stages.judgement import raw
@@ -52,6 +56,16 @@ def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: s
     for name in ("residual", "quant", "scale"):
         first, second = getattr(with_norm, name), getattr(without, name)
         assert torch.equal(raw(first), raw(second))
+
+
+def test_a_dataflow_takes_another_implementations_quantisers_behind_a_slash() -> None:
+    chosen = dataflow("vllm-c/deepgemm")
+    assert chosen.quant("group-fp8-64") == QUANT_FLOWS["group-fp8"]["deepgemm"]
+    assert chosen.quant("dynamic-fp8") == DATAFLOWS["vllm-c"].quant("dynamic-fp8")
+    assert (chosen.name, chosen.accumulate) == ("vllm-c/deepgemm", DATAFLOWS["vllm-c"].accumulate)
+    for unknown in ("vllm-c/nobody", "nobody"):
+        with pytest.raises(UsageError, match="expected one of"):
+            dataflow(unknown)
 
 
 class ScaleRoundedLater(Quantising):
@@ -191,3 +205,16 @@ def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:
         "quant = NoneType, expected a tensor",
         "scale = NoneType, expected a tensor",
     ]
+
+
+def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert len(Path(toy_format.__file__).read_text(encoding="utf-8").splitlines()) < 60
+    for name, code, stages in (("ToyBackend", 0, set()), ("FaultyToy", 1, {"scale"})):
+        arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", "--hidden", "64,136", "--tokens", "1,5,33"]
+        where = tmp_path / name
+        assert run(monkeypatch, *arguments, "--family", "gaussian", "--run-dir", where) == code
+        result = json.loads((where / "result.json").read_text())
+        assert {finding["stage"] for finding in result["findings"]} == stages
+        assert result["summary"]["cases"] > 0

@@ -86,6 +86,7 @@ class EmulatedBackend:
         arithmetic: ArithmeticFactory = Arithmetic,
         oneshot: ExchangeFactory = Lamport,
         twoshot: ExchangeFactory = TwoShot,
+        quantising: type[Quantising] = Quantising,
         flow: Dataflow | None = None,
     ) -> None:
         """Choose the arithmetic by a dataflow's name, or by `flow` itself; the rest is for faults.
@@ -95,7 +96,7 @@ class EmulatedBackend:
         """
         self.flow = flow or dataflow(dataflow_name)
         self.name = "emulated" if self.flow.name == "trtllm" else f"emulated:{self.flow.name}"
-        self.arithmetic, self.oneshot, self.twoshot = arithmetic, oneshot, twoshot
+        self.arithmetic, self.oneshot, self.twoshot, self.quantising = arithmetic, oneshot, twoshot, quantising
 
     def supports(self, problem: Problem) -> Support:
         """Take what the fused kernels take; see `refusal`."""
@@ -103,6 +104,8 @@ class EmulatedBackend:
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
         strategy = problem.strategy
         reason = refusal(problem.tokens, problem.hidden, problem.world_size, problem.eps, strategy, self.flow)
+        if not reason and not self.flow.declares(problem.op.quantiser):
+            reason = f"dataflow {self.flow.name} declares no quantiser {problem.op.quantiser}"
         return Support(ok=not reason, reason=reason)
 
     def dataflow(self, problem: Problem) -> Dataflow:
@@ -133,6 +136,7 @@ class EmulatedKernel:
         self.arithmetic = backend.arithmetic(backend.flow, rank.index, rank.world_size)
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
         self._exchanges: dict[Strategy, Exchange] = {}
+        self._make_quantising = backend.quantising
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Exchange, then the epilogue block by block; a collective call.
@@ -156,7 +160,7 @@ class EmulatedKernel:
     def _quantising(self, inputs: RankInputs, strategy: Strategy, row: Row) -> RankOutputs:
         """The same with scales: made [rows, groups] and with one code a byte, and laid out when all are there."""
         op, partial, residual = row.op, self.dense(inputs.partial), self.dense(inputs.residual)
-        quantising = Quantising(
+        quantising = self._make_quantising(
             quantiser(op.quantiser), self.flow.quant(op.quantiser), inputs.scale, partial.dtype, inputs.layout
         )
         scales, codes = quantising.allocate(*partial.shape)

@@ -88,9 +88,11 @@ class UnfusedBackend:
     operations = COMPOSITIONS
 
     def supports(self, problem: Problem) -> Support:
-        """Take every Problem; the strategy is the collective library's own business."""
+        """Take every Problem of a known quantiser; the strategy is the collective library's own business."""
         if problem.dtype not in ("bf16", "fp16"):
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
+        if not dataflow("unfused").declares(problem.op.quantiser):
+            return Support(ok=False, reason=f"quantiser {problem.op.quantiser} is none of its own")
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:

@@ -78,6 +78,8 @@ class Checker:
         del backend
         tally.stage = Stage.UNFUSED
         reference = self.workspaces.backend("unfused")
+        if not reference.supports(step.problem).ok:
+            return {"histogram": {}}
         outputs = self.workspaces.again(reference, step.made, step.problem)
         theirs = Done(step.problem, reference.dataflow(step.problem), step.made, outputs)
         share = self.judge.share(step.problem.tokens)

@@ -58,8 +58,8 @@ class CaseWorker:
                 `unfused`, `layouts`), `limits` ([max_tokens, hidden] of the workspace to keep) and `fresh` (a workspace
                 of its own, as a schedule always has).
         """
+        backend = self.workspaces.backend(case["backend"])  # first: it may bring a quantiser of its own
         problem = _parse(case["problem"])
-        backend = self.workspaces.backend(case["backend"])
         self._last, self._suspected = [], []
         steps = self._calls(case, problem, backend)
         records = [self._record(step) for step in steps]
@@ -77,8 +77,8 @@ class CaseWorker:
         results: list[dict[str, Any] | None] = [None] * len(cases)
         batch, places = Batch(self.rank, len(cases)), []
         for index, case in enumerate(cases):
-            problem = _parse(case["problem"])
             backend = self.workspaces.backend(case["backend"])
+            problem = _parse(case["problem"])
             flow = self._flow(problem, backend, case)
             if available(self.rank.device) and takes(case, problem, flow):
                 kernel = self.workspaces.kernel(backend, limits_of(problem, case.get("limits")))
@@ -109,8 +109,8 @@ class CaseWorker:
 
     def varying(self, case: dict[str, Any], repeats: int) -> int:
         """Run the calls of the last case some more times: how many of them gave other bits in any output."""
+        backend = self.workspaces.backend(case["backend"])  # first: it may bring a quantiser of its own
         problem = _parse(case["problem"])
-        backend = self.workspaces.backend(case["backend"])
         different = 0
         for _ in range(repeats):
             steps = self._calls(case, problem, backend)

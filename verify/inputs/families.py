@@ -15,6 +15,7 @@ from torch import Tensor
 from fusecheck.inputs import properties
 from fusecheck.inputs.captured import captured, captured_residual
 from fusecheck.inputs.cells import Cells, hash64
+from fusecheck.inputs.edges import unit_rows
 from fusecheck.inputs.properties import Sample
 
 Addend = Callable[[Cells, int, int], Tensor]
@@ -294,6 +295,14 @@ _FAMILIES = (
         _overflow_residual,
         properties.overflows,
         finite=False,
+    ),
+    Family(
+        "scale-edges",
+        "amax of groups at 1.75 and 1.5 times a power of two and a step beside, at zero, and tiny",
+        unit_rows,
+        _zeros,
+        properties.on_scale_edges,
+        gamma="edges",
     ),
     Family(
         "captured",

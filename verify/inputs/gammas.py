@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusecheck.inputs.captured import captured_gamma
 from fusecheck.inputs.cells import Cells, hash64
+from fusecheck.inputs.edges import edge_weights
 
 GAMMA_SEED = 0x9A
 """Makes the seed of a drawn gamma from that of the Problem."""
@@ -42,5 +43,7 @@ GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "small": _gamma_small,
     "signed": _gamma_signed,
     "captured": captured_gamma,
+    "edges": edge_weights,
 }
-"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's."""
+"""Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's;
+with groups on the boundaries of scales."""

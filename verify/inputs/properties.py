@@ -150,6 +150,20 @@ def negative_zeros(sample: Sample) -> str | None:
     return _expect(found, "a rank without a negative zero, expected some on all")
 
 
+def on_scale_edges(sample: Sample) -> str | None:
+    """Groups of sixteen have their largest magnitude at 1.75 and 1.5 times a power of two, beside these, and at 0."""
+    groups = sample.normed.shape[-1] // 16
+    if groups < FEW or sample.gamma_kind != "edges" or sample.eps > 1e-5:
+        return None
+    largest = sample.normed[:, : 16 * groups].abs().unflatten(-1, (groups, 16)).amax(-1)  # type: ignore[no-untyped-call]
+    mantissa = 2 * torch.frexp(largest)[0]
+    step = 2.0 ** (1 - sample.format.precision)
+    wanted = {f"{at + side * step:g}": at + side * step for at in (1.75, 1.5) for side in (-1, 0, 1)}
+    missing = [name for name, value in wanted.items() if not bool((mantissa == value).any())]
+    missing += [] if bool((largest == 0).any()) else ["0"]
+    return _expect(not missing, f"no group's largest magnitude at {', '.join(missing)} times a power of two")
+
+
 def special(sample: Sample) -> str | None:
     """There are infinities or NaNs, unless the rows are too few to reach them."""
     found = bool((~sample.partials.isfinite()).any())
