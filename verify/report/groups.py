@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.report.record import Part
+from fusecheck.report.who import judged
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
@@ -76,7 +77,8 @@ def replay(finding: dict[str, Any]) -> str:
         words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
         return shlex.join(words)
     if "graph" in finding:
-        return f"{finding.get('replay', 'fusecheck graph')} --graph {shlex.quote(str(finding['graph']))}"
+        line = str(finding.get("replay", "fusecheck graph"))
+        return line if "--graph" in line else f"{line} --graph {shlex.quote(str(finding['graph']))}"
     if "fault" in finding:
         return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
     return ""
@@ -159,7 +161,7 @@ def _of_accuracy(part: Part) -> Iterator[Group]:
         mine = [f for f in part.findings if f.get("title") == name]
         note = str(task.get("line", "")) or _change(task)
         verdict = verdict if verdict in ("pass", "fail") else "inconclusive"
-        yield Group(name, verdict, note, _text(mine) or note)
+        yield Group(shown(name), verdict, note, _text(mine) or note)
     rest = [f for f in part.findings if f.get("title") not in tasks]
     if rest:
         yield Group(
@@ -204,37 +206,64 @@ _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
 def _kernel_sentence(part: Part) -> str:
     s = part.summary
     subjects = s.get("subjects", [])
-    names = list(dict.fromkeys(subject["backend"] for subject in subjects))
-    sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in subjects})))
-    who = f"{names[0]} at tp {sizes}" if len(names) == 1 else f"{len(names)} backends at tp {sizes}"
-    facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} output elements of {who}"
+    cases = f"{count(s.get('cases', 0))} cases"
     if part.findings:
-        failed = sum(subject["failed"] for subject in subjects)
-        return (
-            f"{failed} of {count(s.get('cases', 0))} cases of {who} show what no conforming kernel may do; "
-            f"the first finding is at stage {part.findings[0].get('stage', 'unknown')}"
-        )
+        failed, first = sum(subject["failed"] for subject in subjects), part.findings[0]
+        told = f"{count(failed)} of {cases} break the declared arithmetic"
+        return f"{told}, first at stage {first.get('stage', 'unknown')}{_like(first)}; judged: {judged(part)}"
     if not s.get("cases"):
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)
-    return f"{facts}, all inside their enclosures" + (f"; {idle} backends ran nothing" if idle else "")
+    told = f"all {count(s.get('elements', 0))} outputs of {cases} are what the declared arithmetic allows"
+    return f"{told}; judged: {judged(part)}" + (f"; {idle} backends ran nothing" if idle else "")
+
+
+def _like(finding: dict[str, Any]) -> str:
+    like = finding.get("computes_like")
+    return f" (computes like {', '.join(map(str, like))})" if like else ""
 
 
 def _graph_sentence(part: Part) -> str:
     s = part.summary
-    found = _findings(part.findings) if part.findings else "no finding"
-    return f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}, {found}"
+    graphs = f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}"
+    if part.findings:
+        return f"{graphs}, {_findings(part.findings)}"
+    return f"{graphs}: each was fused where it must be, and computes the same bits as before"
 
 
 def _faults_sentence(part: Part) -> str:
     s = part.summary
     alarms = s.get("false_alarms", 0)
-    return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults caught, {alarms or 'no'} false alarms"
+    rejected = f"{alarms} times a right kernel was rejected" if alarms else "no right kernel was rejected"
+    return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults were caught, and {rejected}"
 
 
 def _accuracy_sentence(part: Part) -> str:
-    headline = str(part.summary.get("headline", ""))
-    return headline.partition("  ")[2] or headline or _plain_sentence(part)
+    tasks = {n: t for n, t in (part.summary.get("tasks") or {}).items() if isinstance(t.get("lost"), int)}
+    if not tasks:
+        headline = str(part.summary.get("headline", ""))
+        return headline.partition("  ")[2] or headline or _plain_sentence(part)
+    lost, gained, asked = (sum(int(task.get(key) or 0) for task in tasks.values()) for key in ("lost", "gained", "n"))
+    each = ", ".join(f"{shown(name)} {_points(task)}" for name, task in tasks.items())
+    return f"of {count(asked)} answers {count(lost)} became wrong and {count(gained)} became right; {each}"
+
+
+def _points(task: dict[str, Any]) -> str:
+    """The accuracy of the two arms in percent, as far as the record has it."""
+    ends = [task.get(arm) for arm in ("baseline", "candidate")]
+    return " to ".join(f"{100 * end:.2f} %" for end in ends if isinstance(end, (int, float)))
+
+
+OWN_TASKS = {
+    "golden_mmlu": "generated choices for Fusecheck's own small model, not MMLU",
+    "golden_gsm8k": "generated sums for Fusecheck's own small model, not GSM8K",
+}
+"""What the tasks of the small model are; their names are those of the command line, and they are no benchmark."""
+
+
+def shown(task: str) -> str:
+    """A task as readers of a report shall see it, who must not take ours for the benchmark that it is named after."""
+    return f"{task} ({OWN_TASKS[task]})" if task in OWN_TASKS else task
 
 
 def _latency_sentence(part: Part) -> str:
@@ -271,7 +300,16 @@ def verdict_sentence(all_parts: list[Part], verdict: str) -> str:
     deciding = next((part for part in all_parts if part.verdict == verdict), all_parts[0] if all_parts else None)
     if deciding is None:
         return f"{verdict.capitalize()}: nothing was run."
+    left = [left for part in all_parts for left in part.summary.get("not_run") or [] if left.get("unanswered")]
+    if left and verdict == "inconclusive":
+        told = "; ".join(f"{each['part']} was asked for and not answered, it {each['reason']}" for each in left)
+        return f"Inconclusive: {told}. What was run: {'; '.join(map(sentence, all_parts))}."
     run = f"{deciding.run}: " if deciding.run else ""
     others = len([part for part in all_parts if part.verdict == verdict]) - 1
-    more = f" ({others} more {verdict})" if others > 0 else ""
-    return f"{verdict.capitalize()}: {run}{sentence(deciding)}{more}."
+    more = f" {_more(others, verdict)}" if others > 0 else ""
+    return f"{verdict.capitalize()}: {run}{sentence(deciding)}.{more}"
+
+
+def _more(others: int, verdict: str) -> str:
+    of = "1 more question has" if others == 1 else f"{others} more questions have"
+    return f"{of} the same verdict: {verdict}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusecheck.report.findings import OPEN, SHOWN, entries
+from fusecheck.report.findings import OPEN, SHOWN, entries, filters
 from fusecheck.report.groups import QUESTIONS, count, groups, sentence, with_replay
 from fusecheck.report.pictures import latency, matrix
 from fusecheck.report.pictures.flips import flips
@@ -21,6 +21,14 @@ _DRAWN = {
 }
 """Figures that have a place of their own, or are too long for the list."""
 
+TITLES = {
+    "kernel": "The kernel",
+    "graph": "The graph rewrite",
+    "accuracy": "The model's answers",
+    "latency": "Time",
+    "faults": "Fusecheck itself",
+}
+
 
 def view(part: Part, number: int) -> dict[str, Any]:
     """The names that the templates use; those of other questions are empty."""
@@ -29,12 +37,13 @@ def view(part: Part, number: int) -> dict[str, Any]:
     return {
         "part": part,
         "id": f"part-{number}",
-        "title": f"{part.run} · {part.command}" if part.run else part.command.capitalize(),
+        "title": f"{part.run} · {part.command}" if part.run else TITLES.get(part.question, part.command.capitalize()),
         "question": QUESTIONS.get(part.question, ""),
         "sentence": sentence(part),
         "open": found[:OPEN],
         "closed": found[OPEN:SHOWN],
         "more": len(found) - SHOWN,
+        "filters": filters(found[:SHOWN]),
         "groups": groups(part),
         "figures": _figures(part.summary),
         "kernel": _of_kernel(part) if part.question == "kernel" else {},
