@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TypeVar
 
+import numpy as np
+
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, FusionOp, Operation, Strategy
 from fusecheck.kernel.compositions import composition_cases
 from fusecheck.problem import Call, Problem
+from fusecheck.quantisers.known import quantiser
 
 T = TypeVar("T")
 
@@ -119,8 +122,10 @@ class Plan:
         family = FAMILIES[name]
         gamma, bias = self._gamma(draw)
         tokens, hidden = self._shape(draw, index)
+        op = self._op(draw)
+        hidden = fitting(hidden, op)
         problem = Problem(
-            op=self._op(draw),
+            op=op,
             strategy=draw.of(self.strategies),
             dtype=self.dtypes[0] if draw.below(4) else draw.of(self.dtypes),
             world_size=world_size,
@@ -133,6 +138,8 @@ class Plan:
             family=name,
             seed=seed,
         )
+        if op.quantiser == "nvfp4" and "one" in family.scales:  # else the scale is what makes the family
+            problem = replace(problem, scale=factor_of(problem.scale))
         if self.schedules and index % 6 == 5:
             return Case(self._scheduled(problem, draw))
         return Case(problem, _checks(index))
@@ -157,7 +164,22 @@ class Plan:
     def _scheduled(self, problem: Problem, draw: _Draw) -> Problem:
         """The Problem at the end of a call pattern; patterns run many calls, so the default shapes are small."""
         tokens, hidden = draw.of(self.tokens or FEW), draw.of(self.hidden or (128, 256, 512))
-        return replace(problem, schedule=draw.of(_SCHEDULES), tokens=tokens, hidden=hidden)
+        schedule = tuple(
+            replace(call, hidden=fitting(call.hidden, problem.op)) if call.hidden else call
+            for call in draw.of(_SCHEDULES)
+        )
+        return replace(problem, schedule=schedule, tokens=tokens, hidden=hidden)
+
+
+def fitting(hidden: int, op: Operation) -> int:
+    """The next number of columns that the groups of the operation's quantiser divide."""
+    group = 1 if op.quantiser == "none" else quantiser(op.quantiser).group or 1
+    return -(-hidden // group) * group
+
+
+def factor_of(scale: float) -> float:
+    """The factor of a tensor whose static scale would be this: block scales of up to 300, a float32 value."""
+    return float(np.float32(4 / scale))
 
 
 def _checks(index: int) -> tuple[str, ...]:

@@ -61,7 +61,13 @@ def finding_line(finding: dict[str, Any]) -> str:
     said = finding.get("message") or finding.get("detail") or ""
     line = ": ".join(str(x) for x in (what, where, said) if x)
     again = replay(finding)
-    return f"{line}  replay: {again}" if again else line
+    line = f"{line}  replay: {again}" if again else line
+    return "\n".join(text for text in (line, *told(finding)) if text)
+
+
+def told(finding: dict[str, Any]) -> tuple[str, str]:
+    """The traceback of a finding's exception, and the end of what the rank had printed; each may be empty."""
+    return str(finding.get("traceback") or "").rstrip(), str(finding.get("output") or "").rstrip()
 
 
 def replay(finding: dict[str, Any]) -> str:
@@ -72,7 +78,8 @@ def replay(finding: dict[str, Any]) -> str:
         words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
         return shlex.join(words)
     if "graph" in finding:
-        return f"{finding.get('replay', 'fusecheck graph')} --graph {shlex.quote(str(finding['graph']))}"
+        line = str(finding.get("replay", "fusecheck graph"))
+        return line if "--graph" in line else f"{line} --graph {shlex.quote(str(finding['graph']))}"
     if "fault" in finding:
         return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
     return ""
