@@ -252,10 +252,18 @@ DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _kno
 def dataflow(name: str) -> Dataflow:
     """Look a known dataflow up by its name.
 
+    Behind a slash, as in `vllm-c/deepgemm`, comes the implementation whose quantisers it shall have.
+
     Raises:
-        UsageError: no dataflow has this name.
+        UsageError: no dataflow has this name, or no quantiser is computed by an implementation of that name.
     """
-    try:
-        return DATAFLOWS[name]
-    except KeyError:
-        raise UsageError(f"unknown dataflow {name!r}, expected one of: {', '.join(DATAFLOWS)}") from None
+    base, slash, implementation = name.partition("/")
+    if base not in DATAFLOWS:
+        raise UsageError(f"unknown dataflow {name!r}, expected one of: {', '.join(DATAFLOWS)}")
+    if not slash:
+        return DATAFLOWS[base]
+    chosen = tuple((q, flows[implementation]) for q, flows in QUANT_FLOWS.items() if implementation in flows)
+    if not chosen:
+        known = sorted({each for flows in QUANT_FLOWS.values() for each in flows})
+        raise UsageError(f"unknown implementation in {name!r}, expected one of: {', '.join(known)}")
+    return replace(DATAFLOWS[base], name=name, quants=tuple((dict(DATAFLOWS[base].quants) | dict(chosen)).items()))

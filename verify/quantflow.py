@@ -244,3 +244,9 @@ QUANT_FLOWS: dict[str, dict[str, QuantFlow]] = {
     }.items()
 }
 """The known arithmetic of each quantiser, by the implementation's name."""
+
+
+def known_flows(quantiser: str) -> dict[str, QuantFlow]:
+    """The known arithmetic of a quantiser, whose name may end in the size of its groups; empty where there is none."""
+    kind = quantiser if quantiser in QUANT_FLOWS else quantiser.rstrip("0123456789").removesuffix("-")
+    return QUANT_FLOWS.get(kind, {})

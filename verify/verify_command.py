@@ -215,6 +215,8 @@ def _place(resume: Path | None, run_dir: Path | None) -> Path | None:
     """
     if resume is not None and not resume.is_dir():
         raise UsageError(f"--resume {resume}: no such directory, expected that of a verify run")
+    if resume is not None and not any((resume / name).exists() for name in ("result.json", "cases.jsonl", *NAMES)):
+        raise UsageError(f"--resume {resume}: nothing of a verify run is here; give its directory, or leave it out")
     if resume is not None and run_dir is not None and resume.resolve() != run_dir.resolve():
         raise UsageError(f"--resume {resume} goes on in that directory, got --run-dir {run_dir} too; leave it out")
     return resume or run_dir

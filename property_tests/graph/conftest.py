@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fusecheck.graph.run import GraphChecker, Subject
+from fusecheck.graph.cases import Subject
+from fusecheck.graph.run import GraphChecker
 
 TIMEOUT = 120.0
 LONGEST = "test_sites_become_what_their_features_predict"

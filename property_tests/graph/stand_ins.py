@@ -1,107 +1,71 @@
-"""Operators and transforms under the names and schemas that AutoDeploy publishes, standing in for it.
+"""AutoDeploy's operators under the schemas that it publishes, and stand-ins for two of its transforms.
 
-They compute what Fusecheck's own operators compute. Importing this module registers them in this process.
+Importing this module registers the operators in this process. They are only carried in graphs: a graph leaves the
+library before it is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from fusecheck.graph import autodeploy, fused_ops
-from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.quant_fusion import FuseQuant
+from fusecheck.graph.schemas import published
 
-assert fused_ops.NAMESPACE == "fusecheck"
-own = torch.ops.fusecheck
+own = getattr(torch.ops, fused_ops.NAMESPACE)
+LIBRARY = autodeploy.AutoDeploy()
 
-LINEAR = (
-    "(Tensor input, Tensor weight_fp8, Tensor? bias=None, Tensor? input_scale=None, Tensor? weight_scale=None, "
-    "str? out_dtype={}) -> Tensor"
-)
-NORM = "(Tensor input, Tensor weight, float eps) -> Tensor"
-OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "auto_deploy::trtllm_dist_all_reduce": ("(Tensor t, str strategy) -> Tensor", own.all_reduce),
-    "auto_deploy::torch_rmsnorm": (NORM, own.torch_rmsnorm),
-    "auto_deploy::triton_rms_norm": (NORM, own.triton_rms_norm),
-    "auto_deploy::flashinfer_rms_norm": (NORM, own.flashinfer_rms_norm),
-    "tensorrt_llm::static_quantize_e4m3_per_tensor": (
-        "(Tensor x, Tensor scale) -> (Tensor, Tensor)",
-        own.static_quantize_e4m3_per_tensor,
-    ),
-    "auto_deploy::trtllm_quant_fp8_linear": (LINEAR.format("None"), own.fp8_linear),
-    "auto_deploy::trtllm_fp8_prequant_linear": (LINEAR.format('"bfloat16"'), own.fp8_prequant_linear),
-    "dist::trtllm_fused_allreduce_residual_rmsnorm": (
-        "(Tensor tensor, Tensor residual, Tensor norm_weight, float eps, str strategy) -> (Tensor, Tensor)",
-        own.ar_residual_norm,
-    ),
-    "dist::trtllm_fused_allreduce_residual_rmsnorm_quant_fp8": (
-        "(Tensor tensor, Tensor residual, Tensor norm_weight, Tensor scale, float eps, str strategy)"
-        " -> (Tensor, Tensor)",
-        own.ar_residual_norm_quant_fp8,
-    ),
-}
+for _role, _entry in published(autodeploy.NAME).items():
+    if _entry.overload is None:
+        torch.library.define(_entry.name, _entry.schema)
+        _own = getattr(own, _role)
+        torch.library.register_fake(_entry.name, lambda *args, _own=_own, **kwargs: _own(*args, **kwargs))
 
 
-def _register(name: str, schema: str, implementation: Callable[..., Any]) -> None:
-    torch.library.define(name, schema)
-
-    def positional(*args: Tensor, **kwargs: Any) -> Any:
-        return implementation(*args, **kwargs)
-
-    def prequantised(*args: Any, out_dtype: str = "bfloat16") -> Any:
-        return implementation(*args[:5], args[5] if len(args) > 5 else out_dtype)
-
-    function = prequantised if "prequant" in name else positional
-    torch.library.impl(name, "CompositeExplicitAutograd", function)
-    torch.library.register_fake(name, function)
-
-
-for _name, (_schema, _implementation) in OPERATORS.items():
-    if autodeploy.find_operator(_name) is None:
-        _register(_name, _schema, _implementation)
-
-
-class NormTransform:
-    """AutoDeploy's transform of the first pass, as far as the adapter sees it."""
+class Transform:
+    """A transform as the adapter sees one: made from keywords, called with the graph, clean-up included."""
 
     work: type[FuseNorm] | type[FuseQuant] = FuseNorm
+    name = NORM_PASS
 
     def __init__(self, **config: Any) -> None:
-        self.config = config
+        assert config == {"stage": "post_load_fusion", "enabled": True}
 
     @classmethod
-    def from_kwargs(cls, **config: Any) -> NormTransform:
+    def from_kwargs(cls, **config: Any) -> Transform:
+        """See AutoDeploy's `BaseTransform`."""
         return cls(**config)
 
-    def _apply(self, gm: GraphModule, cm: object, factory: object, shared_config: Any) -> tuple[GraphModule, object]:
-        assert self.config == {"stage": "post_load_fusion", "enabled": True}
-        assert shared_config.dist_config.allreduce_strategy
+    def __call__(self, gm: GraphModule, cm: object, factory: object, shared_config: Any, idx: int) -> GraphModule:
+        """Rewrite, and forget what the nodes say of their shapes, as a transform may that says so."""
         assert cm is factory is None
-        both = {name: _enabled() for name in (NORM_PASS, QUANT_PASS)}
-        shared = SharedConfig(shared_config.local_rank, shared_config.world_size, transforms=both)
-        info = self.work(gm, shared, autodeploy.dialect()).run()
-        return gm, info
+        assert idx == 0
+        strategies = {node.args[1] for node in gm.graph.nodes if "all_reduce" in str(node.target)}
+        assert strategies <= {shared_config.dist_config.allreduce_strategy}
+        shared = SharedConfig(shared_config.local_rank, shared_config.world_size, transforms=BOTH_ENABLED)
+        known = {node.name for node in gm.graph.nodes}
+        LIBRARY.enter(self.work.apply(LIBRARY.leave(gm), shared))
+        for node in gm.graph.nodes:
+            if node.name not in known:
+                node.meta.pop("val", None)
+        gm.meta["_autodeploy"] = {"transform_history": {self.name: SimpleNamespace(has_valid_shapes=False)}}
+        return gm
 
 
-class QuantTransform(NormTransform):
-    """AutoDeploy's transform of the quantising pass, as far as the adapter sees it."""
+class QuantTransform(Transform):
+    """The quantising one."""
 
     work = FuseQuant
+    name = QUANT_PASS
 
 
-def _enabled() -> Any:
-    from fusecheck.graph.config import TransformConfig
-
-    return TransformConfig(enabled=True)
-
-
-REGISTRY = {NORM_PASS: NormTransform, QUANT_PASS: QuantTransform}
+REGISTRY = {NORM_PASS: Transform, QUANT_PASS: QuantTransform}
 
 
 def fuse_norm(gm: GraphModule, shared: SharedConfig) -> GraphModule:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fusecheck.graph.build import build
-from fusecheck.graph.inspection import copy_graph
 from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.structure import copy_graph
 from fusecheck.property_tests.suite import command_line
 
 

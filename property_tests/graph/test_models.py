@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fusecheck.errors import UsageError
+from fusecheck.graph.cases import GraphCase
 from fusecheck.graph.model_plan import ModelPlan
-from fusecheck.graph.run import GraphCase, GraphChecker, GraphResult
+from fusecheck.graph.results import GraphResult
+from fusecheck.graph.run import GraphChecker
 
 NORM, QUANT = "RESIDUAL_RMS_NORM", "RESIDUAL_RMS_NORM_QUANT_FP8"
 
@@ -53,7 +55,7 @@ def test_a_hugging_face_model_fuses_at_every_layer_and_keeps_its_logits(checker:
 
 
 def test_four_ranks_fuse_alike() -> None:
-    from fusecheck.graph.run import Subject
+    from fusecheck.graph.cases import Subject
 
     with GraphChecker(Subject(), 4, timeout=120, export=False) as four:
         result = check(four, ModelPlan(layers=2))

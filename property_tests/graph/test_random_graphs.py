@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, event, example, given, settings
 
+from fusecheck.graph.cases import GraphCase
 from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
 from fusecheck.graph.random_graphs import random_plan
-from fusecheck.graph.run import GraphCase, GraphChecker
+from fusecheck.graph.run import GraphChecker
 from fusecheck.interface import STATIC_OPS
 from fusecheck.property_tests.graph_strategies import plans
 

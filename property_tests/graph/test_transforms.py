@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fusecheck.errors import UsageError
+from fusecheck.graph import nodes
 from fusecheck.graph.build import build
 from fusecheck.graph.config import (
     BOTH_ENABLED,
@@ -22,7 +23,7 @@ from fusecheck.graph.config import (
     load_transforms,
 )
 from fusecheck.graph.dialect import FUSECHECK
-from fusecheck.graph.inspection import count_roles, fused_nodes, signature
+from fusecheck.graph.inspection import count_roles
 from fusecheck.graph.passes import (
     fuse_allreduce_residual_rmsnorm,
     fuse_allreduce_residual_rmsnorm_quant_fp8,
@@ -30,6 +31,7 @@ from fusecheck.graph.passes import (
 )
 from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
 from fusecheck.graph.rows import ROWS, Row
+from fusecheck.graph.structure import signature
 from fusecheck.interface import FusionOp
 
 TWO = SharedConfig(world_size=2, transforms=BOTH_ENABLED)
@@ -47,9 +49,14 @@ def quantising(policy: FusionPolicy) -> SharedConfig:
     return replace(TWO, transforms={**BOTH_ENABLED, QUANT_PASS: TransformConfig(enabled=True, policy=policy)})
 
 
+def fused_nodes(gm: torch.fx.GraphModule) -> list[torch.fx.Node]:
+    """The fused operators of a graph, in order."""
+    return [node for node in gm.graph.nodes if FUSECHECK.fused_op(node) is not None]
+
+
 def ops_of(gm: torch.fx.GraphModule) -> list[FusionOp]:
     """The fused operations of a graph, in order."""
-    return [fused.op for fused in fused_nodes(gm, FUSECHECK)]
+    return [op for op in map(FUSECHECK.fused_op, gm.graph.nodes) if op is not None]
 
 
 def test_the_quantising_pass_is_opt_in() -> None:
@@ -85,12 +92,12 @@ def test_a_row_is_rewritten_as_predicted_without_being_run(row: Row) -> None:
 def test_the_residual_moves_from_index_one_to_two_with_both_outputs() -> None:
     plan = GraphPlan(sites=(SitePlan(readers=(ReaderPlan(), ReaderPlan(kind="router"))), SitePlan()))
     gm = rewritten(plan)
-    first, second = fused_nodes(gm, FUSECHECK)
-    assert (first.op, second.op) == (OUT_QUANT, QUANT)
-    residual = second.node.args[1]
+    assert ops_of(gm) == [OUT_QUANT, QUANT]
+    first, second = fused_nodes(gm)
+    residual = second.args[1]
     assert isinstance(residual, torch.fx.Node)
-    assert (residual.target, residual.args) == (operator.getitem, (first.node, 2))
-    dtypes = [entry.dtype for entry in first.node.meta["val"]]
+    assert (residual.target, residual.args) == (operator.getitem, (first, 2))
+    dtypes = [entry.dtype for entry in first.meta["val"]]
     assert dtypes == [torch.bfloat16, torch.float8_e4m3fn, torch.bfloat16]
 
 
@@ -129,7 +136,7 @@ def test_a_graph_is_untouched_when_another_rank_cannot_be_asked() -> None:
 
 def test_a_threshold_per_call_travels_in_the_strategy() -> None:
     gm = rewritten(PLAIN, quantising(FusionPolicy(PolicyKind.PER_CALL, max_tokens=128)))
-    assert [fused.argument("strategy") for fused in fused_nodes(gm, FUSECHECK)] == ["AUTO<=128"] * 2
+    assert [nodes.argument(fused, 5) for fused in fused_nodes(gm)] == ["AUTO<=128"] * 2
 
 
 @pytest.mark.parametrize(("tokens", "fused"), [(4, True), (5, False)])

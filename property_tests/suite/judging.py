@@ -20,6 +20,7 @@ from fusecheck import DATAFLOWS, Problem, RankOutputs
 from fusecheck.case.calls import blocks
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Operands, Oracle
+from fusecheck.property_tests.suite import judging_formats
 from fusecheck.verdict import judge_rows
 
 TOKENS, HIDDEN, WORLD_SIZE = 1024, 4096, 2
@@ -108,6 +109,7 @@ def main() -> None:
     wrong = spoilt(outputs)
     usual_check(operands, wrong)
     print(f"one code one step off: usual check accepts, Fusecheck counts {full_check(operands, wrong)} outside")
+    judging_formats.main()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fusecheck.property_tests.suite.rational_quantisers import Spec
 from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
-from fusecheck.quantisers.known import QUANTISERS
 
 SPECS = {
     "static-fp8": Spec("e4m3", "fp32"),
@@ -21,7 +20,7 @@ SPECS = {
 }
 """Each quantiser, as the second oracle knows it."""
 
-KNOWN: list[tuple[str, QuantFlow]] = [(name, flow) for name in QUANTISERS for flow in QUANT_FLOWS[name].values()]
+KNOWN: list[tuple[str, QuantFlow]] = [(name, flow) for name, flows in QUANT_FLOWS.items() for flow in flows.values()]
 """Every known flow of every quantiser."""
 MAKE_SCALES = [(name, flow) for name, flow in KNOWN if flow.scale_rule != "given"]
 """Those of them that make scales."""

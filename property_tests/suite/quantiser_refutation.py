@@ -144,7 +144,7 @@ def cancelled(rng: np.random.Generator, name: str, flow: QuantFlow, elements: in
     possible = quantiser.amax_ends(torch.from_numpy(out.scales).float(), flow)
     weighted = t * gamma
     peak = weighted.abs().amax(1, keepdim=True)
-    low, high = scales.narrowed_root((middle * (1 - wide), middle * (1 + wide)), peak, possible)
+    low, high = scales.narrowed_root((middle * (1 - wide), middle * (1 + wide)), (peak, peak), possible)
     judge_codes(groups, out, flow, tally, widen(*corners(weighted, weighted, low, high), 2.01 * U))
 
 

@@ -32,7 +32,7 @@ from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation
 from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
-from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.quantflow import QUANT_FLOWS
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)
 STAGES = ("residual", "norm", "quotient", "code")
@@ -178,11 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks", type=float, default=1e8, help="elements to judge by each sound bound")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--elements", type=int, default=Plan.elements, help="outputs of one call")
-    parser.add_argument("--format", choices=[*QUANTISERS, "all"], help="a quantiser's scales and codes instead")
+    parser.add_argument("--format", choices=[*QUANT_FLOWS, "all"], help="a quantiser's scales and codes instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.format:
-        names = list(QUANTISERS) if options.format == "all" else [options.format]
+        names = list(QUANT_FLOWS) if options.format == "all" else [options.format]
         return quantiser_refutation.report(names, int(options.checks), options.elements, options.seed)
     start = time.monotonic()
     tallies: dict[str, Tally] = {}

@@ -21,7 +21,7 @@ THEMES = dict(
 
 VOID = {"meta", "br"}
 DRAWN = {"line", "rect", "path", "circle", "polyline", "polygon"}
-PHRASING = {"a", "b", "br", "button", "code", "i", "mark", "span", "strong", "svg", "text", "time"}
+PHRASING = {"label", "select", "a", "b", "br", "button", "code", "i", "mark", "span", "strong", "svg", "text", "time"}
 FLOW = PHRASING | {
     *("article", "details", "div", "dl", "figure", "footer", "header", "main", "nav", "p", "pre", "section", "table"),
     *("h1", "h2", "h3", "h4", "h5", "ul"),
@@ -37,6 +37,8 @@ CHILDREN: dict[str, set[str]] = {
     **dict.fromkeys(("a", "button"), PHRASING - {"a", "button"}),
     "details": FLOW | {"summary"},
     "figure": FLOW | {"figcaption"},
+    "label": PHRASING,
+    "select": {"option"},
     "ul": {"li"},
     "dl": {"dt", "dd"},
     "table": {"thead", "tbody"},
@@ -44,7 +46,7 @@ CHILDREN: dict[str, set[str]] = {
     "tbody": {"tr"},
     "tr": {"th", "td"},
     "svg": DRAWN | {"svg", "text"},
-    **{tag: set() for tag in ("title", "style", "script", "text")},
+    **{tag: set() for tag in ("title", "style", "script", "text", "option")},
 }
 CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 

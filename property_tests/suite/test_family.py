@@ -13,13 +13,17 @@ from torch import Tensor
 from fusecheck import DATAFLOWS, Operation, Problem, RankOutputs
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, misshapen
+from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.families import FAMILIES
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.oracle import Oracle
 from fusecheck.property_tests.suite import toy_format
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.family import emulated, outside
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.stages.judgement import raw
+from fusecheck.verdict import admissible_codes
 
 KNOWN = [
     pytest.param(quantiser, name, id=f"{quantiser}-{name}")
@@ -55,6 +59,16 @@ def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: s
     for name in ("residual", "quant", "scale"):
         first, second = getattr(with_norm, name), getattr(without, name)
         assert torch.equal(raw(first), raw(second))
+
+
+def test_a_dataflow_takes_another_implementations_quantisers_behind_a_slash() -> None:
+    chosen = dataflow("vllm-c/deepgemm")
+    assert chosen.quant("group-fp8-64") == QUANT_FLOWS["group-fp8"]["deepgemm"]
+    assert chosen.quant("dynamic-fp8") == DATAFLOWS["vllm-c"].quant("dynamic-fp8")
+    assert (chosen.name, chosen.accumulate) == ("vllm-c/deepgemm", DATAFLOWS["vllm-c"].accumulate)
+    for unknown in ("vllm-c/nobody", "nobody"):
+        with pytest.raises(UsageError, match="expected one of"):
+            dataflow(unknown)
 
 
 class ScaleRoundedLater(Quantising):
@@ -182,17 +196,38 @@ def test_a_problem_that_a_quantiser_does_not_have_is_refused(fields: dict[str, o
 def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:
     flow, problem = DATAFLOWS["flashinfer"], problem_of("mxfp4")
     outputs = emulated(problem, flow)
-    assert misshapen(outputs, problem) == {}
+    cpu = torch.device("cpu")
+    assert misshapen(outputs, problem, cpu) == []
     assert outputs.scale is not None
     assert outputs.quant is not None
-    wrong = misshapen(replace(outputs, scale=outputs.scale[:-1], quant=outputs.quant[:, :-1]), problem)
-    assert "got scales torch.uint8" in wrong["scale"]
-    assert "expected torch.uint8" in wrong["scale"]
-    assert wrong["quant"] == "is (5, 127) torch.uint8, expected (5, 128) torch.uint8"
-    assert misshapen(RankOutputs(outputs.residual, outputs.norm), problem) == {
-        "quant": "is missing",
-        "scale": "is missing",
-    }
+    quant, scale = misshapen(replace(outputs, scale=outputs.scale[:-1], quant=outputs.quant[:, :-1]), problem, cpu)
+    assert quant == "quant [5, 127] torch.uint8, expected [5, 128] torch.uint8"
+    assert "got scales torch.uint8" in scale
+    assert "expected torch.uint8" in scale
+    assert misshapen(RankOutputs(outputs.residual, outputs.norm), problem, cpu) == [
+        "quant = NoneType, expected a tensor",
+        "scale = NoneType, expected a tensor",
+    ]
+
+
+def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it() -> None:
+    """G6: with squares added up in any order, codes are as sharp as with the depth declared."""
+    rules = QUANT_FLOWS["dynamic-fp8"]["flashinfer-mnnvl-twoshot"]
+    deep = replace(DATAFLOWS["flashinfer-mnnvl-twoshot"], quants=(("dynamic-fp8", rules),))
+    problem = problem_of("dynamic-fp8", norm_out=False, tokens=8, hidden=4096)
+    outputs = decoded(emulated(problem, deep), problem)
+    assert outside(problem, deep, emulated(problem, deep)) == {}
+    assert outputs.scale is not None
+    doubled = replace(outputs, scale=outputs.scale * 2)  # no scale of this row says nothing of its root
+
+    def beyond_one(flow: Dataflow, seen: RankOutputs) -> int:
+        oracle = Oracle(flow, Inputs(problem, torch.device("cpu")).operands(range(problem.tokens)))
+        codes, elements = admissible_codes(oracle, seen)
+        return codes - elements
+
+    any_order = replace(deep, depth=None)
+    assert beyond_one(any_order, outputs) == beyond_one(deep, outputs)
+    assert beyond_one(any_order, doubled) > 2 * beyond_one(any_order, outputs)
 
 
 def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(

@@ -10,6 +10,8 @@ import pytest
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
+from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import quantiser
 
 ENTRY = """
 [[fault]]
@@ -28,10 +30,16 @@ stage = "residual"
 
 def test_the_catalogue_has_at_least_what_was_promised_in_every_group() -> None:
     groups = Counter(fault.group for fault in catalogue().faults)
-    least = {"arithmetic": 25, "protocol": 16, "launcher": 9, "graph": 14}
+    least = {"arithmetic": 25, "quantiser": 60, "protocol": 16, "launcher": 9, "graph": 14}
     assert {name: groups[name] for name in least if groups[name] < least[name]} == {}
     assert groups["suite"] + groups["accuracy"] >= 8
     assert len(catalogue().faults) >= 75
+
+
+def test_every_quantiser_that_makes_its_scales_has_ten_published_faults_or_more() -> None:
+    kinds = Counter(quantiser(fault.quantiser).name for fault in catalogue().faults if fault.quantiser)
+    of = {name: sum(n for key, n in kinds.items() if key in (name, f"{name}-64")) for name in QUANT_FLOWS}
+    assert {name: count for name, count in of.items() if name != "static-fp8" and count < 10} == {}
 
 
 def test_each_of_the_thirty_ranked_kinds_has_an_entry() -> None:
@@ -123,5 +131,5 @@ def test_an_unknown_id_is_answered_with_the_nearest_ones() -> None:
 
 
 def test_an_unknown_group_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown group 'kernel', expected one of: arithmetic, protocol"):
+    with pytest.raises(UsageError, match="unknown group 'kernel', expected one of: arithmetic, quantiser, protocol"):
         catalogue().select(groups=["kernel"])

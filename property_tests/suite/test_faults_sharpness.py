@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fusecheck.faults import sensitivity
+from fusecheck.faults import scale_sensitivity, sensitivity
 from fusecheck.faults.command import MOST_SCALE_ERROR, MOST_SCALE_ERROR_DEEP
 from fusecheck.faults.defects import DEFECTS, scaled_by
 from fusecheck.faults.sensitivity import RowResult, judge, smallest_scale_error
@@ -101,3 +101,15 @@ def test_shrinking_stops_at_its_budget_and_asks_only_for_what_the_kernel_takes()
     Shrinker(fails, lambda problem: problem.hidden != 64, runs=3, seconds=20).shrink(BIG)
     assert len(asked) == 3
     assert all(problem.hidden != 64 for problem in asked)
+
+
+def test_one_step_of_all_scales_is_rejected_wherever_one_scale_alone_is_admissible() -> None:
+    rows = list(scale_sensitivity.rows())
+    assert [row for row in rows if not row.sharp] == []
+    assert {row.unit for row in rows} == {"ulp of float32", "exponent", "step of E4M3"}
+    assert all(row.steps == 1 for row in rows if row.expected == 1)
+    assert {(row.quantiser, row.rules) for row in rows if row.steps > 1} == {
+        ("dynamic-fp8", "flashinfer"),
+        ("dynamic-fp8", "flashinfer-mnnvl-twoshot"),
+        ("group-fp8", "flashinfer-block"),
+    }

@@ -12,13 +12,12 @@ from fusecheck.property_tests.suite import legal_quantisers, refutation
 from fusecheck.property_tests.suite import quantiser_refutation as quantisers
 from fusecheck.property_tests.suite.quantiser_refutation import Tally
 from fusecheck.quantflow import QUANT_FLOWS
-from fusecheck.quantisers.known import QUANTISERS
 
 CHECKS = {"static-fp8": 3_000_000, "dynamic-fp8": 2_000_000}
 """Elements; a tensor has one given scale, so it takes more to see each of them."""
 
 
-@pytest.mark.parametrize("name", QUANTISERS)
+@pytest.mark.parametrize("name", QUANT_FLOWS)
 def test_no_legal_quantiser_is_outside_and_every_broken_bound_is_caught(name: str) -> None:
     torch.set_num_threads(1)
     *_, tallies = quantisers.refute(name, CHECKS.get(name, 1_000_000), elements=1 << 15, seed=3)

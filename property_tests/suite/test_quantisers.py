@@ -103,6 +103,20 @@ def _assert_close(least: Fraction, most: Fraction, low: Fraction, high: Fraction
     assert most <= high <= most + slack
 
 
+@pytest.mark.parametrize("native", NATIVES)
+@pytest.mark.parametrize(("name", "flow"), [(n, f) for n, f in MAKE_SCALES if SPECS[n].stored == "ue8m0"])
+def test_codes_looked_up_are_those_that_are_formed_one_by_one(name: str, flow: QuantFlow, native: torch.dtype) -> None:
+    norm = draw_groups(np.random.default_rng(3), 2048, 32, native, SPECS[name])
+    norm = norm[norm.float().abs().amax(1) > 2.0**-5]
+    norm = torch.cat([norm, -norm, norm, -norm])[:2048]
+    norm[0, :3] = torch.tensor([torch.nan if flow.amax_nan == "drop" else 1.0, -0.0, 2.0**-20])
+    quantiser = replace(_SMALL[name], group=32)
+    stored = quantiser.scales(norm, flow)
+    assert quantiser._scaled_exactly(norm, stored, flow, 1.0) is not None
+    parts = [quantiser.codes(norm[i : i + 64], stored[i : i + 64], flow) for i in range(0, 2048, 64)]
+    assert torch.equal(quantiser.codes(norm, stored, flow), torch.cat(parts))
+
+
 def test_a_name_may_carry_its_group() -> None:
     assert quantiser("group-fp8-64").group == 64
     assert quantiser("group-fp8").group == 128

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable
 from copy import deepcopy
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -22,11 +23,13 @@ from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.report_pages import Page
 from fusecheck.report.findings import entries
-from fusecheck.report.groups import replay, sentence
+from fusecheck.report.groups import replay, sentence, shown
 from fusecheck.report.junit import to_junit
 from fusecheck.report.markdown import to_markdown
 from fusecheck.report.page import to_html
 from fusecheck.report.record import parts, reproducible
+from fusecheck.report.words import WORDS
+from fusecheck.verdict import Stage
 
 RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
     "pass": made.kernel,
@@ -182,13 +185,70 @@ def test_the_findings_of_one_case_are_one_entry_and_no_stage_is_hidden_behind_an
     others = [made.finding() | {"problem": made.PROBLEM.replace("7}", f"{seed}}}")} for seed in range(8, 38)]
     found = entries([made.finding(), *others, again, norm | {"stage": "norm"}])
     assert [entry.head for entry in found[:3]] == ["quant", "norm", "quant"]
-    assert (len(found), [(e.rank, e.count) for e in found[0].elements], found[0].count) == (32, [("1", 3), ("0", 3)], 6)
+    assert (len(found), [(e.rank, e.count) for e in found[0].elements], found[0].count) == (32, [("1", 3), ("0", 3)], 3)
+    assert found[0].total == 6
     assert "5 × 128 bf16 · 2 ranks" in found[0].where
     record = made.kernel("fail")
     record["findings"] = [made.finding(), *others]
     page = Page(to_html(record))
     assert page.tags.count("article") == 25
     assert "21 more, and 6 in result.json" in page.text
+
+
+def test_the_headline_says_who_was_judged_where_and_each_question_has_a_plain_sentence() -> None:
+    page = Page(to_html(made.kernel(), ["result.json", "graph/report.html"]))
+    assert (
+        "Pass: all 246,912 outputs of 20 cases are what the declared arithmetic allows; judged: 1 emulated" in page.text
+    )
+    assert "judged: 1 emulated dataflow on this CPU, tp 2, 4; no real kernel" in page.text
+    assert "Ran on: no GPU; 2 CPU cores, Linux x86_64." in page.text
+    assert {"result.json", "graph/report.html"} <= set(page.values("href"))
+    record = made.kernel()
+    for subject in record["summary"]["subjects"]:
+        subject["backend"] = "mine.kernels:Kernel"
+    record["environment"] |= {
+        "gpus": ["NVIDIA H200"] * 2,
+        "driver": "580.1.2",
+        "kernels": {"mine.kernels:Kernel": "mine 3"},
+    }
+    text = Page(to_html(record)).text
+    assert "judged: mine.kernels:Kernel (mine 3), tp 2, 4." in text
+    assert "Ran on: 2 × NVIDIA H200, driver 580.1.2; 2 CPU cores" in text
+    whole = Page(to_html(made.verify())).text
+    assert "of 800 answers 2 became wrong and 0 became right; golden_mmlu (generated choices for" in whole
+    assert "2 of 3 planted faults were caught, and no right kernel was rejected" in whole
+
+
+def test_an_unanswered_question_is_the_headline_and_the_first_of_the_list() -> None:
+    record = made.verify()
+    record["verdict"] = "inconclusive"
+    record["findings"] = []
+    record["summary"]["parts"]["graph"]["verdict"] = "pass"
+    record["summary"]["not_run"][0] |= {"reason": "needs FlashInfer", "unanswered": True}
+    text = Page(to_html(record)).text
+    assert "Inconclusive: latency was asked for and not answered, it needs FlashInfer. What was run: " in text
+    asked = text.partition("What was asked")[2]
+    assert asked.index("asked for and not answered: needs FlashInfer") < asked.index("Does the kernel compute")
+
+
+def test_findings_stand_above_what_was_not_asked_and_can_be_filtered_by_stage_family_and_backend() -> None:
+    record = made.kernel("fail")
+    record["findings"] += [made.finding() | {"stage": "norm", "problem": made.PROBLEM.replace("gaussian", "special")}]
+    text = to_html(record)
+    assert text.index("<article") < text.index("Not asked by this run")
+    assert re.findall(r'<select data-key="(\w+)">', text) == ["stage", "family"]
+    assert '<article class="finding" data-stage="quant" data-family="gaussian" data-backend="emulated:trtllm">' in text
+    assert "<select" not in to_html(made.kernel("fail"))
+
+
+def test_every_word_of_the_glossary_is_one_that_a_page_uses_and_every_stage_is_in_it() -> None:
+    packages = [Path(str(resources.files(name))) for name in ("fusecheck", "fusecheck.eval")]
+    files = [path for package in packages for kind in ("py", "html") for path in package.rglob(f"*.{kind}")]
+    files = [path for path in files if path.name != "words.py"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files).lower()
+    words = [word for entry, _ in WORDS for word in entry.split(", ")]
+    assert [word for word in words if word.partition(" ")[0].lower() not in sources] == []
+    assert {stage.value for stage in Stage} <= set(words)
 
 
 def test_what_was_not_run_is_told_with_its_reason() -> None:
@@ -236,7 +296,14 @@ def test_junit_shows_a_subject_that_ran_nothing_as_an_error_and_what_was_left_ou
     names = {
         tag: [c.get("name") for c in root.iter("testcase") if c.find(tag) is not None] for tag in ("error", "skipped")
     }
-    assert names == {"error": ["emulated:trtllm tp 4", "golden_gsm8k", "KA-02 cast"], "skipped": ["latency"]}
+    assert names == {
+        "error": [
+            "emulated:trtllm tp 4",
+            shown("golden_gsm8k"),
+            "KA-02 cast",
+        ],
+        "skipped": ["latency"],
+    }
     assert [suite.get("name") for suite in root] == [
         f"fusecheck {x}" for x in ("verify", "graph", "accuracy", "faults")
     ]

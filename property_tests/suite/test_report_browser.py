@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def test_the_keyboard_reaches_everything_that_can_be_used_and_shows_where_it_is(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
     browser.open(pages["everything"])
-    usable = """[...document.querySelectorAll('a, button, summary, [tabindex="0"]')].filter(e => e.checkVisibility())"""
+    usable = """[...document.querySelectorAll('a, button, summary, select, [tabindex="0"]')]"""
+    usable += ".filter(e => e.checkVisibility())"
     wanted = browser.evaluate(f"{usable}.length")
     script = f"""(() => {{ const e = document.activeElement;
       return [{usable}.indexOf(e), getComputedStyle(e).outlineStyle, e.getBoundingClientRect().left >= 0]; }})()"""
@@ -145,9 +147,33 @@ def test_light_dark_and_paper_have_their_own_ground(
     assert shown == (media == "screen")
 
 
+def test_a_pass_prints_on_one_page(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    record = made.verify()
+    record |= {"verdict": "pass", "findings": []}
+    record["summary"]["parts"]["graph"]["verdict"] = "pass"
+    place = tmp_path / "pass.html"
+    place.write_text(to_html(record, ["result.json"]), encoding="utf-8")
+    browser.open(place, media="print")
+    assert len(re.findall(rb"/Type\s*/Page\b", browser.print_to_pdf())) == 1
+
+
+def test_findings_are_filtered_by_what_they_differ_in(browser: Browser, tmp_path: Path) -> None:
+    record = made.kernel("fail")
+    record["findings"] += [made.finding() | {"stage": "norm"}]
+    place = tmp_path / "fail.html"
+    place.write_text(to_html(record), encoding="utf-8")
+    browser.open(place)
+    shown = "[...document.querySelectorAll('article.finding')].filter(e => e.checkVisibility()).length"
+    choose = "(() => { const s = document.querySelector('select'); s.value = 'norm'; "
+    choose += "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    assert browser.evaluate(shown) == 2
+    browser.evaluate(choose)
+    assert browser.evaluate(shown) == 1
+
+
 def test_on_paper_what_was_folded_is_open_and_afterwards_folded_again(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["everything"])
-    count = "document.querySelectorAll('details:not([open])').length"
+    count = "document.querySelectorAll('.part.fail details:not([open]):not(.more)').length"
     before = browser.evaluate(count)
     browser.evaluate("addEventListener('beforeprint', () => { window.folded = " + count + "; })")
     assert browser.print_to_pdf().startswith(b"%PDF")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,14 @@ from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOK
 from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
 from fusecheck.quantisers.known import QUANTISERS, quantiser
 from fusecheck.ranks import Pool, values
-from fusecheck.testing import Conforming, NotConforming, assert_conforms, assert_quantised, conforms
+from fusecheck.testing import (
+    Conforming,
+    NotConforming,
+    assert_conforms,
+    assert_fusion_preserves,
+    assert_quantised,
+    conforms,
+)
 
 WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
 RANKS = 4
@@ -237,6 +244,40 @@ def test_a_session_of_judged_calls_leaves_one_record_and_one_page(call: dict[str
     page = next(tmp_path.rglob("report.html")).read_text(encoding="utf-8")
     assert "wrongly declared" in page
     assert Conforming().verdict == "inconclusive"
+
+
+def layer(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """A graph that writes into its residual."""
+    residual.add_(x)
+    return residual * 2, residual.float().sqrt()
+
+
+def test_a_pass_that_computes_and_writes_the_same_preserves_and_nan_is_nan() -> None:
+    inputs = [(torch.randn(rows, 8).bfloat16(), torch.randn(rows, 8).bfloat16()) for rows in (1, 5)]
+    assert assert_fusion_preserves(torch.fx.symbolic_trace(layer), layer, inputs) == 2 * 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (
+            lambda x, r: (r.add_(x) * 2, (r.float() + 1e-3).sqrt()),
+            r"inputs 1: output 1 element\[\d, \d\] got 0x[0-9a-f]{8}",
+        ),
+        (lambda x, r: ((r + x) * 2, (r + x).float().sqrt()), r"inputs 1: input after the run 1 element\["),
+        (lambda x, r: (r.add_(x) * 2, r.sqrt()), r"output 1 is torch.bfloat16 \[5, 8\], before the pass torch.float32"),
+        (lambda x, r: r.add_(x) * 2, "1 outputs after the pass, 2 before it"),
+    ],
+    ids=["value", "write dropped", "dtype", "output dropped"],
+)
+def test_a_pass_that_changes_a_value_a_write_or_a_form_is_named(after: Callable[..., Any], message: str) -> None:
+    inputs = [(torch.ones(5, 8).bfloat16(), torch.arange(40).reshape(5, 8).bfloat16())]
+    with pytest.raises(NotConforming, match=message):
+        assert_fusion_preserves(layer, after, inputs)
+    with pytest.raises(UsageError, match="inputs is empty"):
+        assert_fusion_preserves(layer, after, [])
+    with pytest.raises(UsageError, match="returned no element"):
+        assert_fusion_preserves(lambda x: None, lambda x: None, [(torch.ones(1),)])
 
 
 def test_judging_needs_torch_and_numpy_only() -> None:

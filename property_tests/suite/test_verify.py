@@ -89,11 +89,18 @@ def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_
             "--require accuracy asks for what --only graph leaves",
         ),
         (("--backend", "emulatd"), "unknown backend 'emulatd', did you mean emulated?"),
+        (("--resume", "ci"), "--resume ci: nothing of a verify run is here; give its directory, or leave it out"),
     ],
 )
 def test_what_cannot_be_required_is_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    told: str,
 ) -> None:
+    (tmp_path / "ci").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "verify", *words) == 2
     error = capsys.readouterr().err
     assert told in error

@@ -21,7 +21,7 @@ def list_backends() -> None:
     console.print("backends (or package.module:attribute):")
     for name, target in backends.backends().items():
         console.print(f"  {name}  {target}")
-    console.print("dataflows (emulated:<dataflow>, --dataflow):")
+    console.print("dataflows (emulated:<dataflow>, --dataflow; with another's quantisers as in vllm-c/deepgemm):")
     for flow in DATAFLOWS.values():
         console.print(f"  {flow.name}  {flow.source}")
     console.print("operations (--op) by quantiser (--quantiser):")

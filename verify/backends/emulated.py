@@ -135,6 +135,7 @@ class EmulatedKernel:
         self.rank, self.limits, self.flow = rank, limits, backend.flow
         self.arithmetic = backend.arithmetic(backend.flow, rank.index, rank.world_size)
         self._factories = {Strategy.ONESHOT: backend.oneshot, Strategy.TWOSHOT: backend.twoshot}
+        self._make_quantising = backend.quantising
         self._exchanges: dict[Strategy, Exchange] = {}
         self._make_quantising = backend.quantising
 

@@ -15,6 +15,7 @@ from fusecheck.case.compare import code_differences, compare_bits
 from fusecheck.case.judging import Judge
 from fusecheck.case.layouts import layouts_of
 from fusecheck.case.workspaces import Workspaces
+from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.verdict import Stage, Tally
@@ -68,6 +69,8 @@ class Checker:
                 continue
             try:
                 outputs = self.workspaces.again(backend, step.made, step.problem, tally, what, (layout, operand))
+            except BreachError:
+                raise
             except Exception:  # a refusal may be of any type
                 continue
             self._compare(tally, step, what, outputs)

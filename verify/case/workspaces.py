@@ -13,7 +13,8 @@ from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of
 from fusecheck.case.layouts import lay
-from fusecheck.case.returned import decoded
+from fusecheck.case.returned import decoded, misshapen
+from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs, overwritten
 from fusecheck.problem import Problem
 from fusecheck.stages.judgement import whole
@@ -61,6 +62,8 @@ class Workspaces:
             outputs = kernel.run(inputs, op=problem.op, strategy=problem.strategy)
         if self.rank.device.type == "cuda":
             torch.cuda.synchronize(self.rank.device)
+        if wrong := misshapen(outputs, problem, self.rank.device):
+            raise BreachError(f"run returned {'; '.join(wrong)}; return what the operation and `RankOutputs` say")
         return outputs
 
     def again(

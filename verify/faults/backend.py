@@ -7,8 +7,10 @@ from typing import Any
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import Lamport, TwoShot
+from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.faults.catalogue import Fault, kernel_faults, resolve
-from fusecheck.interface import Kernel, Limits, Rank
+from fusecheck.interface import STATIC_OPS, Kernel, Limits, Operation, Rank
+from fusecheck.operations import Collective, compose
 
 
 class FaultyBackend(EmulatedBackend):
@@ -23,12 +25,14 @@ class FaultyBackend(EmulatedBackend):
         replaced: dict[str, Any] = {}
         if issubclass(patch, Arithmetic):
             replaced["arithmetic"] = patch
+        elif issubclass(patch, Quantising):
+            replaced["quantising"] = patch
         elif issubclass(patch, Lamport) or fault.exchange == "oneshot":
             replaced["oneshot"] = patch
         elif issubclass(patch, TwoShot):
             replaced["twoshot"] = patch
-        super().__init__(fault.dataflow, **replaced)
-        self.name = f"fault:{fault.id}"
+        super().__init__(flow=fault.flow, **replaced)
+        self.name, self.ops = f"fault:{fault.id}", _operations(fault)
         self.kernel: type[EmulatedKernel] = patch if issubclass(patch, EmulatedKernel) else EmulatedKernel
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
@@ -37,9 +41,27 @@ class FaultyBackend(EmulatedBackend):
         return self.kernel(self, rank, limits)
 
 
-def __getattr__(name: str) -> FaultyBackend:
-    """The faulty kernel of this id."""
-    known = kernel_faults()
-    if name not in known:
+class RightBackend(EmulatedBackend):
+    """The kernel without the fault, where no known dataflow declares the same."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(flow=fault.flow)
+        self.name, self.ops = f"right:{fault.id}", _operations(fault)
+
+
+def _operations(fault: Fault) -> tuple[Operation, ...]:
+    """What the fault is looked for in."""
+    if not fault.quantiser:
+        return STATIC_OPS
+    return tuple(
+        compose(Collective.ALL_REDUCE, residual=True, quantiser=fault.quantiser, norm_out=norm_out)
+        for norm_out in (True, False)
+    )
+
+
+def __getattr__(name: str) -> EmulatedBackend:
+    """The faulty kernel of this id, or the right one behind `right-`."""
+    known, plain = kernel_faults(), name.removeprefix("right-")
+    if plain not in known:
         raise AttributeError(name)
-    return FaultyBackend(known[name])
+    return FaultyBackend(known[name]) if plain == name else RightBackend(known[plain])

@@ -6,20 +6,22 @@ import difflib
 import importlib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fusecheck import toml
-from fusecheck.dataflow import DATAFLOWS
+from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.errors import UsageError
+from fusecheck.quantflow import known_flows
 
 PATH = Path(__file__).parent
-GROUPS = ("arithmetic", "protocol", "launcher", "graph", "accuracy", "suite")
+GROUPS = ("arithmetic", "quantiser", "protocol", "launcher", "graph", "accuracy", "suite")
 
 KERNEL_HOOKS = {
     "Arithmetic": "fusecheck.backends.emulated_arithmetic",
+    "Quantising": "fusecheck.backends.emulated_quantise",
     "Lamport": "fusecheck.backends.emulated_protocol",
     "TwoShot": "fusecheck.backends.emulated_protocol",
     "EmulatedKernel": "fusecheck.backends.emulated",
@@ -53,6 +55,9 @@ class Fault:
         dataflow: what the faulty kernel declares.
         exchange: for a protocol fault, the strategy whose exchange it replaces, where the class does not say.
         note: how the re-creation differs from the original, such as a limit that was scaled down.
+        quantiser: the one that is faulty; empty: the first op of the suite.
+        rules: the name of the arithmetic that it declares, of those known for the quantiser. In the file, one entry
+            stands for several: its table `quantisers` has the rules by quantiser.
     """
 
     id: str
@@ -69,6 +74,21 @@ class Fault:
     dataflow: str = "trtllm"
     exchange: str = ""
     note: str = ""
+    quantiser: str = ""
+    rules: str = ""
+
+    @property
+    def right(self) -> str:
+        """The kernel without the fault, as a backend."""
+        return f"fusecheck.faults.backend:right-{self.id}" if self.quantiser else f"emulated:{self.dataflow}"
+
+    @property
+    def flow(self) -> Dataflow:
+        """What both of them declare."""
+        flow = DATAFLOWS[self.dataflow]
+        if not self.quantiser:
+            return flow
+        return replace(flow, quants=((self.quantiser, known_flows(self.quantiser)[self.rules]),))
 
     @property
     def subject(self) -> str:
@@ -150,7 +170,7 @@ def load(path: Path) -> Catalogue:
         UsageError: an entry that lacks a field, a source or its hook; file and line are named.
     """
     faults, left_out = _entries(path, "fault", Fault), _entries(path, "left_out", LeftOut)
-    for fault, line in zip(faults, _lines(path, "fault"), strict=True):
+    for fault, (_, line) in zip(faults, _records(path, "fault"), strict=True):
         wrong = defect(fault)
         if wrong:
             raise UsageError(f"{path.name}:{line}: fault {fault.id}: {wrong}")
@@ -166,6 +186,8 @@ def defect(fault: Fault) -> str:
         return f"group={fault.group!r}, expected one of: {', '.join(GROUPS)}"
     if fault.dataflow not in DATAFLOWS:
         return f"dataflow={fault.dataflow!r}, expected one of: {', '.join(DATAFLOWS)}"
+    if fault.quantiser and fault.rules not in (known := known_flows(fault.quantiser)):
+        return f"rules={fault.rules!r} of {fault.quantiser!r}, expected one of: {', '.join(known)}"
     wanted = {"graph": "pass", "accuracy": "", "suite": "judge"}.get(fault.group, "kernel")
     if wanted and fault.subject != wanted:
         return f"hook={fault.hook!r}, expected a hook of a {wanted} in the group {fault.group}"
@@ -213,7 +235,7 @@ def _function_defect(fault: Fault) -> str:
 
 def _entries(path: Path, key: str, kind: type[T]) -> list[T]:
     made = []
-    for record, line in zip(toml.read(path).get(key, []), _lines(path, key), strict=True):
+    for record, line in _records(path, key):
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
         missing = [n for n, f in known.items() if f.default is MISSING and not record.get(n)]
         unknown = [n for n in record if n not in known]
@@ -223,6 +245,16 @@ def _entries(path: Path, key: str, kind: type[T]) -> list[T]:
         record = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items()}
         made.append(kind(**record))
     return made
+
+
+def _records(path: Path, key: str) -> list[tuple[dict[str, Any], int]]:
+    """The entries with the lines on which they begin; one that stands for several quantisers is several."""
+    found: list[tuple[dict[str, Any], int]] = []
+    for record, line in zip(toml.read(path).get(key, []), _lines(path, key), strict=True):
+        name, several = record.get("id", "?"), record.pop("quantisers", {})
+        each = [record | {"id": f"{name}-{quant}", "quantiser": quant, "rules": r} for quant, r in several.items()]
+        found += [(one, line) for one in each or [record]]
+    return found
 
 
 def _lines(path: Path, key: str) -> list[int]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fusecheck.errors import UsageError
-from fusecheck.faults import listed, record, screen, sensitivity
+from fusecheck.faults import listed, record, scale_sensitivity, screen, sensitivity
 from fusecheck.faults.catalogue import GROUPS, Fault, catalogue
 from fusecheck.faults.hunt import Budget
 from fusecheck.faults.results import Result
@@ -131,16 +131,22 @@ def _sensitivity(seed: int) -> Outcome:
         rows = sensitivity.table(seed)
         any_order = sensitivity.smallest_scale_error(depth=False, seed=seed)
         deep = sensitivity.smallest_scale_error(depth=True, seed=seed)
+        scales = list(scale_sensitivity.rows(seed))
     screen.show_sensitivity(console, rows, any_order, deep)
+    screen.show_scales(console, scales)
     blunt = [row.defect.name for row in rows if not row.kept]
     blunt += ["scale error, any order"] if any_order > MOST_SCALE_ERROR else []
     blunt += ["scale error, depth declared"] if deep > MOST_SCALE_ERROR_DEEP else []
+    blunt += [f"scales of {row.quantiser}, declared {row.rules}" for row in scales if not row.sharp]
     defects = [row for row in rows if 8 in row.defect.expected]
     summary = {
         "faults": len(defects),
         "killed": sum(row.kept for row in defects),
         "false_alarms": sum(sum(row.rejected) for row in rows if row.defect.expected == (0, 0, 0)),
         "smallest_scale_error": {"any_order": any_order, "depth_declared": deep},
+        "scales": [
+            {"quantiser": r.quantiser, "declared": r.rules, "unit": r.unit, "rejected_from": r.steps} for r in scales
+        ],
         "rows": [{"defect": row.defect.name, "rejected": list(row.rejected), "kept": row.kept} for row in rows],
     }
     verdict = Verdict.FAIL if blunt else Verdict.PASS

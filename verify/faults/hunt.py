@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fusecheck import backends
 from fusecheck.case.run import Finding, Outcome, request, run_case
 from fusecheck.faults.shrink import Shrinker
+from fusecheck.interface import STATIC_OPS
 from fusecheck.kernel.core import stream
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.table import Case
@@ -89,8 +90,8 @@ class Hunter:
 
     def stream(self, seed: int, backend: str, most_elements: int = MOST_ELEMENTS) -> Iterator[Case]:
         """The normal plan's cases for this backend, world sizes in turn; what it refuses is left out."""
-        plan = Plan(seed=seed, most_elements=most_elements)
         known = backends.backend(backend)
+        plan = Plan(seed=seed, most_elements=most_elements, ops=getattr(known, "ops", STATIC_OPS))
         sizes = [size for size in WORLD_SIZES if size in self.pools]
 
         def takes(problem: Problem) -> bool:

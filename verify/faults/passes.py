@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusecheck.faults.catalogue import Fault, catalogue
-from fusecheck.graph.run import Subject
+from fusecheck.graph.cases import Subject
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Peers:
     def judge(self, fault: Fault, catch: Catch, seed: int) -> Columns:
         """All criteria on one kernel fault."""
         columns = Columns()
-        faulty, right = catch.backend, f"emulated:{fault.dataflow}"
+        faulty, right = catch.backend, fault.right
         columns.ours = self._on_ours(faulty, right, self._cases(right, catch, seed))
         hangs = 0
         for profile in PROFILES:

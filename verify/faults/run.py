@@ -19,8 +19,9 @@ from fusecheck.faults.hunt import PATIENCE, Budget, Catch, Hunter
 from fusecheck.faults.passes import subject
 from fusecheck.faults.peers import Peers
 from fusecheck.faults.results import Alarm, Report, Result
+from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
 from fusecheck.graph.config import NORM_PASS
-from fusecheck.graph.run import GraphCase, GraphChecker, Subject, random_cases, row_cases
+from fusecheck.graph.run import GraphChecker
 from fusecheck.inputs.cells import hash64
 from fusecheck.kernel.table import Case
 from fusecheck.ranks import Pool, values
@@ -129,7 +130,7 @@ class FaultRun:
         return result
 
     def _kernel(self, fault: Fault, seed: int) -> Result:
-        backend, right = f"fusecheck.faults.backend:{fault.id}", f"emulated:{fault.dataflow}"
+        backend, right = f"fusecheck.faults.backend:{fault.id}", fault.right
         first = seed == self.settings.seeds[0]
         caught = self.hunter.hunt(backend, seed, right=right, shrink=self.settings.shrink and first)
         self._catches.append((fault, caught))

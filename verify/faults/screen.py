@@ -8,6 +8,7 @@ from rich.table import Table
 from fusecheck.faults.criteria import CRITERIA
 from fusecheck.faults.listed import Judged
 from fusecheck.faults.results import Report, Result
+from fusecheck.faults.scale_sensitivity import ScaleRow
 from fusecheck.faults.sensitivity import RUNS, RowResult
 
 MARKS = {"kill": "x", "miss": ".", "hang": "h"}
@@ -82,6 +83,15 @@ def show_sensitivity(console: Console, rows: list[RowResult], any_order: float, 
         table.add_row(row.defect.name, *[str(n) for n in row.rejected], "" if row.kept else "EXPECTED MORE")
     console.print(table)
     console.print(f"smallest scale error rejected: {any_order:.2e} in any order, {deep:.2e} with the depth declared")
+
+
+def show_scales(console: Console, rows: list[ScaleRow]) -> None:
+    """The smallest uniform error of scales, by quantiser and declared arithmetic."""
+    table = Table("quantiser", "declared", "rejected from", "", title="Smallest error of all scales at once")
+    for row in rows:
+        told = f"{row.steps} {row.unit}" if row.steps else "not rejected"
+        table.add_row(row.quantiser, row.rules, told, "" if row.sharp else f"EXPECTED {row.expected}")
+    console.print(table)
 
 
 def show_listed(console: Console, judged: list[Judged]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from fusecheck.kernel.plan import fitting
 from fusecheck.problem import Call, Problem
 
 TOKENS = (1, 2, 3, 5, 9, 17, 33)
@@ -54,7 +55,7 @@ def candidates(problem: Problem) -> Iterator[Problem]:
         yield replace(problem, schedule=())
         for index in range(len(problem.schedule)):
             yield replace(problem, schedule=problem.schedule[:index] + problem.schedule[index + 1 :])
-    for hidden in HIDDEN:
+    for hidden in dict.fromkeys(fitting(hidden, problem.op) for hidden in HIDDEN):
         if hidden < problem.hidden:
             yield replace(problem, hidden=hidden, schedule=tuple(_narrow(call, hidden) for call in problem.schedule))
     for tokens in TOKENS:
@@ -71,7 +72,8 @@ def _plainer(problem: Problem) -> Iterator[Problem]:
         if name == "scale" and problem.family == problem.gamma == "captured":
             continue  # the scale is that gamma's site's, and the case would not be what its name says
         if getattr(problem, name) != getattr(plain, name):
-            yield replace(problem, **{name: getattr(plain, name)})
+            layout = "" if name == "op" else problem.layout
+            yield replace(problem, layout=layout, **{name: getattr(plain, name)})
 
 
 def _narrow(call: Call, hidden: int) -> Call:

@@ -1,56 +1,33 @@
-"""TensorRT-LLM AutoDeploy's operators and transforms, put through the same checks.
-
-The mapping is by name and schema. It has been exercised here on operators registered under the published schemas;
-on TensorRT-LLM itself it has not been run yet. `status` says in one line what this installation allows.
-"""
+"""TensorRT-LLM AutoDeploy: its operators, and its registered transforms called as its optimizer calls them."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 
 from fusecheck.errors import UsageError
+from fusecheck.graph import nodes
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
-from fusecheck.graph.dialect import Dialect, Operator
+from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.schemas import installed as operators
+from fusecheck.graph.schemas import published, read_on
 
 NAME = "autodeploy"
 PACKAGE = "tensorrt_llm"
 REGISTRY = "tensorrt_llm._torch.auto_deploy.transform.interface"
 OPERATORS = "tensorrt_llm._torch.auto_deploy.custom_ops"
-NOT_RUN = "not yet run on TensorRT-LLM"
-
-SCHEMAS = {
-    "auto_deploy::trtllm_dist_all_reduce": ("all_reduce", ("t", "strategy")),
-    "auto_deploy::torch_rmsnorm": ("torch", ("input", "weight", "eps")),
-    "auto_deploy::triton_rms_norm": ("triton", ("input", "weight", "eps")),
-    "auto_deploy::flashinfer_rms_norm": ("flashinfer", ("input", "weight", "eps")),
-    "tensorrt_llm::static_quantize_e4m3_per_tensor": ("quantize", ("x", "scale")),
-    "auto_deploy::trtllm_quant_fp8_linear": (
-        "linear",
-        ("input", "weight_fp8", "bias", "input_scale", "weight_scale", "out_dtype"),
-    ),
-    "auto_deploy::trtllm_fp8_prequant_linear": (
-        "prequant_linear",
-        ("input", "weight_fp8", "bias", "input_scale", "weight_scale", "out_dtype"),
-    ),
-    "dist::trtllm_fused_allreduce_residual_rmsnorm": (
-        "norm",
-        ("tensor", "residual", "norm_weight", "eps", "strategy"),
-    ),
-    "dist::trtllm_fused_allreduce_residual_rmsnorm_quant_fp8": (
-        "quant",
-        ("tensor", "residual", "norm_weight", "scale", "eps", "strategy"),
-    ),
-}
-"""Operators by qualified name: their role, and their arguments in order."""
-OUT_QUANT = "dist::trtllm_fused_allreduce_residual_rmsnorm_out_quant_fp8"
-"""Would be the operator that returns norm, codes and residual; no published version has it."""
+DEFAULT_STRATEGY = "AUTO"
+own = torch.ops.fusecheck
 
 
 def installed() -> bool:
@@ -58,50 +35,65 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def status() -> str:
-    """What this installation allows, in one line."""
-    if not installed():
-        return f"TensorRT-LLM AutoDeploy: {PACKAGE} is not installed, its own transforms were not checked ({NOT_RUN})"
-    checked = f"--pass fusecheck.graph.autodeploy:{QUANT_PASS} checks its own"
-    return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; {checked}"
+class AutoDeploy:
+    """AutoDeploy's operators: one for each of Fusecheck's, in the same order of arguments, under other names."""
+
+    name = NAME
+
+    def ready(self) -> None:
+        """See `Library.ready`."""
+        if installed():
+            importlib.import_module(OPERATORS)
+        operators(NAME, PACKAGE)
+
+    def status(self) -> str:
+        """See `Library.status`."""
+        if not installed():
+            return f"TensorRT-LLM AutoDeploy: {PACKAGE} is not installed, its own transforms were not checked"
+        checked = f"--dialect {NAME} --pass fusecheck.graph.autodeploy:{NORM_PASS} checks its own"
+        return f"TensorRT-LLM AutoDeploy: {PACKAGE} is installed; {checked} (schemas of {read_on(NAME)})"
+
+    def enter(self, gm: GraphModule) -> GraphModule:
+        """See `Library.enter`."""
+        theirs = operators(NAME, PACKAGE)
+        _retarget(gm, {getattr(own, role).default: theirs[role] for role in theirs})
+        return gm
+
+    def leave(self, gm: GraphModule) -> GraphModule:
+        """See `Library.leave`."""
+        theirs = operators(NAME, PACKAGE)
+        _retarget(gm, {theirs[role]: getattr(own, role).default for role in theirs})
+        return gm
+
+    def speaks(self, gm: GraphModule) -> bool:
+        """See `Library.speaks`."""
+        overload = published(NAME)["all_reduce"].overload
+        return overload is not None and any(node.target == overload for node in gm.graph.nodes)
+
+    def adapt(self, plan: GraphPlan) -> GraphPlan | str:
+        """One strategy a graph; FlashInfer's norm is put in by a transform that runs after the fusing ones."""
+        if any(site.norm == "flashinfer" for site in plan.sites):
+            return "fuse_rmsnorm, which makes this norm, runs after the fusing transforms"
+        strategy = plan.sites[0].strategy
+        return replace(plan, sites=tuple(replace(site, strategy=strategy) for site in plan.sites))
 
 
-def find_operator(name: str) -> Operator | None:
-    """A registered operator's overload by its qualified name."""
-    namespace, _, leaf = name.partition("::")
-    packet = getattr(getattr(torch.ops, namespace), leaf, None)
-    return getattr(packet, "default", None)
+def _retarget(gm: GraphModule, targets: dict[Any, Any]) -> None:
+    """Call other operators with the same arguments by position; packets stay packets."""
+    packets = {old.overloadpacket: new.overloadpacket for old, new in targets.items()}
+    for node in gm.graph.nodes:
+        new = targets.get(node.target) or packets.get(node.target)
+        if node.op != "call_function" or new is None:
+            continue
+        schema = getattr(new, "default", new)._schema
+        named = nodes.schema_of(node).arguments
+        at = {argument.name: number for number, argument in enumerate(named)}
+        node.kwargs = {schema.arguments[at[name]].name: value for name, value in node.kwargs.items() if name in at}
+        node.target = new
+    gm.recompile()
 
 
-def dialect() -> Dialect:
-    """The roles on AutoDeploy's operators.
-
-    Raises:
-        UsageError: an operator is not registered, or its arguments are not those that the mapping knows.
-    """
-    if installed():
-        importlib.import_module(OPERATORS)
-    found: dict[str, Any] = {}
-    for name, (role, arguments) in SCHEMAS.items():
-        operator = find_operator(name)
-        if operator is None:
-            raise UsageError(f"operator {name} is not registered: install {PACKAGE}, or use --dialect fusecheck")
-        schema: Any = operator._schema  # type: ignore[attr-defined]
-        have = tuple(argument.name for argument in schema.arguments)
-        if have != arguments:
-            raise UsageError(f"operator {name} takes ({', '.join(have)}), the mapping knows ({', '.join(arguments)})")
-        found[role] = operator
-    return Dialect(
-        name=NAME,
-        all_reduce=found["all_reduce"],
-        norms={flavour: found[flavour] for flavour in ("torch", "triton", "flashinfer")},
-        quantize=found["quantize"],
-        linear=found["linear"],
-        prequant_linear=found["prequant_linear"],
-        norm=found["norm"],
-        quant=found["quant"],
-        out_quant=find_operator(OUT_QUANT),
-    )
+# Transforms ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,25 +115,57 @@ class _AutoDeployShared:
     sharding_config: Any = None
 
 
-def apply(
-    key: str, gm: GraphModule, shared: SharedConfig, registry: Callable[[str], Any], strategy: str = "AUTO"
-) -> GraphModule:
-    """Run a registered transform on a graph.
+def strategy_of(gm: GraphModule) -> str:
+    """The strategy of a graph: that of most of its sums over ranks. AutoDeploy has one a graph."""
+    overload = published(NAME)["all_reduce"].overload
+    found = Counter(str(nodes.argument(node, 1)) for node in gm.graph.nodes if node.target == overload)
+    return found.most_common(1)[0][0] if found else DEFAULT_STRATEGY
+
+
+def apply(key: str, gm: GraphModule, shared: SharedConfig, registry: Callable[[str], Any]) -> GraphModule:
+    """Run a registered transform on a graph as the optimizer does: with its clean-up before and after.
+
+    A transform may say that the shapes in its graph are no longer valid; a later one then has them propagated. So they
+    are propagated here, and what the nodes say is judged afterwards.
 
     Args:
         key: the transform's registered name.
         gm: the graph.
         shared: Fusecheck's side of the shared configuration.
         registry: from a name to a transform class with `from_kwargs`.
-        strategy: the all-reduce strategy, which is a literal in AutoDeploy's patterns.
     """
     transform = registry(key).from_kwargs(stage="post_load_fusion", enabled=True)
+    strategy = strategy_of(gm)
     dist = _DistConfig(strategy, shared.local_rank, shared.world_size)
     theirs = _AutoDeployShared(shared.local_rank, shared.world_size, dist)
-    result = transform._apply(gm, None, None, theirs)
-    rewritten = result[0] if isinstance(result, tuple) else result
+    gm.__dict__["_sharding_transform_container"] = SimpleNamespace(
+        config=SimpleNamespace(allreduce_strategy=SimpleNamespace(name=strategy))
+    )
+    takes_index = "idx" in inspect.signature(transform.__call__).parameters
+    result = transform(gm, None, None, theirs, **({"idx": 0} if takes_index else {}))
+    rewritten: GraphModule = result[0] if isinstance(result, tuple) else result
+    if not _valid_shapes(rewritten, key):
+        propagate(rewritten)
     rewritten.recompile()
-    return rewritten  # type: ignore[no-any-return]
+    return rewritten
+
+
+def _valid_shapes(gm: GraphModule, key: str) -> bool:
+    """Whether the transform's entry in the graph's history says that it left the shapes valid."""
+    history = gm.meta.get("_autodeploy", {}).get("transform_history", {})
+    return bool(getattr(history.get(key), "has_valid_shapes", True))
+
+
+def propagate(gm: GraphModule) -> None:
+    """Compute every meta value anew from the inputs' and the loaded tensors, as `run_shape_prop` does."""
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    mode = next((value.fake_mode for node in inputs if isinstance(value := nodes.value(node), FakeTensor)), None)
+    for node in gm.graph.nodes:
+        tensor = nodes.attribute(gm, node)
+        if tensor is not None and mode is not None:
+            node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+        elif node.op == "call_function":
+            nodes.set_value(node)
 
 
 def _registered(key: str) -> Any:
@@ -162,3 +186,8 @@ def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig) -> Gr
 def fuse_allreduce_residual_rmsnorm_quant_fp8(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """AutoDeploy's own transform of this name, where an installation has it."""
     return apply(QUANT_PASS, gm, shared, _registered)
+
+
+def fuse_collinear_allreduce(gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """AutoDeploy's own transform of this name: the sums over ranks of two tensors that are added become one."""
+    return apply("fuse_collinear_allreduce", gm, shared, _registered)

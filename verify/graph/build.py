@@ -85,8 +85,7 @@ class _SiteComposer:
         if self.site.early_reader:
             self.canvas.output(self.call(aten.mul.Tensor, total, 2.0))
         norm = self.norm(total)
-        if self.site.write != "nothing":
-            self.call(aten.add_.Tensor, total if self.site.write == "sum" else norm, 1.0)
+        self.write(total, norm)
         results = [self.readers.write(number, reader, norm) for number, reader in enumerate(self.site.readers)]
         if self.site.second_norm:
             gamma = self.gamma("gamma2")
@@ -95,6 +94,13 @@ class _SiteComposer:
         if self.site.reduced_read:
             results.append(self.call(aten.mul.Tensor, reduced, 0.5))
         return self.next_partial([found for found in results if found is not None], total), self.next_residual(total)
+
+    def write(self, total: Node, norm: Node) -> None:
+        """What the plan has written in place."""
+        if self.site.write == "beside":
+            self.call(aten.add_.Tensor, self.builder.attribute(f"{self.prefix}.calls", torch.zeros(1)), 1.0)
+        elif self.site.write != "nothing":
+            self.call(aten.add_.Tensor, total if self.site.write == "sum" else norm, 1.0)
 
     def collective(self, partial: Node) -> Node:
         """The collective, seen through a reshape where the plan says so."""

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from fusecheck.graph import nodes
+from fusecheck.graph.fakes import shared_fakes
+
+WIDE = 2.0**18
+"""What some columns of a wide row are multiplied by."""
 
 
 class GraphBuilder:
@@ -28,7 +31,7 @@ class GraphBuilder:
         self.graph = Graph()
         self.root = nn.Module()
         self.seed, self.rank, self.token_dimension, self.device = seed, rank, token_dimension, device
-        self.mode = FakeTensorMode(shape_env=ShapeEnv())
+        self.fakes = shared_fakes()
         self.inputs: list[tuple[str, bool]] = []
 
     def generator(self, name: str, *, per_rank: bool) -> torch.Generator:
@@ -39,6 +42,20 @@ class GraphBuilder:
     def normal(self, name: str, *shape: int, per_rank: bool = False) -> Tensor:
         """Standard normal float32 values."""
         return torch.randn(*shape, generator=self.generator(name, per_rank=per_rank))
+
+    def activations(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, magnitude: float, *, per_rank: bool
+    ) -> Tensor:
+        """An input's values: normal ones, and where there are several rows in bf16, a last one beyond fp16's range.
+
+        A stream that comes back through another 16-bit format loses what that format does not hold: values above
+        65504, and below 6e-8.
+        """
+        drawn = self.normal(name, *shape, per_rank=per_rank) * magnitude
+        if dtype is torch.bfloat16 and not per_rank and shape[-2] > 1:
+            drawn[..., -1, ::4] *= WIDE / magnitude
+            drawn[..., -1, 1::4] /= WIDE * magnitude * WIDE
+        return drawn.to(self.device, dtype)
 
     def attribute(self, name: str, tensor: Tensor) -> Node:
         """Register a buffer under a dotted name, or find it, and read it."""
@@ -51,7 +68,7 @@ class GraphBuilder:
         if not hasattr(owner, leaf):
             owner.register_buffer(leaf, tensor.to(self.device))
         node = self.graph.create_node("get_attr", name)
-        node.meta["val"] = self.mode.from_tensor(getattr(owner, leaf), static_shapes=True)
+        node.meta["val"] = self.fakes.from_form(getattr(owner, leaf))
         return node
 
     def placeholder(self, name: str, example: Tensor, *, per_rank: bool) -> Node:
@@ -61,13 +78,7 @@ class GraphBuilder:
         example = example.to(self.device)
         if (first := next(others, node)) is not node:
             first.prepend(node)
-        if self.token_dimension is None:
-            node.meta["val"] = self.mode.from_tensor(example, static_shapes=True)
-        else:
-            sizes = [DimDynamic.STATIC] * example.dim()
-            sizes[self.token_dimension] = DimDynamic.DYNAMIC
-            context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
-            node.meta["val"] = self.mode.from_tensor(example, symbolic_context=context)
+        node.meta["val"] = self.fakes.from_form(example, self.token_dimension)
         self.inputs.append((name, per_rank))
         return node
 
@@ -81,4 +92,4 @@ class GraphBuilder:
         """Return these nodes, and make the module."""
         self.graph.output(tuple(outputs))
         self.graph.lint()
-        return GraphModule(self.root, self.graph)
+        return _LazyGraphModule(self.root, self.graph)

@@ -40,11 +40,11 @@ class Canvas:
 
     def example(self, tokens: int) -> tuple[Tensor, ...]:
         """Inputs of this rank for a token count."""
-        drawn = [
-            self.builder.normal(f"{name}@{tokens}", *self.shape(tokens), per_rank=per_rank)
+        shape, dtype, magnitude = self.shape(tokens), self.dtype, self.plan.magnitude
+        return tuple(
+            self.builder.activations(f"{name}@{tokens}", shape, dtype, magnitude, per_rank=per_rank)
             for name, per_rank in self.builder.inputs
-        ]
-        return tuple((tensor * self.plan.magnitude).to(self.builder.device, self.dtype) for tensor in drawn)
+        )
 
     def input(self, name: str, *, per_rank: bool = False) -> Node:
         """A graph input like the activations."""

@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fusecheck import backends
-from fusecheck.errors import Inconclusive, UsageError
-from fusecheck.graph import autodeploy
-from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, load_transforms
-from fusecheck.graph.dialects import NAMES, dialect_named
-from fusecheck.graph.files import SUFFIX, FilePlan, load_file
+from fusecheck.errors import UsageError
+from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
+from fusecheck.graph.config import NORM_PASS, QUANT_PASS
+from fusecheck.graph.dialects import NAMES, library_named
+from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
 from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan
 from fusecheck.graph.plan import GraphPlan
-from fusecheck.graph.run import GraphCase, GraphChecker, GraphResult, Subject, random_cases, row_cases
-from fusecheck.graph.screen import GraphProgress, finding_records, show, summarise
+from fusecheck.graph.question import Question
+from fusecheck.graph.session import Run
 from fusecheck.graph.subject import load_pass
+from fusecheck.graph.waivers import from_options
 from fusecheck.ranks import require_gpus
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report import make_run_dir
 from fusecheck.report.places import JsonFile, RunDir
 
 WORLD_SIZES = (1, 2, 4)
@@ -45,9 +45,18 @@ def graph(
     ] = "norm",
     produces: Annotated[str, typer.Option(help="What the pass makes: quant, or norm.")] = "quant",
     only: Annotated[str, typer.Option(help="Which graphs, comma-separated: rows, random, models.")] = ",".join(GROUPS),
+    rows: Annotated[str, typer.Option("--rows", help="Which rows, comma-separated: F3, N8-*.")] = "*",
     given: Annotated[
-        str | None, typer.Option("--graph", help="One graph: a finding's JSON line, or a .pt2 file of torch.export.")
+        list[str] | None,
+        typer.Option("--graph", help="A graph: a finding's JSON line, or a .pt2 file of torch.export. Repeatable."),
     ] = None,
+    expect: Annotated[
+        str,
+        typer.Option(help="Of a .pt2 file's graph after the pass, comma-separated: sites=63, all_reduce=1."),
+    ] = "",
+    waive: Annotated[list[str] | None, typer.Option(help="Accept a check's findings: NAME or NAME:ROW.")] = None,
+    why: Annotated[list[str] | None, typer.Option(help="The reason of each --waive.")] = None,
+    waivers: Annotated[Path | None, typer.Option(help="YAML: a list of waive: and why:.")] = None,
     model: Annotated[
         str, typer.Option(help=f"Models, comma-separated: {DECODER}, {', '.join(FAMILIES)}.")
     ] = f"{DECODER},llama",
@@ -70,40 +79,25 @@ def graph(
       fusecheck graph --pass mypackage.passes:fuse --after none
       fusecheck graph --only models --model llama,qwen3 --layers 4
     """
-    checked = _subject(subject, after, produces)
+    question = Question(_subject(subject, after, produces), tp, backend, dialect, config, device, export)
     if tp not in WORLD_SIZES:
         raise UsageError(f"--tp {tp}, expected one of {', '.join(map(str, WORLD_SIZES))}")
     if not 0 < case_timeout < math.inf:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
-    backends.backend(backend)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r}, expected cpu or cuda")
     if device == "cuda":
         require_gpus(tp)
-    dialect_named(dialect)
-    transforms = {**BOTH_ENABLED, **load_transforms(config)} if config else BOTH_ENABLED
+    accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
-    cases = _given(given) if given else list(_cases(groups, model, layers, random, seed, tp))
-    if not cases:
-        raise Inconclusive("no graph to check: --only and --random leave none")
-    directory = make_run_dir("graph", run_dir)
-    options = {"backend": backend, "dialect": dialect, "timeout": case_timeout, "export": export, "device": device}
-    work = {tp: cases}
-    if not given and "rows" in groups and tp > 1:
-        work[1] = row_cases(1)
-    results: list[GraphResult] = []
-    with Interruption() as stop, GraphProgress(console, sum(map(len, work.values())), results) as progress:
-        for world_size, mine in work.items():
-            with GraphChecker(checked, world_size, transforms=transforms, **options) as checker:  # type: ignore[arg-type]
-                checker.check_all(mine, progress.seen)
-    about = {"interrupted": stop.happened, "tensorrt_llm": autodeploy.status()}
-    summary = summarise(results, checked, tp, backend, progress.seconds) | about
-    verdict = Verdict.of(failed=not all(result.ok for result in results), complete=not stop.happened)
-    show(results, summary, verdict, console)
-    write_result(directory, "graph", verdict, summary, finding_records(results), json_file)
-    console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)
-    if verdict is not Verdict.PASS:
-        raise typer.Exit(verdict.exit_code)
+    cases = list(_given(given, expect, dialect) if given else _cases(groups, rows, model, layers, random, seed, tp))
+    if expect and not any(isinstance(case.plan, FilePlan) for case in cases):
+        raise UsageError("--expect is about a .pt2 file, expected --graph FILE.pt2; plans say what becomes of them")
+    lone = row_cases(1, rows) if not given and "rows" in groups and tp > 1 else []
+    run = Run(question, case_timeout, accepted, make_run_dir("graph", run_dir), console)
+    code = run.finish({tp: cases, 1: lone} if lone else {tp: cases}, json_file)
+    if code:
+        raise typer.Exit(code)
 
 
 def _subject(name: str, after: str, produces: str) -> Subject:
@@ -125,25 +119,34 @@ def _groups(only: str) -> tuple[str, ...]:
     return groups
 
 
-def _given(text: str) -> list[GraphCase]:
-    """The graph of `--graph`.
+def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
+    """The graphs of `--graph`.
 
     Raises:
-        UsageError: it is neither a plan nor an exported program.
+        UsageError: one is neither a plan nor an exported program.
     """
-    if text.startswith('{"model":'):
-        return [GraphCase("given", ModelPlan.from_json(text))]
-    if text.lstrip().startswith("{"):
-        return [GraphCase("given", GraphPlan.from_json(text))]
-    if not text.endswith(SUFFIX):
-        raise UsageError(f"--graph {text!r} is neither a finding's JSON line nor a {SUFFIX} file")
-    load_file(FilePlan(text), 0)
-    return [GraphCase(Path(text).name, FilePlan(text))]
+    for text in texts:
+        if text.startswith('{"model":'):
+            yield GraphCase("given", ModelPlan.from_json(text))
+        elif text.startswith('{"file":'):
+            yield GraphCase("given", FilePlan.from_json(text))
+        elif text.lstrip().startswith("{"):
+            yield GraphCase("given", GraphPlan.from_json(text))
+        elif text.endswith(SUFFIX):
+            plan = FilePlan(text, expectations(expect))
+            library = library_named(dialect)
+            library.ready()
+            load_file(plan, 0, library)
+            yield GraphCase(Path(text).name, plan)
+        else:
+            raise UsageError(f"--graph {text!r} is neither a finding's JSON line nor a {SUFFIX} file")
 
 
-def _cases(groups: tuple[str, ...], model: str, layers: int, random: int, seed: int, tp: int) -> Iterator[GraphCase]:
+def _cases(
+    groups: tuple[str, ...], rows: str, model: str, layers: int, random: int, seed: int, tp: int
+) -> Iterator[GraphCase]:
     if "rows" in groups:
-        yield from row_cases(tp)
+        yield from row_cases(tp, rows)
     if "random" in groups:
         yield from random_cases(random, seed)
     if "models" in groups:

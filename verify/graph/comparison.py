@@ -12,15 +12,15 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
 
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.context import RankContext
-from fusecheck.graph.dialect import Dialect
-from fusecheck.graph.execution import ForcedRun, MetaCheckedRun, RecordingRun, bits, count_differing, value_bits
+from fusecheck.graph.execution import ForcedRun, RecordingRun, Values, bits, count_differing, kept, value_bits
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.fused_ops import resolve
-from fusecheck.graph.inspection import count_roles, fused_nodes
+from fusecheck.graph.inspection import Sites, count_roles, fused_nodes
+from fusecheck.graph.meta import MetaCheckedRun
 from fusecheck.interface import FusionOp
 
 
@@ -38,7 +38,7 @@ class Comparison:
 
     Args:
         context: the rank, and the kernel that fused operators call.
-        dialect: of the graphs.
+        sites: the names of the graphs' norms.
         built: where inputs come from.
         graphs: the graphs.
         report: receives findings and counts.
@@ -48,32 +48,43 @@ class Comparison:
     def __init__(
         self,
         context: RankContext,
-        dialect: Dialect,
+        sites: Sites,
         built: BuiltGraph,
         graphs: Graphs,
         report: GraphReport,
         own_tokens: int,
     ) -> None:
-        self.context, self.dialect, self.built, self.graphs = context, dialect, built, graphs
+        self.context, self.sites, self.dialect, self.built, self.graphs = context, sites, sites.dialect, built, graphs
         self.report, self.own_tokens = report, own_tokens
+        self._known = {node.name for node in graphs.before.graph.nodes}
+        self._fused = fused_nodes(graphs.after, sites)
 
     def execute(self, tokens: int, *, moves_quantise_only: bool) -> None:
         """Run all three graphs on the same inputs; a run that raises is a finding, and its comparisons are left out."""
         inputs = self.built.inputs(tokens)
         label = "" if tokens == self.own_tokens else f"at {tokens} tokens, not the exported {self.own_tokens}: "
-        recording = RecordingRun(self.graphs.before, self.dialect)
-        unfused = recording.run(*_copies(inputs))
+        recording = RecordingRun(self.graphs.before, self.sites)
+        given = _copies(inputs)
+        with kept(self.graphs.before) as written:
+            unfused = recording.run(*given)
+        written |= _written(given, inputs)
         with self._judged(Check.PREDECESSOR, label):
-            predecessor = self.graphs.predecessor(*_copies(inputs))
-            fused = self._run_fused(inputs, tokens, label)
-            self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=moves_quantise_only and self._exact)
+            exact = moves_quantise_only and self._exact
+            fused = self._run_fused(inputs, label, written)
+            predecessor = fused
+            if exact:
+                with kept(self.graphs.predecessor):
+                    predecessor = Interpreter(self.graphs.predecessor).run(*_copies(inputs))
+            self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=exact)
             self._replicated(fused, label)
             _, differing = count_differing(fused, unfused)
             self.report.differing += differing
         with self._judged(Check.UNFUSED, label):
-            forced = ForcedRun(self.graphs.after, self.dialect, self.context, recording.values)
-            outputs = forced.run(*_copies(inputs))
+            forced = ForcedRun(self.graphs.after, self.sites, self.context, recording.values)
+            with kept(self.graphs.after):
+                outputs = forced.run(*_copies(inputs))
             self.report.kernel_elements += forced.elements
+            self.report.separate_elements += forced.separate
             self.report.off_nominal += forced.off_nominal
             for finding in forced.findings:
                 self._add(replace(finding, message=label + finding.message))
@@ -86,26 +97,30 @@ class Comparison:
         declared = flow.scaling == "divide" or (flow.scaling == "multiply" and flow.exact_reciprocal)
         return flow.round_norm and declared
 
-    def _run_fused(self, inputs: tuple[Tensor, ...], tokens: int, label: str) -> tuple[Tensor, ...]:
+    def _run_fused(self, inputs: Values, label: str, written: dict[str, Tensor]) -> Values:
         """The rewritten graph, with meta values, calls of the backend and memory checked on the way."""
         given = _copies(inputs)
-        attributes = {name: bits(each).clone() for name, each in _tensors(self.graphs.after)}
         calls = Counter(self.context.calls)
-        run = MetaCheckedRun(self.graphs.after, {node.name for node in self.graphs.before.graph.nodes})
-        outputs: tuple[Tensor, ...] = run.run(*given)
-        for finding in run.findings if tokens == self.own_tokens else ():
-            self._add(finding)
-        self._active(self.graphs.after, self.context.calls - calls, given[0], label)
-        changed = [name for name, each in _tensors(self.graphs.after) if not torch.equal(bits(each), attributes[name])]
-        changed += [f"input {at}" for at, (a, b) in enumerate(zip(given, inputs, strict=True)) if not _equal(a, b)]
-        for name in changed:
-            self._add(GraphFinding(Check.MEMORY, f"{label}running the graph changed {name}"))
+        run = MetaCheckedRun(self.graphs.after, self._known)
+        with kept(self.graphs.after) as changed:
+            outputs: Values = run.run(*given)
+        changed |= _written(given, inputs)
+        for finding in run.findings if not self.report.found(Check.META) else ():
+            self._add(replace(finding, message=label + finding.message))
+        self._active(self.context.calls - calls, given[0], label)
+        for name in sorted(changed.keys() | written.keys()):
+            mine, wanted = changed.get(name), written.get(name)
+            if mine is None or wanted is None or not _equal(mine, wanted):
+                told = (
+                    "does not write" if mine is None else "writes other values to" if wanted is not None else "changed"
+                )
+                self._add(GraphFinding(Check.MEMORY, f"{label}running the graph {told} {name}"))
         return outputs
 
-    def _active(self, gm: GraphModule, calls: Counter[FusionOp], example: Tensor, label: str) -> None:
+    def _active(self, calls: Counter[FusionOp], example: Tensor, label: str) -> None:
         tokens = example.numel() // max(1, example.shape[-1]) if example.is_floating_point() else example.numel()
         wanted: Counter[FusionOp] = Counter()
-        for fused in fused_nodes(gm, self.dialect):
+        for fused in self._fused:
             if resolve(str(fused.argument("strategy")), tokens) is not None:
                 wanted[fused.op] += 1
         if wanted != calls:
@@ -192,13 +207,14 @@ class _Wrapped(torch.nn.Module):
         return self.rewritten(*args)  # type: ignore[no-any-return]
 
 
-def _tensors(gm: GraphModule) -> Iterator[tuple[str, Tensor]]:
-    yield from gm.named_buffers()
-    yield from gm.named_parameters()
-
-
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor.clone() for tensor in inputs)
+
+
+def _written(given: Values, inputs: Values) -> dict[str, Tensor]:
+    """The inputs that a run has written to, by number."""
+    pairs = enumerate(zip(given, inputs, strict=True))
+    return {f"input {at}": mine for at, (mine, own) in pairs if not _equal(mine, own)}
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -66,8 +66,8 @@ class _Decoder:
 
     def example(self, tokens: int) -> tuple[Tensor, ...]:
         """Inputs for a token count."""
-        drawn = self.builder.normal(f"h@{tokens}", tokens, self.hidden) * self.plan.magnitude
-        return (drawn.to(self.builder.device, self.dtype),)
+        shape, magnitude = (tokens, self.hidden), self.plan.magnitude
+        return (self.builder.activations(f"h@{tokens}", shape, self.dtype, magnitude, per_rank=False),)
 
     def reduce_add(self, partial: Node, stream: Node, *, residual_first: bool) -> Node:
         """The sum over ranks and the residual, in either order of the add."""

@@ -31,6 +31,7 @@ class Dialect:
         norm: (x, residual, weight, eps, strategy) -> (norm, residual).
         quant: (x, residual, weight, scale, eps, strategy) -> (codes, residual).
         out_quant: the same -> (norm, codes, residual); None where the dialect has none.
+        gemma_norm: (x, weight, eps), by one plus the weight.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Dialect:
     norm: Operator
     quant: Operator
     out_quant: Operator | None
+    gemma_norm: Operator | None = None
 
     def is_all_reduce(self, node: object) -> bool:
         """Whether a node is the all-reduce over the tensor-parallel group."""
@@ -50,6 +52,10 @@ class Dialect:
     def is_norm(self, node: object) -> bool:
         """Whether a node is a plain RMSNorm of any flavour."""
         return any(calls(node, norm) for norm in self.norms.values())
+
+    def weight_bias(self, node: object) -> float | None:
+        """What a norm adds to its weight: nothing, or one for Gemma's; None for a node that is no such norm."""
+        return 0.0 if self.is_norm(node) else 1.0 if calls(node, self.gemma_norm) else None
 
     def is_linear(self, node: object) -> bool:
         """Whether a node is a linear layer that quantises its input itself."""
@@ -90,5 +96,6 @@ FUSECHECK = Dialect(
     norm=_own.ar_residual_norm.default,
     quant=_own.ar_residual_norm_quant_fp8.default,
     out_quant=_own.ar_residual_norm_out_quant_fp8.default,
+    gemma_norm=_own.gemma_rms_norm.default,
 )
 """Fusecheck's own operators."""

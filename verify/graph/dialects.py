@@ -1,22 +1,56 @@
-"""The dialects by name."""
+"""The libraries by the name of their dialect."""
 
 from __future__ import annotations
 
+from torch.fx import GraphModule
+
 from fusecheck.errors import UsageError
-from fusecheck.graph import autodeploy
-from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.autodeploy import AutoDeploy
+from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.library import Library
+from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.vllm import Vllm
 
-NAMES = (FUSECHECK.name, autodeploy.NAME)
+
+class OwnLibrary:
+    """Fusecheck's own operators; nothing is rewritten."""
+
+    name = "fusecheck"
+
+    def ready(self) -> None:
+        """They are always there."""
+
+    def status(self) -> str:
+        """Nothing depends on the installation."""
+        return ""
+
+    def enter(self, gm: GraphModule) -> GraphModule:
+        """See `Library.enter`."""
+        return gm
+
+    def leave(self, gm: GraphModule) -> GraphModule:
+        """See `Library.leave`."""
+        return gm
+
+    def speaks(self, gm: GraphModule) -> bool:
+        """See `Library.speaks`."""
+        return any(FUSECHECK.is_all_reduce(node) for node in gm.graph.nodes)
+
+    def adapt(self, plan: GraphPlan) -> GraphPlan | str:
+        """Every plan is one of its own."""
+        return plan
 
 
-def dialect_named(name: str) -> Dialect:
-    """A dialect; AutoDeploy's needs its operators to be registered.
+LIBRARIES: dict[str, Library] = {library.name: library for library in (OwnLibrary(), AutoDeploy(), Vllm())}
+NAMES = tuple(LIBRARIES)
+
+
+def library_named(name: str) -> Library:
+    """A library by name.
 
     Raises:
-        UsageError: no dialect has this name, or its operators are missing.
+        UsageError: there is none.
     """
-    if name == FUSECHECK.name:
-        return FUSECHECK
-    if name == autodeploy.NAME:
-        return autodeploy.dialect()
-    raise UsageError(f"unknown dialect {name!r}, expected one of: {', '.join(NAMES)}")
+    if name not in LIBRARIES:
+        raise UsageError(f"unknown dialect {name!r}, expected one of: {', '.join(NAMES)}")
+    return LIBRARIES[name]

@@ -1,7 +1,10 @@
-"""Running graphs on a rank: recording the unfused values, putting them in place of a kernel's, checking meta values."""
+"""Running graphs on a rank: recording the unfused values, and putting them in place of a kernel's."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +15,17 @@ from torch.fx import GraphModule, Interpreter, Node
 from fusecheck.graph import nodes
 from fusecheck.graph.arithmetic import quantize
 from fusecheck.graph.context import RankContext
-from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.fused_ops import resolve
-from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS
+from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS, Sites, tensors_of
 from fusecheck.interface import FusionOp, RankOutputs
 from fusecheck.oracle import Operands, Oracle
+from fusecheck.stages.judgement import Tally
 from fusecheck.verdict import judge_rows
 
 Values = tuple[Any, ...]
+COEFFICIENTS: dict[Any, float] = {torch.ops.aten.add.Tensor: 1.0, torch.ops.aten.sub.Tensor: -1.0}
+"""What the second operand of each residual add is multiplied by, besides `alpha`."""
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -49,49 +54,16 @@ def count_differing(left: Values, right: Values) -> tuple[int, int]:
     return elements, differing
 
 
-class MetaCheckedRun(Interpreter):
-    """Runs a graph and compares each node's meta value with what the node returned."""
-
-    def __init__(self, gm: GraphModule, known: set[str]) -> None:
-        """Nodes named in `known` may lack a meta value, as they did before the pass."""
-        super().__init__(gm)
-        self.known = known
-        self.missing: list[str] = []
-        self.wrong: list[str] = []
-
-    @property
-    def findings(self) -> list[GraphFinding]:
-        """One finding for all missing values, and one for all wrong ones."""
-        missing = f"{len(self.missing)} new nodes have no meta value, the first is {self.missing[:1]}"
-        wrong = f"{len(self.wrong)} nodes are not what their meta says, the first: {self.wrong[:1]}"
-        pairs = ((self.missing, missing), (self.wrong, wrong))
-        return [GraphFinding(Check.META, message) for nodes_found, message in pairs if nodes_found]
-
-    def run_node(self, n: Node) -> Any:
-        """Run, then compare."""
-        result = super().run_node(n)
-        if n.op == "call_function":
-            self._compare(n, n.meta.get("val"), result)
-        return result
-
-    def _compare(self, node: Node, said: Any, got: Any) -> None:
-        if said is None and node.name not in self.known:
-            self.missing.append(node.name)
-        if isinstance(said, tuple | list) and isinstance(got, tuple | list):
-            for mine, other in zip(said, got, strict=False):
-                self._compare(node, mine, other)
-        if isinstance(said, Tensor) and isinstance(got, Tensor) and not _agrees(said, got):
-            self.wrong.append(f"{node.name}: meta {_form(said)}, returned {_form(got)}")
-
-
-def _agrees(said: Tensor, got: Tensor) -> bool:
-    sizes = zip(said.shape, got.shape, strict=False)
-    same = all(not isinstance(mine, int) or mine == other for mine, other in sizes)
-    return said.dtype == got.dtype and said.dim() == got.dim() and same
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{[str(size) for size in tensor.shape]}"
+@contextlib.contextmanager
+def kept(gm: GraphModule) -> Iterator[dict[str, Tensor]]:
+    """Put the graph's tensors back after a run; the mapping then holds what the run made of those it changed."""
+    before = {name: tensor.detach().clone() for name, tensor in tensors_of(gm)}
+    changed: dict[str, Tensor] = {}
+    yield changed
+    for name, tensor in tensors_of(gm):
+        if not torch.equal(bits(tensor), bits(before[name])):
+            changed[name] = tensor.detach().clone()
+            tensor.detach().copy_(before[name])
 
 
 @dataclass(frozen=True)
@@ -103,24 +75,25 @@ class SiteValues:
         norm: what it returned.
         weight: of the norm.
         eps: of the norm.
-        partial: this rank's addend of the sum over ranks before it; None where there is none.
-        residual: the other summand.
+        weight_bias: what it adds to its weight.
+        summands: this rank's addend of the sum over ranks before it, and the residual; of a sum of two all-reduces
+            both ways to see it. Empty where the norm reads something else.
     """
 
     stream: Tensor
     norm: Tensor
     weight: Tensor
     eps: float
-    partial: Tensor | None = None
-    residual: Tensor | None = None
+    weight_bias: float
+    summands: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class RecordingRun(Interpreter):
-    """Runs the unfused graph and keeps each norm's values by the name of its weight; copies, for in-place writers."""
+    """Runs the unfused graph and keeps each norm's values by the name of the norm; copies, for in-place writers."""
 
-    def __init__(self, gm: GraphModule, dialect: Dialect) -> None:
+    def __init__(self, gm: GraphModule, sites: Sites) -> None:
         super().__init__(gm, garbage_collect_values=False)
-        self.dialect = dialect
+        self.dialect, self.names = sites.dialect, sites.of(gm)
         self.values: dict[str, SiteValues] = {}
         self._partials: dict[Node, Tensor] = {}
 
@@ -129,22 +102,35 @@ class RecordingRun(Interpreter):
         if self.dialect.is_all_reduce(n):
             self._partials[n] = self.env[nodes.argument(n, 0)].clone()
         result = super().run_node(n)
-        weight = nodes.argument(n, 1) if self.dialect.is_norm(n) else None
-        if isinstance(weight, Node) and weight.op == "get_attr":
-            add = nodes.argument(n, 0)
-            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2))
-            self.values[str(weight.target)] = SiteValues(*own, *self._summands(add))
+        if n in self.names:
+            add, weight = nodes.argument(n, 0), nodes.argument(n, 1)
+            bias = self.dialect.weight_bias(n) or 0.0
+            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2), bias)
+            self.values[self.names[n]] = SiteValues(*own, tuple(self._summands(add)))
         return result
 
-    def _summands(self, add: Node) -> tuple[Tensor, ...]:
-        """The partial sum and the residual of a plain residual add."""
-        operands = [each for each in add.args if isinstance(each, Node)]
-        for operand in operands if len(operands) == 2 else ():
+    def _summands(self, add: Node) -> Iterator[tuple[Tensor, Tensor]]:
+        """The addend and the residual of a residual add, scaled as the add scales them; a bare sum adds zeros."""
+        bare, _ = nodes.through_views(add)
+        if isinstance(bare, Node) and bare in self._partials:
+            partial = self._partials[bare].reshape(self.env[add].shape)
+            yield partial, torch.zeros_like(partial)
+            return
+        if add.target not in COEFFICIENTS:
+            return
+        operands = [nodes.argument(add, at) for at in (0, 1)]
+        alpha: Any = add.kwargs.get("alpha", 1)
+        scales = (1.0, COEFFICIENTS[add.target] * float(alpha))
+        # Other factors would round, where the kernel would not.
+        if any(math.frexp(abs(scale))[0] != 0.5 for scale in scales):
+            return
+        for at, operand in enumerate(operands):
             source, _ = nodes.through_views(operand)
-            if isinstance(source, Node) and source in self._partials:
-                other = operands[1 - operands.index(operand)]
-                return self._partials[source], self.env[other].clone()
-        return ()
+            other = operands[1 - at]
+            if isinstance(source, Node) and source in self._partials and isinstance(other, Node):
+                shape = self.env[add].shape
+                partial = self._partials[source].reshape(shape) * scales[at]
+                yield partial, self.env[other].expand(shape) * scales[1 - at]
 
 
 class ForcedRun(Interpreter):
@@ -155,13 +141,12 @@ class ForcedRun(Interpreter):
     wiring's fault, not rounding's.
     """
 
-    def __init__(
-        self, gm: GraphModule, dialect: Dialect, context: RankContext, recorded: dict[str, SiteValues]
-    ) -> None:
+    def __init__(self, gm: GraphModule, sites: Sites, context: RankContext, recorded: dict[str, SiteValues]) -> None:
         super().__init__(gm)
-        self.dialect, self.context, self.recorded = dialect, context, recorded
+        self.dialect, self.names = sites.dialect, sites.of(gm)
+        self.context, self.recorded = context, recorded
         self.findings: list[GraphFinding] = []
-        self.elements = self.off_nominal = 0
+        self.elements = self.off_nominal = self.separate = 0
 
     def run_node(self, n: Node) -> Any:
         """Run; at a fused node judge the kernel, and return the recorded values."""
@@ -170,8 +155,7 @@ class ForcedRun(Interpreter):
             return super().run_node(n)
         own = super().run_node(n)
         where = QUANT_ARGUMENTS if op.returns_quant else NORM_ARGUMENTS
-        weight = nodes.argument(n, where["weight"])
-        known = self.recorded.get(str(weight.target)) if isinstance(weight, Node) else None
+        known = self.recorded.get(self.names.get(n, ""))
         if known is None:
             return own
         self._judge(n, op, own, known, where)
@@ -190,26 +174,38 @@ class ForcedRun(Interpreter):
         return self.env[given] if isinstance(given, Node) else given
 
     def _judge(self, node: Node, op: FusionOp, own: Values, known: SiteValues, where: dict[str, int]) -> None:
-        """The oracle on this site; where the steps run separately there is no kernel to judge."""
+        """The oracle on this site; where it knows no operands, the sum is compared with the unfused graph's."""
         flat = (-1, known.stream.shape[-1])
         tokens = known.stream.numel() // max(1, flat[1])
         separate = resolve(self._operand(node, where["strategy"]), max(1, tokens)) is None
-        if tokens == 0 or separate or known.partial is None or known.residual is None:
+        if tokens == 0:
             return
-        operands = Operands(
-            partials=[part.reshape(flat) for part in self.context.gather(known.partial)],
-            residual=known.residual.reshape(flat),
-            gamma=known.weight,
-            scale=float(self._operand(node, where["scale"])) if op.returns_quant else 1.0,
-            eps=known.eps,
-        )
+        if separate or not known.summands:
+            self._compare_sum(node, own[-1], known)
+            self.separate += known.stream.numel()
+            return
         results = [each.reshape(flat) for each in own]
         outputs = RankOutputs(
             residual=results[-1],
             norm=results[0] if op.returns_norm else None,
             quant=results[-2] if op.returns_quant else None,
         )
-        for tally in judge_rows(Oracle(self.context.dataflow, operands), outputs, 0):
+        scale = float(self._operand(node, where["scale"])) if op.returns_quant else 1.0
+        judged = []
+        for partial, residual in known.summands:
+            operands = Operands(
+                partials=[part.reshape(flat) for part in self.context.gather(partial)],
+                residual=residual.reshape(flat),
+                gamma=known.weight,
+                scale=scale,
+                eps=known.eps,
+                weight_bias=known.weight_bias,
+            )
+            judged.append(judge_rows(Oracle(self.context.dataflow, operands), outputs, 0))
+        self._report(node, min(judged, key=lambda tallies: sum(tally.outside for tally in tallies)))
+
+    def _report(self, node: Node, tallies: list[Tally]) -> None:
+        for tally in tallies:
             self.elements += tally.elements
             self.off_nominal += tally.off_nominal
             if tally.outside:
@@ -218,4 +214,11 @@ class ForcedRun(Interpreter):
                     f"{node.name}: {tally.outside} of {tally.elements} elements of {tally.stage.value} not admissible, "
                     f"[{first.row},{first.column}] got {first.got}, admissible {first.admissible}"
                 )
-                self.findings.append(GraphFinding(Check.KERNEL, message))
+                self.findings.append(GraphFinding(Check.KERNEL, message, node=node.name))
+
+    def _compare_sum(self, node: Node, got: Tensor, known: SiteValues) -> None:
+        """The kernel's sum with the unfused graph's, where no declared arithmetic stands between them."""
+        elements, differing = count_differing((got.reshape(-1),), (known.stream.reshape(-1),))
+        if differing:
+            message = f"{node.name}: {differing} of {elements} sums differ from the unfused graph's"
+            self.findings.append(GraphFinding(Check.KERNEL, message, node=node.name))

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import BuiltGraph
-from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.dialects import LIBRARIES
+from fusecheck.graph.library import Library
+from fusecheck.graph.structure import copy_graph
+from fusecheck.operations import STATIC_OPS
 
 SUFFIX = ".pt2"
+ROLES = ("sites", "all_reduce", "norm", *(op.value for op in STATIC_OPS))
+"""What may be expected of a user's graph; `sites` are all fused operators."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,15 @@ class FilePlan:
 
     Attributes:
         file: its path; `{rank}` in it stands for the rank's number, where ranks have programs of their own.
+        expect: how many operators of a role the rewritten graph must have; `sites` counts all fused ones.
     """
 
     file: str
+    expect: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
-        return json.dumps(asdict(self))
+        return json.dumps({"file": self.file} | ({"expect": dict(self.expect)} if self.expect else {}))
 
     @classmethod
     def from_json(cls, text: str) -> FilePlan:
@@ -38,16 +47,31 @@ class FilePlan:
         return cls(**json.loads(text))
 
 
+def expectations(text: str) -> dict[str, int]:
+    """What `--expect sites=63,norm=1` says: how many operators of each role, `sites` for all fused ones.
+
+    Raises:
+        UsageError: an unknown role, or something that is no count.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        role, _, count = part.strip().partition("=")
+        if role not in ROLES or not count.isdecimal():
+            raise UsageError(f"--expect {part!r}, expected NAME=COUNT with one of: {', '.join(ROLES)}")
+        found[role] = int(count)
+    return found
+
+
 def is_file(source: str) -> bool:
     """Whether a job's source is a model file."""
     return source.startswith('{"file":')
 
 
-def load_file(plan: FilePlan, rank: int) -> BuiltGraph:
-    """Load a rank's program; its inputs are the example that it was exported with.
+def load_file(plan: FilePlan, rank: int, library: Library) -> tuple[BuiltGraph, GraphModule]:
+    """Load a rank's program: in Fusecheck's operators, with the example that it was exported with, and as it is.
 
     Raises:
-        UsageError: the file is not an exported program, has no example inputs, or no all-reduce of Fusecheck's.
+        UsageError: the file is not an exported program, has no example inputs, or is of another dialect.
     """
     path = Path(plan.file.replace("{rank}", str(rank)))
     if not path.is_file():
@@ -59,7 +83,9 @@ def load_file(plan: FilePlan, rank: int) -> BuiltGraph:
             program = torch.export.load(path)
     except Exception as error:  # whatever torch makes of a file that is something else
         told = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise UsageError(f"model file {path} is not a graph of torch.export.save ({told})") from None
+        raise UsageError(
+            f"model file {path} is not a graph of torch.export.save in operators of --dialect {library.name} ({told})"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     if program.example_inputs is None or not program.example_inputs[0]:
@@ -68,6 +94,9 @@ def load_file(plan: FilePlan, rank: int) -> BuiltGraph:
     if not all(isinstance(each, Tensor) for each in inputs):
         raise UsageError(f"model file {path} takes inputs that are not tensors")
     module = program.module(check_guards=False)
-    if not any(FUSECHECK.is_all_reduce(node) for node in module.graph.nodes):
-        raise UsageError(f"model file {path} has no torch.ops.fusecheck.all_reduce, expected a tensor-parallel graph")
-    return BuiltGraph(module, lambda tokens: inputs, (), None)
+    if not library.speaks(module):
+        others = [name for name, other in LIBRARIES.items() if other.speaks(module)]
+        hint = f"it is of --dialect {others[0]}" if others else "expected a tensor-parallel graph"
+        raise UsageError(f"model file {path} has no sum over ranks of --dialect {library.name}: {hint}")
+    read = library.leave(copy_graph(module))
+    return BuiltGraph(read, lambda tokens: inputs, (), None), module

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.findings import Check, GraphFinding
+from fusecheck.graph.structure import dead_work, effects
 from fusecheck.interface import FusionOp
 
-NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4}
-QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5}
+NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4, "weight_bias": 5}
+QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5, "weight_bias": 6}
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Original:
         weight: the tensor itself.
         eps: of the norm.
         strategy: of the collective before it, None where there is none.
+        weight_bias: what it adds to its weight.
     """
 
     weight: Tensor
     eps: float
     strategy: str | None
+    weight_bias: float
 
 
 @dataclass(frozen=True)
@@ -41,60 +45,87 @@ class FusedNode:
     Attributes:
         node: in the graph.
         op: which operation.
-        gamma: the name of its weight's attribute, None where it is computed.
+        site: the name of the norm that it was, None where its weight is none of the graph's.
     """
 
     node: Node
     op: FusionOp
-    gamma: str | None
+    site: str | None
 
     def argument(self, name: str) -> object:
         """`weight`, `scale`, `eps` or `strategy` of the node."""
         return nodes.argument(self.node, (QUANT_ARGUMENTS if self.op.returns_quant else NORM_ARGUMENTS)[name])
 
 
-def copy_graph(gm: GraphModule) -> GraphModule:
-    """A copy that shares tensors and meta values with the original, but no node."""
-    graph = Graph()
-    result = graph.graph_copy(gm.graph, {})
-    if result is not None:
-        graph.output(result)
-    copy = GraphModule(gm, graph)
-    copy.__dict__["is_draft"] = bool(getattr(gm, "is_draft", False))
-    return copy
+class Sites:
+    """Names for the norms of a graph, fused or not, that hold in the rewritten graph too.
 
+    A norm is known by its weight: the attribute's name, or where a pass gave the tensor another name, the tensor. Norms
+    that share a weight are told apart by their order.
 
-def signature(gm: GraphModule) -> list[str]:
-    """Every node in one line, in order; equal for equal graphs."""
-    return [f"{node.name} = {node.op} {node.target} {node.args} {node.kwargs}" for node in gm.graph.nodes]
+    Args:
+        before: the unfused graph.
+        dialect: of both graphs.
+    """
 
+    def __init__(self, before: GraphModule, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._weights: dict[str, Tensor] = {}
+        for node in before.graph.nodes:
+            weight = nodes.argument(node, 1) if dialect.weight_bias(node) is not None else None
+            if (tensor := nodes.attribute(before, weight)) is not None and isinstance(weight, Node):
+                self._weights[str(weight.target)] = tensor
 
-def fused_nodes(gm: GraphModule, dialect: Dialect) -> list[FusedNode]:
-    """The fused operators of a graph, in order."""
-    found = []
-    for node in gm.graph.nodes:
-        op = dialect.fused_op(node)
-        if op is not None:
-            weight = nodes.argument(node, NORM_ARGUMENTS["weight"])
-            named = isinstance(weight, Node) and weight.op == "get_attr"
-            found.append(FusedNode(node, op, str(weight.target) if named and isinstance(weight, Node) else None))
-    return found
+    def of(self, gm: GraphModule) -> dict[Node, str]:
+        """The name of each norm and fused node whose weight is a norm's weight."""
+        found: dict[Node, str] = {}
+        seen: Counter[str] = Counter()
+        for node in gm.graph.nodes:
+            fused = self.dialect.fused_op(node) is not None
+            if not fused and self.dialect.weight_bias(node) is None:
+                continue
+            name = self._named(gm, nodes.argument(node, NORM_ARGUMENTS["weight"] if fused else 1))
+            if name is not None:
+                found[node] = f"{name}#{seen[name]}" if seen[name] else name
+                seen[name] += 1
+        return found
 
-
-def originals(gm: GraphModule, dialect: Dialect) -> dict[str, Original]:
-    """What each norm of the unfused graph is, by the name of its weight."""
-    found: dict[str, Original] = {}
-    for node in gm.graph.nodes:
-        weight = nodes.argument(node, 1) if dialect.is_norm(node) else None
+    def _named(self, gm: GraphModule, weight: object) -> str | None:
         tensor = nodes.attribute(gm, weight)
-        if tensor is not None and isinstance(weight, Node):
-            found[str(weight.target)] = Original(tensor, nodes.argument(node, 2), _strategy_before(node, dialect))
+        if tensor is None or not isinstance(weight, Node):
+            return None
+        if str(weight.target) in self._weights:
+            return str(weight.target)
+        alike = [name for name, known in self._weights.items() if tensor is known or _same_values(tensor, known)]
+        return alike[0] if len(alike) == 1 else None
+
+
+def _same_values(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+
+
+def fused_nodes(gm: GraphModule, sites: Sites) -> list[FusedNode]:
+    """The fused operators of a graph, in order."""
+    names = sites.of(gm)
+    found = [(node, sites.dialect.fused_op(node)) for node in gm.graph.nodes]
+    return [FusedNode(node, op, names.get(node)) for node, op in found if op is not None]
+
+
+def originals(gm: GraphModule, sites: Sites) -> dict[str, Original]:
+    """What each norm of the unfused graph is, by its name."""
+    found: dict[str, Original] = {}
+    for node, name in sites.of(gm).items():
+        tensor = nodes.attribute(gm, nodes.argument(node, 1))
+        assert tensor is not None
+        bias = sites.dialect.weight_bias(node)
+        assert bias is not None
+        found[name] = Original(tensor, nodes.argument(node, 2), _strategy_before(node, sites.dialect), bias)
     return found
 
 
 def _strategy_before(norm: Node, dialect: Dialect) -> str | None:
     add = nodes.argument(norm, 0)
-    for operand in add.all_input_nodes if isinstance(add, Node) else ():
+    for operand in (add, *add.all_input_nodes) if isinstance(add, Node) else ():
         source, _ = nodes.through_views(operand)
         if dialect.is_all_reduce(source) and isinstance(source, Node):
             return str(nodes.argument(source, 1))
@@ -114,63 +145,120 @@ def count_roles(gm: GraphModule, dialect: Dialect) -> dict[str, int]:
 
 
 def check_structure(
-    before: GraphModule, after: GraphModule, dialect: Dialect, predecessor: GraphModule
+    before: GraphModule, after: GraphModule, sites: Sites, predecessor: GraphModule
 ) -> list[GraphFinding]:
-    """Arguments and orphans.
+    """Arguments, dead work, collectives and effects.
 
     Args:
         before: the unfused graph.
         after: the rewritten one.
-        dialect: of both.
+        sites: the names of its norms.
         predecessor: what the last pass was given.
     """
-    found = list(_arguments(before, after, dialect))
-    found += _linear_arguments(before, after, dialect)
-    found += [GraphFinding(Check.ORPHANS, message) for message in _orphans(after, predecessor, dialect)]
-    return found
+    found = list(_arguments(before, after, sites))
+    found += _linear_arguments(before, after, sites.dialect)
+    found += [
+        GraphFinding(Check.ORPHANS, f"{node.name} ({node.target}) is computed, and nothing reads it", node=node.name)
+        for node in dead_work(after, predecessor)
+    ]
+    found += _effects(predecessor, after)
+    return found + _collectives(before, after, sites.dialect)
 
 
-def _arguments(before: GraphModule, after: GraphModule, dialect: Dialect) -> Iterator[GraphFinding]:
-    known = originals(before, dialect)
-    for fused in fused_nodes(after, dialect):
-        origin = known.get(fused.gamma or "")
+def _effects(predecessor: GraphModule, after: GraphModule) -> list[GraphFinding]:
+    """Every write and assertion of the graph that the pass was given is still there, and no other."""
+    was, now = effects(predecessor), effects(after)
+    gone, new = was - now, now - was
+    found = [f"{count} of {was[name]} calls of {name}, which has an effect, are gone" for name, count in gone.items()]
+    found += [f"{count} new calls of {name}, which has an effect" for name, count in new.items()]
+    return [GraphFinding(Check.EFFECTS, message) for message in found]
+
+
+def _collectives(before: GraphModule, after: GraphModule, dialect: Dialect) -> list[GraphFinding]:
+    """Fusing moves sums over ranks, and adds none."""
+    was, now = (
+        sum(dialect.is_all_reduce(node) or dialect.fused_op(node) is not None for node in gm.graph.nodes)
+        for gm in (before, after)
+    )
+    if now <= was:
+        return []
+    return [GraphFinding(Check.COUNTS, f"the graph now sums over the ranks {now} times, the unfused one {was} times")]
+
+
+def _arguments(before: GraphModule, after: GraphModule, sites: Sites) -> Iterator[GraphFinding]:
+    known = originals(before, sites)
+    for fused in fused_nodes(after, sites):
+        origin = known.get(fused.site or "")
         if origin is None:
-            yield _wrong(fused, f"its weight {fused.gamma} is not the weight of a norm of the graph")
+            yield _wrong(fused, f"its weight {fused.argument('weight')} is not the weight of a norm of the graph")
             continue
-        if nodes.attribute(after, fused.argument("weight")) is not origin.weight:
-            yield _wrong(fused, f"weight {fused.gamma} is not the norm's own tensor")
+        weight = nodes.attribute(after, fused.argument("weight"))
+        if weight is None or not (weight is origin.weight or _same_values(weight, origin.weight)):
+            yield _wrong(fused, f"weight {fused.site} does not hold the norm's own values")
         if fused.argument("eps") != origin.eps:
             yield _wrong(fused, f"eps={fused.argument('eps')}, the norm has {origin.eps}")
+        if fused.argument("weight_bias") != origin.weight_bias:
+            yield _wrong(fused, f"weight_bias={fused.argument('weight_bias')}, the norm has {origin.weight_bias}")
         strategy = str(fused.argument("strategy"))
         if strategy.split("<=")[0] != origin.strategy:
             yield _wrong(fused, f"strategy={strategy}, the collective has {origin.strategy}")
         if fused.op.returns_quant:
-            yield from _scale(fused, after, dialect)
+            yield from _scale(fused, after, sites.dialect)
 
 
 def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[GraphFinding]:
-    """The fused scale must be the input scale of the layers that read the codes: the same tensor, or an equal one."""
-    scale = nodes.attribute(gm, fused.argument("scale"))
+    """The input scale of the layers that read the codes: the same tensor, or an equal one."""
+    scale = nodes.attribute(gm, nodes.through_views(fused.argument("scale"))[0])
     if scale is None:
         yield _wrong(fused, "its scale is not an attribute of the graph")
         return
+    if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
+        yield _wrong(fused, f"its scale holds {_shown(scale)}, expected finite values above 0")
+    if scale.dtype is not torch.float32 or scale.numel() != 1:
+        yield _wrong(fused, f"its scale is {scale.dtype} {list(scale.shape)}, the kernel reads one float32")
     index = 1 if fused.op.returns_norm else 0
     readers = [user for codes in nodes.getitems(fused.node, index) for user, _ in nodes.terminal_users(codes)]
     layers = [user for user in readers if dialect.is_linear(user) or user.target == dialect.prequant_linear]
-    own = [(layer, nodes.attribute(gm, nodes.argument(layer, 3))) for layer in layers]
+    own = [(layer, _own_scale(gm, layer, dialect)) for layer in layers]
     for layer, theirs in own:
-        if theirs is None or theirs.numel() != 1 or float(theirs) != float(scale.reshape(-1)[0]):
-            shown = "none" if theirs is None else theirs.flatten()[:2].tolist()
-            yield _wrong(fused, f"scale {scale.flatten()[:2].tolist()}, but {layer.name} dequantises with {shown}")
-    if own and all(theirs is not scale for _, theirs in own):
+        if theirs is None:
+            yield _wrong(fused, f"its codes are at scale {_shown(scale)}, but {layer.name} has no loaded input scale")
+        elif not _same_scale(scale, theirs):
+            told = f"{_shown(scale)} {list(scale.shape)}, but {layer.name} dequantises with {_shown(theirs)}"
+            yield _wrong(fused, f"scale {told} {list(theirs.shape)}")
+    if own and not any(theirs is not None and _is_of(scale, theirs) for _, theirs in own):
         yield _wrong(fused, "its scale is not the input scale of any layer that reads the codes")
     for user in readers:
         if user not in layers and user.op != "output":
             yield _wrong(fused, f"{user.name} reads the codes but is not an FP8 layer")
 
 
+def _same_scale(left: Tensor, right: Tensor) -> bool:
+    """Equal in value where both are one number; a NaN is nobody's equal."""
+    return left.numel() == right.numel() == 1 and float(left) == float(right)
+
+
+def _is_of(left: Tensor, right: Tensor) -> bool:
+    """One tensor, or one that holds a copy of it."""
+    return left is right or left.data_ptr() == right.data_ptr() or _same_values(left.reshape(-1), right.reshape(-1))
+
+
+def _shown(tensor: Tensor) -> list[float]:
+    return tensor.flatten()[:2].tolist()
+
+
 def _wrong(fused: FusedNode, message: str) -> GraphFinding:
-    return GraphFinding(Check.ARGUMENTS, f"{fused.node.name}: {message}")
+    return GraphFinding(Check.ARGUMENTS, f"{fused.node.name}: {message}", node=fused.node.name)
+
+
+def _own_scale(gm: GraphModule, layer: Node, dialect: Dialect) -> Tensor | None:
+    """A layer's input scale: its own attribute, or that of the separate quantise that hands it on."""
+    scale = nodes.argument(layer, 3)
+    if isinstance(scale, Node) and scale.target is operator.getitem and scale.args[1] == 1:
+        source = scale.args[0]
+        if isinstance(source, Node) and source.target == dialect.quantize:
+            scale = nodes.argument(source, 1)
+    return nodes.attribute(gm, nodes.through_views(scale)[0])
 
 
 def _layers(gm: GraphModule, dialect: Dialect) -> dict[str, tuple[Tensor | None, ...]]:
@@ -180,33 +268,26 @@ def _layers(gm: GraphModule, dialect: Dialect) -> dict[str, tuple[Tensor | None,
         if dialect.is_linear(node) or node.target == dialect.prequant_linear:
             weight = nodes.argument(node, 1)
             if isinstance(weight, Node) and weight.op == "get_attr":
-                found[str(weight.target)] = tuple(nodes.attribute(gm, nodes.argument(node, at)) for at in (2, 3, 4))
+                bias, weight_scale = (nodes.attribute(gm, nodes.argument(node, at)) for at in (2, 4))
+                found[str(weight.target)] = (bias, _own_scale(gm, node, dialect), weight_scale)
     return found
 
 
 def _linear_arguments(before: GraphModule, after: GraphModule, dialect: Dialect) -> list[GraphFinding]:
-    """FP8 layers keep their own bias and scales."""
+    """FP8 layers keep their own bias and scales; another layer's equal scale is another scale, equal today."""
     was, now = _layers(before, dialect), _layers(after, dialect)
     found = [GraphFinding(Check.ARGUMENTS, f"the layer of {name} is gone") for name in was if name not in now]
-    for name, tensors in now.items():
-        for part, mine, theirs in zip(
-            ("bias", "input_scale", "weight_scale"), tensors, was.get(name, ()), strict=False
-        ):
-            if theirs is not None and mine is not theirs:
+    loaded = {id(tensor) for _, tensor in tensors_of(before)}
+    for name, parts in now.items():
+        for part, mine, theirs in zip(("bias", "input_scale", "weight_scale"), parts, was.get(name, ()), strict=False):
+            # A copy that the pass made is as good; another layer's equal tensor is not.
+            copied = mine is not None and id(mine) not in loaded and theirs is not None and _same_values(mine, theirs)
+            if theirs is not None and mine is not theirs and not copied:
                 found.append(GraphFinding(Check.ARGUMENTS, f"the layer of {name} has another {part} than before"))
     return found
 
 
-def _orphans(gm: GraphModule, predecessor: GraphModule, dialect: Dialect) -> Iterable[str]:
-    """New nodes that nobody reads, and collectives and norms whose readers the pass took away."""
-    had_readers = {node.name for node in predecessor.graph.nodes if node.users}
-    known = {node.name for node in predecessor.graph.nodes}
-    for node in gm.graph.nodes:
-        relevant = (
-            node.target is operator.getitem
-            or dialect.is_all_reduce(node)
-            or dialect.is_norm(node)
-            or dialect.fused_op(node) is not None
-        )
-        if relevant and not node.users and (node.name in had_readers or node.name not in known):
-            yield f"{node.name} ({node.target}) has no reader"
+def tensors_of(gm: GraphModule) -> Iterator[tuple[str, Tensor]]:
+    """The loaded tensors of a graph, by name."""
+    yield from gm.named_buffers()
+    yield from gm.named_parameters()

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import CPU, BuiltGraph
+from fusecheck.graph.builder import WIDE
 from fusecheck.graph.decoder import build_decoder
 from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.model_plan import DECODER, ModelPlan
 
 E4M3_MAX = 448.0
 VOCABULARY = 96
+WIDE_TOKEN = VOCABULARY - 1
+"""Its embedding lies beyond fp16's range; it comes last, so that no other token attends to it."""
 LONGEST = 256
 """Positions of the tiny configurations."""
 CALIBRATION = (4, 32)
@@ -60,7 +63,10 @@ def build_model(
 
 def _token_ids(plan: ModelPlan, tokens: int) -> Tensor:
     generator = torch.Generator().manual_seed(plan.seed * 1009 + tokens)
-    return torch.randint(0, VOCABULARY, (1, tokens), generator=generator)
+    ids = torch.randint(0, VOCABULARY - 1, (1, tokens), generator=generator)
+    if tokens > 1:
+        ids[:, -1] = WIDE_TOKEN
+    return ids
 
 
 class _Logits(nn.Module):
@@ -104,6 +110,8 @@ def _tiny(plan: ModelPlan) -> Any:
             fresh = 1 + 0.25 * noise if "norm" in name else 0.1 * noise if name.endswith("bias") else noise
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 and "embed" not in name else 1.0
             parameter.data = (fresh * scale).to(parameter.dtype)
+            if "embed" in name and parameter.dtype is torch.bfloat16:
+                parameter.data[WIDE_TOKEN, ::4] *= WIDE
     return model.requires_grad_(requires_grad=False)
 
 
@@ -119,7 +127,7 @@ def _calibrate(model: nn.Module, plan: ModelPlan) -> dict[str, float]:
     ]
     generator = torch.Generator().manual_seed(plan.seed + 1)
     with torch.no_grad():
-        model(input_ids=torch.randint(0, VOCABULARY, CALIBRATION, generator=generator), use_cache=False)
+        model(input_ids=torch.randint(0, WIDE_TOKEN, CALIBRATION, generator=generator), use_cache=False)
     for handle in handles:
         handle.remove()
     return largest

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from fusecheck.graph.fakes import fakes_of
+
 _aten = torch.ops.aten
 
 VIEWS: frozenset[object] = frozenset(
@@ -40,7 +42,7 @@ def argument(node: Node, position: int) -> Any:
     """
     if position < len(node.args):
         return node.args[position]
-    schema = _schema(node)
+    schema = schema_of(node)
     if schema is None or position >= len(schema.arguments):
         raise LookupError(f"{node.name} ({node.target}) has no argument {position}")
     declared = schema.arguments[position]
@@ -51,7 +53,8 @@ def argument(node: Node, position: int) -> Any:
     raise LookupError(f"{node.name} ({node.target}) lacks its argument {declared.name}")
 
 
-def _schema(node: Node) -> Any:
+def schema_of(node: Node) -> Any:
+    """The schema of the operator that a node calls, None where it has none; of a packet, the default overload's."""
     target: Any = node.target
     target = getattr(target, "default", target) if isinstance(target, torch._ops.OpOverloadPacket) else target
     return getattr(target, "_schema", None)
@@ -62,12 +65,12 @@ def replace_argument(node: Node, position: int, value: Any) -> None:
     if position < len(node.args):
         node.update_arg(position, value)
     else:
-        node.update_kwarg(_schema(node).arguments[position].name, value)
+        node.update_kwarg(schema_of(node).arguments[position].name, value)
 
 
 def mutates(node: Node) -> bool:
     """Whether a node may write to one of its arguments; calls that cannot be looked into do not."""
-    schema = _schema(node) if node.op == "call_function" else None
+    schema = schema_of(node) if node.op == "call_function" else None
     return schema is not None and schema.is_mutable
 
 
@@ -140,15 +143,24 @@ def call(graph: Graph, target: Callable[..., Any], args: Sequence[Any], like: No
     return node
 
 
-def set_value(node: Node) -> None:
-    """Compute `meta["val"]` by running the node on its arguments' fake tensors, if all of them have one."""
+def set_value(node: Node, like: Node | None = None) -> None:
+    """Compute `meta["val"]` by running the node on its arguments' fake tensors, if all of them have one.
+
+    Args:
+        node: a call.
+        like: a node whose fake mode is taken; left out, that of the operands.
+    """
     known = [entry for entry in node.all_input_nodes if "val" not in entry.meta]
     if known:
         return
     target: Any = node.target
     args = torch.fx.node.map_arg(node.args, lambda entry: entry.meta["val"])
     kwargs = torch.fx.node.map_arg(node.kwargs, lambda entry: entry.meta["val"])
-    with _fake_mode(node):
+    mode = _fake_mode([*node.all_input_nodes, *([] if like is None else [like])])
+    if (fakes := fakes_of(mode)) is not None:
+        node.meta["val"] = fakes.result(target, args, kwargs)
+        return
+    with mode:
         node.meta["val"] = target(*args, **kwargs)
 
 
@@ -170,9 +182,9 @@ def written_to(node: Node) -> Node | None:
     return next((user for alias in aliases(node) for user in alias.users if mutates(user)), None)
 
 
-def _fake_mode(node: Node) -> contextlib.AbstractContextManager[object]:
-    """The fake mode of the node's operands."""
-    for entry in node.all_input_nodes:
+def _fake_mode(known: Sequence[Node]) -> contextlib.AbstractContextManager[object]:
+    """The fake mode of the first node that has one."""
+    for entry in known:
         mode = getattr(value(entry), "fake_mode", None)
         if mode is not None:
             return cast("contextlib.AbstractContextManager[object]", mode)

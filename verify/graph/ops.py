@@ -39,11 +39,12 @@ SCHEMAS = {
     "fp8_prequant_linear": "(Tensor input, Tensor weight_fp8, Tensor? bias=None, Tensor? input_scale=None, "
     'Tensor? weight_scale=None, str? out_dtype="bfloat16") -> Tensor',
     "nvfp4_linear": "(Tensor input, Tensor weight, Tensor input_scale) -> Tensor",
-    "ar_residual_norm": "(Tensor x, Tensor residual, Tensor weight, float eps, str strategy) -> (Tensor, Tensor)",
-    "ar_residual_norm_quant_fp8": "(Tensor x, Tensor residual, Tensor weight, Tensor scale, float eps, str strategy)"
+    "ar_residual_norm": "(Tensor x, Tensor residual, Tensor weight, float eps, str strategy, float weight_bias=0.)"
     " -> (Tensor, Tensor)",
+    "ar_residual_norm_quant_fp8": "(Tensor x, Tensor residual, Tensor weight, Tensor scale, float eps, str strategy, "
+    "float weight_bias=0.) -> (Tensor, Tensor)",
     "ar_residual_norm_out_quant_fp8": "(Tensor x, Tensor residual, Tensor weight, Tensor scale, float eps, "
-    "str strategy) -> (Tensor, Tensor, Tensor)",
+    "str strategy, float weight_bias=0.) -> (Tensor, Tensor, Tensor)",
 }
 
 F = TypeVar("F", bound=Callable[..., Any])

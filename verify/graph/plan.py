@@ -79,7 +79,7 @@ class SitePlan:
         second_norm: another norm reads the same sum.
         early_reader: the sum is read before the norm's readers.
         residual: `next` the next site adds it, `dead` nobody reads it, `output` it is also a graph output.
-        write: something is written in place to the sum or the norm.
+        write: what is written in place: the sum, the norm, or a counter beside the site, which hinders nothing.
         norm_meta: whether the norm has its dtype meta.
         readers: of the norm.
     """
@@ -96,7 +96,7 @@ class SitePlan:
     second_norm: bool = False
     early_reader: bool = False
     residual: Literal["next", "dead", "output"] = "next"
-    write: Literal["nothing", "sum", "norm"] = "nothing"
+    write: Literal["nothing", "sum", "norm", "beside"] = "nothing"
     norm_meta: bool = True
     readers: tuple[ReaderPlan, ...] = (ReaderPlan(),)
 
@@ -197,7 +197,7 @@ def norm_blockers(plan: GraphPlan, site: SitePlan, world_size: int) -> dict[str,
         "N11": f"hidden {plan.hidden} is not a multiple of 8" if plan.hidden % 8 else "",
         "N12": "one rank, a draft model or an unknown strategy" if _disabled(plan, site, world_size) else "",
         "N13": "the norm has no dtype meta" if not site.norm_meta else "",
-        "N15": f"written in place to the {site.write}" if site.write != "nothing" else "",
+        "N15": f"written in place to the {site.write}" if site.write in ("sum", "norm") else "",
     }
     return {row: why for row, why in found.items() if why}
 
@@ -235,14 +235,34 @@ def _live(site: SitePlan) -> list[ReaderPlan]:
     return [dataclasses.replace(reader, kind="fp8") if reader.kind == "dead" else reader for reader in site.readers]
 
 
+def _harmless(plan: GraphPlan, index: int, world_size: int) -> tuple[FusionOp | None, ...]:
+    """What may become of a sum of two all-reduces, of a bare one, and of a Gemma norm: its values then decide.
+
+    One all-reduce may be the other's residual, zeros may be a bare one's, and the operator takes a weight bias.
+    """
+    site = plan.sites[index]
+    plain = dataclasses.replace(
+        site,
+        add="residual_first" if site.add in ("two_reduced", "none") else site.add,
+        norm="triton" if site.norm == "gemma" else site.norm,
+    )
+    if plain == site or norm_blockers(plan, plain, world_size):
+        return ()
+    sites = (*plan.sites[:index], plain, *plan.sites[index + 1 :])
+    relaxed = expectation(dataclasses.replace(plan, sites=sites), index, world_size)
+    return (*relaxed.allowed, FusionOp.RESIDUAL_RMS_NORM)
+
+
 def expectation(plan: GraphPlan, index: int, world_size: int) -> Expectation:
     """What must become of a site under both passes, by the features of the plan alone."""
     site = plan.sites[index]
     forbidden = norm_blockers(plan, site, world_size)
     if forbidden and site.second_norm and _of_first_norm(site, forbidden):
-        return Expectation(FusionOp.RESIDUAL_RMS_NORM, (None,), ("D5", *forbidden), "the second norm of the sum fits")
+        also = (None, *_harmless(plan, index, world_size))
+        return Expectation(FusionOp.RESIDUAL_RMS_NORM, also, ("D5", *forbidden), "the second norm of the sum fits")
     if forbidden:
-        return Expectation(None, (), tuple(forbidden), "; ".join(forbidden.values()))
+        also = _harmless(plan, index, world_size) if set(forbidden) <= {"N2", "N5"} else ()
+        return Expectation(None, also, tuple(forbidden), "; ".join(forbidden.values()))
     blocked = quant_blockers(site)
     norm = FusionOp.RESIDUAL_RMS_NORM
     if blocked:

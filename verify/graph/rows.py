@@ -72,6 +72,7 @@ def _must_fuse() -> list[Row]:
         _one("F13", "a separate quantise and a layer", SitePlan(readers=(ReaderPlan(kind="quantize"), FP8))),
         _one("F14", "fp16 activations", SitePlan(), dtype="float16"),
         _one("F14-mixed", "fp16 activations, norm also read", SitePlan(readers=(FP8, ROUTER)), dtype="float16"),
+        _one("F16", "a counter is written in place beside the site", SitePlan(write="beside")),
         Row("F15", "three layers' sites", GraphPlan(sites=(SitePlan(),) * 6, seed=15)),
     ]
 

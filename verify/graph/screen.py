@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fusecheck.graph.cases import GraphCase
 from fusecheck.graph.findings import Check
 from fusecheck.graph.ops import SEPARATE_STRATEGIES
 from fusecheck.graph.plan import GraphPlan
-from fusecheck.graph.run import GraphResult, Status, Subject, systemic
+from fusecheck.graph.question import Question
+from fusecheck.graph.results import GraphResult, Status, systemic
 from fusecheck.report import Verdict
 
 SHOWN = 12
@@ -57,9 +59,11 @@ class GraphProgress:
         self._bar.update(self._task, advance=1, found=self._found)
 
 
-def summarise(
-    results: Sequence[GraphResult], subject: Subject, tp: int, backend: str, seconds: float
-) -> dict[str, Any]:
+Replays = dict[str, "tuple[GraphCase, ...] | None"]
+"""What must come before a graph for its findings to show, by its name; None where they did not show again."""
+
+
+def summarise(results: Sequence[GraphResult], question: Question, seconds: float) -> dict[str, Any]:
     """The figures of a run, JSON-ready."""
     rows = [result for result in results if _is_row(result)]
     outcomes = Counter(got or "not fused" for result in results for _, got in result.outcomes.values())
@@ -71,10 +75,11 @@ def summarise(
         for index, (_, got) in result.outcomes.items()
     )
     return {
-        "pass": subject.name,
-        "replay": _replay(subject, tp, backend),
-        "tp": tp,
-        "backend": backend,
+        "pass": question.subject.name,
+        "replay": question.line(),
+        "tp": question.world_size,
+        "backend": question.backend,
+        "dialect": question.dialect,
         "graphs": len(results),
         "rows": len(rows),
         "sites": dict(outcomes),
@@ -83,18 +88,11 @@ def summarise(
         "differing_from_unfused": sum(report["differing"] for report in reports),
         "kernel_elements": sum(report["kernel_elements"] for report in reports),
         "off_nominal": sum(report["off_nominal"] for report in reports),
-        "checks": dict(Counter(finding.check.value for result in results for finding in result.findings)),
+        "checks": dict(Counter(finding.check.value for result in results for finding in result.open_findings)),
         "systemic": {check.value: count for check, count in systemic(results).items()},
         **{f"rows_{status.name.lower()}": _names(rows, status, frozenset(systemic(results))) for status in Status},
         "seconds": seconds,
     }
-
-
-def _replay(subject: Subject, tp: int, backend: str) -> str:
-    """The command that checks the same pass in the same way; a graph is to be added."""
-    after = "norm" if subject.after_norm else "none"
-    produces = "quant" if subject.quantises else "norm"
-    return f"fusecheck graph --pass {subject.name} --after {after} --produces {produces} --tp {tp} --backend {backend}"
 
 
 def _is_row(result: GraphResult) -> bool:
@@ -105,21 +103,41 @@ def _names(rows: Sequence[GraphResult], status: Status, ignored: frozenset[Check
     return [result.case.name for result in rows if result.status(ignored) is status]
 
 
-def finding_records(results: Sequence[GraphResult]) -> list[dict[str, Any]]:
-    """Every finding with its graph and the line that replays it, JSON-ready."""
+def finding_records(results: Sequence[GraphResult], question: Question, replays: Replays) -> list[dict[str, Any]]:
+    """Every finding with its graph and the line that replays it, JSON-ready; waived ones with their reason."""
     return [
         finding.to_record()
-        | {"case": result.case.name, "title": result.case.title, "graph": result.case.plan.to_json()}
+        | {
+            "case": result.case.name,
+            "title": result.case.title,
+            "graph": result.case.plan.to_json(),
+            "replay": replay_line(result, question, replays)[0],
+        }
         for result in results
         for finding in result.findings
     ]
 
 
-def show(results: Sequence[GraphResult], summary: dict[str, Any], verdict: Verdict, console: Console) -> None:
+def replay_line(result: GraphResult, question: Question, replays: Replays) -> tuple[str, str]:
+    """The command that shows a result's findings again, and what is to be known of it."""
+    earlier = replays.get(result.case.name, ())
+    line = question.line(*(case.plan.to_json() for case in (*(earlier or ()), result.case)))
+    if earlier is None:
+        return line, "it did not show again in fresh ranks: the pass does not do the same each time"
+    return line, f"only after {', '.join(case.name for case in earlier)}: the pass keeps something" if earlier else ""
+
+
+def show(
+    results: Sequence[GraphResult],
+    summary: dict[str, Any],
+    verdict: Verdict,
+    replay: Callable[[GraphResult], tuple[str, str]],
+    console: Console,
+) -> None:
     """Print what holds for the pass as a whole, the rows that are not as expected, the findings and the figures."""
     common = systemic(results)
     for check, count in common.items():
-        first = next(each for result in results for each in result.findings if each.check is check)
+        first = next(each for result in results for each in result.open_findings if each.check is check)
         _line(console, f"{check.value}: on {count} of {len(results)} graphs, for example: {first.message}")
     ignored = frozenset(common)
     odd = [result for result in results if _is_row(result) and result.status(ignored) is not Status.EXPECTED]
@@ -128,12 +146,13 @@ def show(results: Sequence[GraphResult], summary: dict[str, Any], verdict: Verdi
     told = {
         (result.case.name, finding.check): (result, finding)
         for result in results
-        for finding in reversed(result.findings)
+        for finding in reversed(result.open_findings)
         if finding.check not in ignored
     }
     for result, finding in list(told.values())[:SHOWN]:
-        _line(console, f"{finding.check.value}: {result.case.name}: {finding.message}")
-        _line(console, f"  replay: {summary['replay']} --graph '{result.case.plan.to_json()}'")
+        _line(console, f"{finding.check.value}: {result.case.name}: rank {finding.rank}: {finding.message}")
+        line, known = replay(result)
+        _line(console, f"  replay: {line}" + (f"  ({known})" if known else ""))
     if len(told) > SHOWN:
         _line(console, f"... and {len(told) - SHOWN} more in result.json")
     for line in _figures(results, summary, verdict, ignored):
@@ -152,16 +171,21 @@ def _figures(
     apart = f" (apart from: {', '.join(check.value for check in ignored)})" if ignored else ""
     sites = ", ".join(f"{count} {name}" for name, count in sorted(summary["sites"].items()))
     ending = verdict.value.upper() + (", interrupted" if summary["interrupted"] else "")
+    absent = summary["does_not_arise"]
     lines = [
         f"graph: {ending}  {summary['pass']} on {summary['graphs']} graphs, tp {summary['tp']}, "
-        f"backend {summary['backend']}, {summary['seconds']} s",
+        f"backend {summary['backend']}, dialect {summary['dialect']}, {summary['seconds']} s",
+        *(f"  {name}: {why}" for name, why in summary["unjudged"].items()),
         f"  edge cases: {counts}{apart}" if rows else "",
+        f"  {len(absent)} rows do not arise in {summary['dialect']}: {', '.join(absent)}" if absent else "",
+        f"  {summary['waived']} findings waived" if summary["waived"] else "",
+        *(f"  unused waiver {text}: nothing had to be accepted, take it out" for text in summary["unused_waivers"]),
         f"  sites: {sites}" if sites else "",
         f"  {summary['elements']} output elements compared bit by bit, {summary['kernel_elements']} kernel elements "
         f"judged, {summary['differing_from_unfused']} outputs differ from the unfused graph's",
         f"  {summary['fused_but_separate_on_device']} sites are fused in the graph but separate kernels on the device "
         f"(strategy {', '.join(SEPARATE_STRATEGIES)})",
-        f"  {summary['tensorrt_llm']}",
+        f"  {summary['library']}" if summary["library"] else "",
     ]
     return [line for line in lines if line]
 
@@ -172,7 +196,7 @@ def _table(results: Sequence[GraphResult], ignored: frozenset[Check]) -> Table:
         table.add_column(name, overflow="fold")
     for result in results:
         found = [finding for finding in result.findings if finding.check not in ignored]
-        why = "; ".join(dict.fromkeys(f"{finding.check.value}: {finding.message}" for finding in found))
-        why = why or "; ".join(result.left.values())
+        told = (f"{each.waived}: " * bool(each.waived) + f"{each.check.value}: {each.message}" for each in found)
+        why = "; ".join(dict.fromkeys(told)) or "; ".join(result.left.values())
         table.add_row(result.case.name, result.case.title, result.status(ignored).value, Text(why[:140]))
     return table

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from torch.fx import GraphModule
+import torch
+from torch.fx import GraphModule, Node
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.plugins import plug_in
 
 NAMED = {
@@ -21,7 +24,38 @@ NAMED = {
 
 
 class PassError(Exception):
-    """A pass raised, or returned something that is not a graph; the message says which."""
+    """A pass raised, or returned something that is not a graph; the message says which.
+
+    Attributes:
+        where: file, line and function in which it raised; empty where it returned.
+        node: the nodes that it had in hand there.
+        trace: the whole traceback.
+    """
+
+    where = node = trace = ""
+
+    @classmethod
+    def raised(cls, error: BaseException) -> PassError:
+        """What a pass raised, and the place in its own code: the last frame that is not torch's or Python's."""
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        frames = [frame for frame in traceback.walk_tb(error.__traceback__) if _is_users(frame[0].f_code.co_filename)]
+        made = cls(f"the pass raised {told[:400]}")
+        made.trace = "".join(traceback.format_exception(error))
+        if frames:
+            frame, line = frames[-1]
+            made.where = f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+            made.node = ", ".join(f"{name}={held}" for name, held in frame.f_locals.items() if isinstance(held, Node))
+            at = f" at node {made.node}" if made.node else ""
+            made.args = (f"the pass raised {told[:400]}{at} ({made.where})",)
+        return made
+
+
+_LIBRARIES = (str(Path(torch.__file__).parent), sysconfig.get_paths()["stdlib"] + "/", __file__)
+
+
+def _is_users(file: str) -> bool:
+    inside = "site-packages" in file or "dist-packages" in file
+    return not file.startswith(_LIBRARIES[0]) and file != __file__ and (inside or not file.startswith(_LIBRARIES[1]))
 
 
 def load_pass(name: str) -> Callable[..., Any]:
@@ -47,10 +81,8 @@ def load_pass(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def apply_pass(
-    function: Callable[..., Any], gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
-) -> GraphModule:
-    """Call a pass with the graph, with what the ranks share if it takes two arguments, and with `dialect=` if it can.
+def apply_pass(function: Callable[..., Any], gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Call a pass with the graph, and with what the ranks share if it takes two arguments.
 
     It may rewrite in place and return None or a count, or return a graph, alone or first in a tuple.
 
@@ -58,11 +90,9 @@ def apply_pass(
         PassError: it raised, or what it returned is none of these.
     """
     try:
-        options = {"dialect": dialect} if "dialect" in _parameters(function) else {}
-        result = function(gm, shared, **options) if _takes_shared(function) else function(gm, **options)
+        result = function(gm, shared) if _takes_shared(function) else function(gm)
     except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PassError(f"the pass raised {told[:400]}") from error
+        raise PassError.raised(error) from error
     if isinstance(result, tuple) and result:
         result = result[0]
     if result is None or isinstance(result, int):
@@ -74,12 +104,8 @@ def apply_pass(
 
 def _takes_shared(function: Callable[..., Any]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = [each for name, each in _parameters(function).items() if name != "dialect"]
-    return sum(each.kind in kinds for each in named) > 1
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters.values()
     except ValueError:  # built-in functions may have no signature
-        return {}
+        return False
+    return sum(each.kind in kinds and each.default is each.empty for each in parameters) > 1

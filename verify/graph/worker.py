@@ -14,14 +14,16 @@ from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
 from fusecheck.graph.comparison import Comparison, Graphs
 from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
-from fusecheck.graph.dialect import Dialect
-from fusecheck.graph.dialects import dialect_named
+from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.dialects import library_named
+from fusecheck.graph.execution import bits
 from fusecheck.graph.files import FilePlan, is_file, load_file
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
-from fusecheck.graph.inspection import check_structure, copy_graph, count_roles, fused_nodes, signature
+from fusecheck.graph.inspection import Sites, check_structure, count_roles, fused_nodes, tensors_of
 from fusecheck.graph.model_plan import ModelPlan, is_model
 from fusecheck.graph.models import build_model
 from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.structure import copy_graph, expressions, signature
 from fusecheck.graph.subject import PassError, apply_pass, load_pass
 from fusecheck.interface import FusionOp, Rank
 from fusecheck.problem import Problem
@@ -61,6 +63,8 @@ class GraphWorker:
         self.rank = rank
         self._contexts: dict[str, RankContext] = {}
         torch.set_num_threads(1)
+        # Memory that nobody has written to is filled with NaN, so that what reads it shows.
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
     def check(self, job: GraphJob) -> dict[str, Any]:
         """Check one graph; a collective call."""
@@ -76,14 +80,25 @@ class GraphWorker:
         return self._contexts[name]
 
 
+@dataclass(frozen=True)
+class _Rewritten:
+    """What the pass was given and made of it, in its library's operators, and all graphs in Fusecheck's."""
+
+    given: GraphModule
+    made: GraphModule
+    graphs: Graphs
+
+
 class _Case:
     """One job on one rank."""
 
     def __init__(self, rank: Rank, context: RankContext, job: GraphJob) -> None:
         self.rank, self.context, self.job = rank, context, job
         # Importing a pass may register the operators of its dialect.
-        self.passes = [load_pass(name) for name in job.passes]
-        self.dialect: Dialect = dialect_named(job.dialect)
+        *self.earlier, self.subject = [load_pass(name) for name in job.passes]
+        self.library = library_named(job.dialect)
+        self.library.ready()
+        self.dialect = FUSECHECK
         self.report = GraphReport()
         self.shared = SharedConfig(
             local_rank=rank.index,
@@ -95,16 +110,18 @@ class _Case:
 
     def run(self) -> GraphReport:
         """All checks; those that need a sound graph are left out where it is not."""
-        built = self._build()
-        graphs = self._rewrite(built)
-        if graphs is None:
+        built, native = self._build()
+        done = self._rewrite(built, native)
+        if done is None:
             return self.report
-        self.report.outcomes = self._outcomes(graphs.after)
+        graphs = done.graphs
+        sites = Sites(graphs.before, self.dialect)
+        self.report.outcomes = self._outcomes(graphs.after, sites)
         self.report.counts = count_roles(graphs.after, self.dialect)
-        for finding in check_structure(graphs.before, graphs.after, self.dialect, graphs.predecessor):
+        for finding in check_structure(graphs.before, graphs.after, sites, graphs.predecessor):
             self._add(finding)
-        self._idempotent(graphs.after)
-        comparison = Comparison(self.context, self.dialect, built, graphs, self.report, self._own_tokens)
+        self._run_again(done)
+        comparison = Comparison(self.context, sites, built, graphs, self.report, self._own_tokens)
         for tokens in dict.fromkeys((self._own_tokens, *self.job.tokens)):
             if built.token_dimension is not None or tokens == self._own_tokens:
                 comparison.execute(tokens, moves_quantise_only=len(self.job.passes) > 1)
@@ -118,36 +135,53 @@ class _Case:
 
     # Building and rewriting ---------------------------------------------------------------------------------------
 
-    def _build(self) -> BuiltGraph:
-        if is_model(self.job.source):
-            plan = ModelPlan.from_json(self.job.source)
-            self._own_tokens = plan.tokens
-            return build_model(plan, self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
+    def _build(self) -> tuple[BuiltGraph, GraphModule | None]:
+        """The graph in Fusecheck's operators, and a user's own as it is."""
+        ranks = (self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
         if is_file(self.job.source):
             self._own_tokens = 0
-            return load_file(FilePlan.from_json(self.job.source), self.rank.index)
+            return load_file(FilePlan.from_json(self.job.source), self.rank.index, self.library)
+        if is_model(self.job.source):
+            model = ModelPlan.from_json(self.job.source)
+            self._own_tokens = model.tokens
+            return build_model(model, *ranks), None
         graph = GraphPlan.from_json(self.job.source)
         self._own_tokens = graph.tokens
-        return build(graph, self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
+        return build(graph, *ranks), None
 
-    def _rewrite(self, built: BuiltGraph) -> Graphs | None:
+    def _rewrite(self, built: BuiltGraph, native: GraphModule | None) -> _Rewritten | None:
         """Run the passes; None where a rank has no sound graph, or the ranks' graphs differ."""
-        predecessor = after = copy_graph(built.module)
-        said = ""
+        predecessor = copy_graph(built.module)
+        for function in self.earlier:
+            predecessor = apply_pass(function, predecessor, self.shared)
+        given = self.library.enter(copy_graph(predecessor)) if native is None or self.earlier else native
+        loaded = _digests(given)
+        made, said = copy_graph(given), ""
         try:
-            for function in self.passes:
-                predecessor = copy_graph(after)
-                after = apply_pass(function, after, self.shared, self.dialect)
+            made = apply_pass(self.subject, made, self.shared)
         except PassError as error:
-            self._add(GraphFinding(Check.RUNS, str(error)))
+            self._raised(Check.RUNS, error)
             said = "raised"
         else:
-            said = "\n".join(signature(after)) if self._lints(after) else "does not lint"
+            said = "\n".join(signature(made)) if self._lints(made) else "does not lint"
+            self._unchanged(loaded, given, made)
         everyone = self.context.gather_text(said)
         if any(text != said for text in everyone):
             self._add(GraphFinding(Check.RANKS, _difference(everyone)))
             return None
-        return None if said in ("raised", "does not lint") else Graphs(copy_graph(built.module), predecessor, after)
+        if said in ("raised", "does not lint"):
+            return None
+        after = self.library.leave(copy_graph(made))
+        return _Rewritten(given, made, Graphs(copy_graph(built.module), predecessor, after))
+
+    def _unchanged(self, loaded: dict[str, int], before: GraphModule, after: GraphModule) -> None:
+        """The pass leaves every loaded tensor as it is, in memory and by name."""
+        now, named = _digests(before), _digests(after)
+        for name, digest in loaded.items():
+            if now[name] != digest:
+                self._add(GraphFinding(Check.MEMORY, f"the pass wrote to {name} while it ran"))
+            elif named.get(name, digest) != digest:
+                self._add(GraphFinding(Check.MEMORY, f"the pass put other values in the place of {name}"))
 
     def _lints(self, gm: GraphModule) -> bool:
         try:
@@ -159,28 +193,39 @@ class _Case:
             return False
         return True
 
-    def _outcomes(self, gm: GraphModule) -> dict[int, str | None]:
+    def _outcomes(self, gm: GraphModule, sites: Sites) -> dict[int, str | None]:
         found: dict[int, str | None] = {}
-        for fused in fused_nodes(gm, self.dialect):
-            site = site_of(fused.gamma) if fused.gamma else None
+        for fused in fused_nodes(gm, sites):
+            site = site_of(fused.site) if fused.site else None
             if site is not None:
                 found[site] = fused.op.value
         return found
 
-    def _idempotent(self, after: GraphModule) -> None:
-        again = copy_graph(after)
-        try:
-            again = apply_pass(self.passes[-1], again, self.shared, self.dialect)
-        except PassError as error:
-            self._add(GraphFinding(Check.IDEMPOTENT, f"on the second run {error}"))
-            return
-        was, now = signature(after), signature(again)
-        if was != now:
-            changed = sum(line not in was for line in now)
-            self._add(GraphFinding(Check.IDEMPOTENT, f"the second run changed {changed} nodes"))
+    def _run_again(self, done: _Rewritten) -> None:
+        """The pass once more: on what it was given it does the same, on what it made it does nothing."""
+        for check, given in ((Check.REPEATS, done.given), (Check.IDEMPOTENT, done.made)):
+            try:
+                again = apply_pass(self.subject, copy_graph(given), self.shared)
+            except PassError as error:
+                self._raised(check, error, "on the second run ")
+                continue
+            if signature(again) != signature(done.made):
+                mine, wanted = expressions(again), expressions(done.made)
+                new, gone = sum((mine - wanted).values()), sum((wanted - mine).values())
+                if new or gone:
+                    self._add(GraphFinding(check, f"the second run made {new} other nodes and dropped {gone}"))
+
+    def _raised(self, check: Check, error: PassError, when: str = "") -> None:
+        place = (error.node, error.where, error.trace)
+        self._add(GraphFinding(check, f"{when}{error}", None, self.rank.index, "broken", *place))
 
     def _add(self, finding: GraphFinding) -> None:
         self.report.findings.append(replace(finding, rank=self.rank.index))
+
+
+def _digests(gm: GraphModule) -> dict[str, int]:
+    """A checksum of each loaded tensor's bytes, by name."""
+    return {name: zlib.crc32(bits(tensor).cpu().numpy().data) for name, tensor in tensors_of(gm)}
 
 
 def _difference(everyone: list[str]) -> str:

@@ -12,7 +12,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.one_special import rows_of_all
 from fusecheck.interface import Strategy
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.plan import ROUNDS, Choice, Plan
+from fusecheck.kernel.plan import ROUNDS, Choice, Plan, fitted, fitting
 from fusecheck.kernel.table import Case, Cell
 from fusecheck.problem import Call, Problem
 
@@ -87,9 +87,11 @@ class _Core:
         choice = Choice(hash64(plan.seed, self.size, index, 1))
         family = family if family in plan.families else plan.families[index % len(plan.families)]
         dtype, op, strategy = self._kernels[index % len(self._kernels)]
-        made = plan.problem(self.size, choice, family)
+        op = fixed.get("op", op)
+        made = plan.problem(self.size, choice, family, op)
         shape = {"tokens": choice.of(self._few), "hidden": choice.of(self._narrow)}
-        problem = replace(made, **{"dtype": dtype, "op": op, "strategy": strategy, **shape, **fixed})
+        problem = replace(made, **{"dtype": dtype, "strategy": strategy, **shape, **fixed})
+        problem = replace(problem, hidden=fitting(problem.hidden, op))
         if not plan.fits(problem):
             return []
         case = Case(problem, ROUNDS[index % len(ROUNDS)] if checks is None else tuple(checks))
@@ -166,6 +168,7 @@ class _Core:
         problem = plain[0].problem
         if FAMILIES[problem.family].gamma is not None:  # its property hangs on weights and scale
             calls = tuple(replace(call, scale=None, gamma=None, weight_bias=None) for call in calls)
+        calls = tuple(fitted(call, problem.op) for call in calls)
         taken = [call for call in calls if self._takes(replace(problem, schedule=(call,)).calls()[0][1])]
         again = tuple(taken[index % len(taken)] for index in range(len(calls))) if taken else calls
         made = replace(problem, schedule=calls if len(taken) == len(calls) else again)

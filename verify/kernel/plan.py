@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
@@ -13,7 +15,8 @@ from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
 from fusecheck.kernel import schedules, table
 from fusecheck.kernel.compositions import composition_cases
 from fusecheck.kernel.table import Case
-from fusecheck.problem import Problem
+from fusecheck.problem import Call, Problem
+from fusecheck.quantisers.known import quantiser
 
 T = TypeVar("T")
 
@@ -104,22 +107,27 @@ class Plan:
         choice = Choice(hash64(self.seed, world_size, index))
         made = self.problem(world_size, choice, self.families[index % len(self.families)])
         tokens, hidden = self._shape(choice, world_size, index % 8)
-        made = replace(made, tokens=tokens, hidden=hidden)
+        made = replace(made, tokens=tokens, hidden=fitting(hidden, made.op))
         if self.schedules and index % 6 == 5:
             return Case(self._scheduled(made, choice))
         return Case(made, ROUNDS[index // 2 % len(ROUNDS)])
 
-    def problem(self, world_size: int, choice: Choice, family: str) -> Problem:
-        """A Problem of a family; its shape is the least."""
+    def problem(self, world_size: int, choice: Choice, family: str, op: Operation | None = None) -> Problem:
+        """A Problem of a family, of an operation if one is given; its shape is the least."""
         known, seed = FAMILIES[family], choice.seed >> 2
         gamma, bias = self.weights(choice)
+        op = op or choice.of(self.ops)
+        scale = draw_scale(choice.of(known.scales), seed)
+        if op.quantiser == "nvfp4" and "one" in known.scales:  # else the scale is what makes the family
+            scale = factor_of(scale)
         return Problem(
-            op=choice.of(self.ops),
+            op=op,
             strategy=choice.of(self.strategies),
             dtype=choice.of(self.dtypes),
+            hidden=fitting(64, op),
             world_size=world_size,
             eps=1e-5 if family == "tiny-rows" and len(self.eps) > 1 else choice.of(self.eps),
-            scale=draw_scale(choice.of(known.scales), seed),
+            scale=scale,
             gamma=known.gamma or gamma,
             weight_bias=0.0 if known.gamma else bias,
             family=family,
@@ -152,4 +160,21 @@ class Plan:
         """The Problem at the end of a call pattern; patterns run many calls, so their shapes are small."""
         tokens = choice.of(self.tokens or table.few_rows(problem.world_size))
         hidden = choice.of(self.hidden or (128, 256, 512))
-        return replace(problem, schedule=choice.of(schedules.PATTERNS), tokens=tokens, hidden=hidden)
+        calls = tuple(fitted(call, problem.op) for call in choice.of(schedules.PATTERNS))
+        return replace(problem, schedule=calls, tokens=tokens, hidden=fitting(hidden, problem.op))
+
+
+def fitted(call: Call, op: Operation) -> Call:
+    """A call whose columns the groups of its quantiser divide; `op` is the Problem's."""
+    return replace(call, hidden=fitting(call.hidden, call.op or op)) if call.hidden else call
+
+
+def fitting(hidden: int, op: Operation) -> int:
+    """The next number of columns that the groups of the operation's quantiser divide."""
+    group = 1 if op.quantiser == "none" else quantiser(op.quantiser).group or 1
+    return -(-hidden // group) * group
+
+
+def factor_of(scale: float) -> float:
+    """The factor of a tensor whose static scale would be this: block scales of up to 300, a float32 value."""
+    return float(np.float32(4 / scale))

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusecheck import backends
@@ -40,6 +41,7 @@ class Run:
         virtual: all ranks of a case in one process on one GPU.
         timeout: seconds for one case.
         journal: where each case is noted before it starts.
+        logs: the folder for what the ranks print.
         skip: cases that passed in an earlier run.
         joint: the subjects of a world size are variants of one kernel, and run one core plan together.
         given: the cases of each subject, instead of a plan; each runs in processes of its own.
@@ -54,6 +56,7 @@ class Run:
     virtual: bool = False
     timeout: float = 60.0
     journal: Journal | None = None
+    logs: Path | None = None
     skip: frozenset[str] = frozenset()
     joint: bool = False
     given: Mapping[Subject, Sequence[Case]] | None = None
@@ -73,6 +76,7 @@ class Run:
             for case in self._samples(subject):
                 support = self.supports(backend, case.problem)
                 if support.ok:
+                    backend.dataflow(case.problem)
                     break
                 reasons[support.reason] += 1
             else:
@@ -126,6 +130,7 @@ class Run:
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
         options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
+        options["output"] = None if self.logs is None else self.logs / f"tp{world_size}"
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)

@@ -11,6 +11,7 @@ from typing import Any
 from fusecheck import backends
 from fusecheck.case.question import Question
 from fusecheck.case.run import Outcome, explain, request, run_case
+from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Support
 from fusecheck.journal import Journal
 from fusecheck.kernel.isolation import Isolation, Restartable
@@ -152,10 +153,13 @@ class Turn:
             pool.close()
         asked = self._request(case)
         outcome = run_case(pool, asked, timeout=how.timeout)
+        breach = any(finding.error == BreachError.__name__ for finding in outcome.findings)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
         names = explain(pool, asked, outcome) if outcome.findings else []
-        shown = self._shown(pool, asked, outcome) if outcome.findings else outcome
+        shown = self._shown(pool, asked, outcome, known=breach) if outcome.findings else outcome
+        if breach:
+            source.stop()  # every further case would say the same
         if not outcome.findings:
             self._histories.setdefault(id(pool), []).append(asked)
         with source.lock:
@@ -179,11 +183,11 @@ class Turn:
         before = [{"problem": x.problem.to_json(), "checks": list(x.checks)} for x in case.before]
         return request(case.problem, self._subject.backend, flow=self._subject.flow, checks=checks, before=before)
 
-    def _shown(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome) -> Outcome:
-        """The findings with the line that shows them again, of a smaller case where there is one."""
+    def _shown(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome, *, known: bool) -> Outcome:
+        """The findings with the line that shows them again, of a smaller case unless it is known."""
         history, first = self._histories.setdefault(id(pool), []), outcome.findings[0]
         again = True
-        if not self._how.apart:
+        if not self._how.apart and not known:
             asked, outcome, again = self._isolation.isolate(pool, asked, history, outcome)
             history.clear()
         line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()

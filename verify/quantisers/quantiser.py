@@ -76,6 +76,10 @@ class Quantiser(Protocol):
         """
         ...
 
+    def scale_ends_of(self, amax: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
+        """`scale_ends` from ends of the groups' amax, float64, [..., groups] each."""
+        ...
+
     def admits(self, stored: Tensor, nominal: Tensor, ends: Interval, flow: QuantFlow) -> Tensor:
         """Which stored scales are admissible, bool: inside, of the declared kind, and NaN only where the nominal is."""
         ...

@@ -7,6 +7,7 @@ interval is only widened. G-numbers are those of the criterion.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from fusecheck.formats import ue8m0
 from fusecheck.formats.binary import FP32, round_to
 from fusecheck.formats.element import Element
 from fusecheck.numerics.enclosure import QUOTIENT, Interval, corners, widen
-from fusecheck.numerics.nominal import flush
+from fusecheck.numerics.nominal import flush, look_up
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers import scales
 from fusecheck.quantisers.layouts import Layout, layout_of
 
+TABLE_PAYS = 2**16
+"""Elements from which looking codes up in a table of all native values is cheaper than forming each."""
 TINIEST = 2.0**-149
 """The least positive float32."""
 
@@ -69,8 +72,11 @@ class Scaled:
 
     def scale_ends(self, norm: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
         """The least and greatest admissible scale of whole groups, [..., groups] each."""
-        ends = scales.amax_ends(norm, self.groups(norm[0].shape[-1]), flow)
-        low, high = (scales.read_amax(end.to(torch.float32), flow) for end in ends)
+        return self.scale_ends_of(scales.amax_ends(norm, self.groups(norm[0].shape[-1]), flow), flow, given)
+
+    def scale_ends_of(self, amax: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
+        """The same from ends of the amax, float64, [..., groups] each."""
+        low, high = (scales.read_amax(end.to(torch.float32), flow) for end in amax)
         lone = (low == 0) & (high > 0) & (flow.zero_group == "one")  # zero would have a rule of its own
         low = torch.where(lone, TINIEST, low)
         pair = scales.quotient_ends((low.double(), high.double()), self.element.largest, flow)
@@ -158,8 +164,26 @@ class Scaled:
         return round_to(lo.flatten(-2), FP32), round_to(hi.flatten(-2), FP32)
 
     def codes(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
-        """The nominal codes, uint8, one a byte, [..., hidden]."""
-        return self._cast(self.quotients(norm, stored, flow, given), flow)
+        """The nominal codes, uint8, one a byte, [..., hidden]; of many 16-bit numbers by a table of all of them."""
+        scaled = self._scaled_exactly(norm, stored, flow, given) if stored.dtype is torch.uint8 else None
+        if scaled is None:
+            return self._cast(self.quotients(norm, stored, flow, given), flow)
+        return look_up(_cast_table(self.element, flow, norm.dtype, norm.device), scaled)
+
+    def _scaled_exactly(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float) -> Tensor | None:
+        """`quotients` in the 16 bits of the norm, where all factors are moderate powers of two; else None.
+
+        A product with one is exact there but for what is far below half of the least code, or beyond the largest.
+        """
+        if norm.element_size() != 2 or norm.numel() < TABLE_PAYS or flow.pow2 == "no" or flow.codes_from == "amax":
+            return None
+        factor = self._factor(stored, flow, given, None)
+        by = (1 / factor.nominal if factor.divides else factor.nominal).to(norm.dtype)
+        least, most = (2.0**-14, 2.0**15) if norm.dtype is torch.float16 else (2.0**-64, 2.0**64)
+        moderate = (by == 0) | ((by >= least) & (by <= most))
+        if not bool(moderate.all()):
+            return None
+        return (scales.in_groups(norm, stored.shape[-1]) * by[..., None]).flatten(-2)
 
     def _cast(self, quotient: Tensor, flow: QuantFlow) -> Tensor:
         return self.element.encode_float32(
@@ -183,6 +207,13 @@ class Scaled:
         if name is not None and name not in self.layouts:
             raise UsageError(f"layout={name!r}, expected one that {self.name} has: {', '.join(self.layouts)}")
         return layout_of(name or self.layouts[0], tokens, columns, self.scale_dtype, flow)
+
+
+@lru_cache(maxsize=32)
+def _cast_table(element: Element, flow: QuantFlow, native: torch.dtype, device: torch.device) -> Tensor:
+    """The code of every native value, [65536] uint8, indexed by the value's 16 bits."""
+    values = torch.arange(65536, dtype=torch.int32, device=device).to(torch.int16).view(native).to(torch.float32)
+    return element.encode_float32(values, saturate=flow.saturate, code_of_nan=flow.code_of_nan, ties=flow.ties)
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def largest_of(stored: Interval, top: float, flow: QuantFlow) -> Interval:
     return torch.where(stored[0] <= flow.least, 0.0, low).clamp(min=0.0), high
 
 
-def narrowed_root(root: Interval, peak: Tensor, largest: Interval) -> Interval:
+def narrowed_root(root: Interval, peak: Interval, largest: Interval) -> Interval:
     """The reciprocal root of a row that the kernel did not return, given the scale that it did (G6).
 
     The scale came from the amax, and the amax is `peak` times the root: so the root cancels from every quotient, and
@@ -142,12 +142,11 @@ def narrowed_root(root: Interval, peak: Tensor, largest: Interval) -> Interval:
 
     Args:
         root: its enclosure from the row, float64, [..., 1] each.
-        peak: the largest |t * gamma| of the row, [..., 1].
+        peak: ends of the largest |t * gamma| of the row, [..., 1] each; equal where the stream was observed.
         largest: the amax that the stored scale leaves possible, [..., 1] each.
     """
     slack = 2.01 * U + SLACK
-    low, high = largest[0] / peak * (1 - slack), largest[1] / peak * (1 + slack)
-    known = (peak > 0) & (largest[0] > 0)
-    return torch.where(known, torch.maximum(root[0], low), root[0]), torch.where(
-        known & high.isfinite(), torch.minimum(root[1], high), root[1]
-    )
+    low, high = largest[0] / peak[1] * (1 - slack), largest[1] / peak[0] * (1 + slack)
+    low, high = torch.maximum(root[0], low), torch.minimum(root[1], high)
+    known = (peak[0] > 0) & (largest[0] > 0) & (low <= high)  # a wrong scale says nothing of the root
+    return torch.where(known, low, root[0]), torch.where(known, high, root[1])

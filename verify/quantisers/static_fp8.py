@@ -12,10 +12,7 @@ from fusecheck.formats.element import E4M3
 from fusecheck.numerics.enclosure import Interval
 from fusecheck.numerics.nominal import look_up
 from fusecheck.quantflow import QuantFlow
-from fusecheck.quantisers.scaled import Scaled
-
-TABLE_PAYS = 2**16
-"""Elements from which looking codes up in a table of all native values is cheaper than forming each."""
+from fusecheck.quantisers.scaled import TABLE_PAYS, Scaled
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fusecheck.ranks.frames import FrameReader, frame
-from fusecheck.ranks.zygote import ZYGOTE
+from fusecheck.ranks.zygote import ZYGOTE, Zygote
 
 
 class Host(Protocol):
@@ -42,15 +42,16 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class LocalHost:
-    """This machine; keepers come from this process's zygote."""
+    """This machine; keepers come from a zygote of this process."""
 
     indices: tuple[int, ...]
+    zygote: Zygote = ZYGOTE
 
     def connect(self) -> socket.socket:
         """Fork a keeper; see `Host.connect`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            ZYGOTE.fork_keeper(theirs)
+            self.zygote.fork_keeper(theirs)
         return ours
 
     def abandon(self, keeper: int) -> None:

@@ -24,9 +24,14 @@ _BOOT = "from fusecheck.ranks.zygote import main; main({descriptor})"
 
 
 class Zygote:
-    """The parent's handle of its zygote; started with the first keeper that is asked for."""
+    """The parent's handle of its zygote; started with the first keeper that is asked for.
 
-    def __init__(self) -> None:
+    Args:
+        environment: variables to set in it and in the ranks.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._guard = threading.Lock()
@@ -64,7 +69,7 @@ class Zygote:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env=_environment(),
+                    env=_environment() | self._environment,
                     # Ctrl-C in the terminal is the parent's to interpret.
                     start_new_session=True,
                 )
@@ -86,6 +91,10 @@ class Zygote:
 ZYGOTE = Zygote()
 """This process's zygote, shared by all its pools."""
 atexit.register(ZYGOTE.close)
+
+OTHER_HASHES = Zygote(PYTHONHASHSEED="1" if os.environ.get("PYTHONHASHSEED") != "1" else "2")
+"""One whose ranks hash text otherwise than those of the first: forks of one process all hash alike."""
+atexit.register(OTHER_HASHES.close)
 
 
 def _environment() -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fusecheck.report.groups import replay
+from fusecheck.report.groups import replay, told
 from fusecheck.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
 
 SHOWN = 25
@@ -16,6 +16,8 @@ OPEN = 4
 """Entries that are open from the start."""
 
 _RANKS = 16
+
+FILTERS = ("stage", "family", "backend")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ class Entry:
         message: of the first finding.
         line: its picture.
         elements: every finding of the entry that names an element, where there is more than one.
-        count: elements outside, over all ranks; 0 where unknown.
+        count: elements outside of the first finding, as the console counts them; 0 where unknown.
+        total: the same over all ranks and calls.
+        keys: stage, family and backend, by which a reader filters.
         replay: the command that shows it again.
+        traceback: of the exception, where one was raised.
+        output: the end of what the rank had printed.
     """
 
     head: str
@@ -56,7 +62,11 @@ class Entry:
     line: NumberLine | None
     elements: list[Element]
     count: int
+    total: int
+    keys: dict[str, str]
     replay: str
+    traceback: str
+    output: str
 
 
 def entries(findings: list[dict[str, Any]]) -> list[Entry]:
@@ -84,6 +94,7 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
     finding = mine[0]
     message = str(finding.get("message") or finding.get("detail") or "")
     problem = _problem(finding)
+    traceback, output = told(finding)
     found = [element for each in mine[:_RANKS] for element in _element(each)]
     return Entry(
         head=_head(finding),
@@ -94,9 +105,23 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
         message=message,
         line=number_line(message, str(problem.get("dtype", ""))),
         elements=found if len(found) > 1 else [],
-        count=sum(each["count"] for each in mine if isinstance(each.get("count"), int)),
+        count=_count(finding),
+        total=sum(map(_count, mine)),
+        keys={key: value for key in FILTERS if (value := str({**problem, **finding}.get(key) or ""))},
         replay=replay(finding),
+        traceback=traceback,
+        output=output,
     )
+
+
+def _count(finding: dict[str, Any]) -> int:
+    return finding["count"] if isinstance(finding.get("count"), int) else 0
+
+
+def filters(found: list[Entry]) -> dict[str, list[str]]:
+    """What the entries can be filtered by: of each key its values, where they differ."""
+    values = {key: sorted({entry.keys[key] for entry in found if key in entry.keys}) for key in FILTERS}
+    return {key: each for key, each in values.items() if len(each) > 1}
 
 
 def _element(finding: dict[str, Any]) -> list[Element]:

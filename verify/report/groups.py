@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.report.record import Part
+from fusecheck.report.who import judged
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
+    "protocol": "Is the protocol between ranks right in every interleaving?",
     "graph": "Does the graph rewrite put it where it belongs, and nowhere else?",
     "accuracy": "Does the model answer as before?",
     "latency": "Where does it pay, and where does it cost?",
@@ -59,7 +61,13 @@ def finding_line(finding: dict[str, Any]) -> str:
     said = finding.get("message") or finding.get("detail") or ""
     line = ": ".join(str(x) for x in (what, where, said) if x)
     again = replay(finding)
-    return f"{line}  replay: {again}" if again else line
+    line = f"{line}  replay: {again}" if again else line
+    return "\n".join(text for text in (line, *told(finding)) if text)
+
+
+def told(finding: dict[str, Any]) -> tuple[str, str]:
+    """The traceback of a finding's exception, and the end of what the rank had printed; each may be empty."""
+    return str(finding.get("traceback") or "").rstrip(), str(finding.get("output") or "").rstrip()
 
 
 def replay(finding: dict[str, Any]) -> str:
@@ -72,7 +80,8 @@ def replay(finding: dict[str, Any]) -> str:
         words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
         return shlex.join(words)
     if "graph" in finding:
-        return f"{finding.get('replay', 'fusecheck graph')} --graph {shlex.quote(str(finding['graph']))}"
+        line = str(finding.get("replay", "fusecheck graph"))
+        return line if "--graph" in line else f"{line} --graph {shlex.quote(str(finding['graph']))}"
     if "fault" in finding:
         return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
     return ""
@@ -148,6 +157,23 @@ def _of_faults(part: Part) -> Iterator[Group]:
         yield Group("right kernels", "fail", _findings(loose), _text(loose))
 
 
+def _of_protocol(part: Part) -> Iterator[Group]:
+    for row in part.summary.get("exhibits", []):
+        wrong = [x for x in row["repaired"] if x["verdict"] != "pass"]
+        found = row["faulty"]
+        note = f"{found['kind']} in {found['memory']} memory" if row["killed"] else "no schedule found"
+        verdict = _verdict(wrong) if row["killed"] else "fail"
+        yield Group(f"{row['id']}: {row['title']}", verdict, f"{note}; repaired: {'wrong' if wrong else 'right'}")
+    for row in part.summary.get("kernels", []):
+        for found in row["outcomes"]:
+            note = "; ".join(found.get("outcome", [])) or f"{count(found['states'])} states"
+            # The museum shows kernels as they are; only what was asked about by name is judged.
+            shown = found["verdict"] if not part.summary.get("exhibits") else "pass"
+            yield Group(
+                f"{row['title']}, {found['size']}, {found['memory']}", shown, note, "" if shown == "pass" else note
+            )
+
+
 def _of_accuracy(part: Part) -> Iterator[Group]:
     tasks = part.summary.get("tasks") or {}
     for name, task in tasks.items():
@@ -155,7 +181,7 @@ def _of_accuracy(part: Part) -> Iterator[Group]:
         mine = [f for f in part.findings if f.get("title") == name]
         note = str(task.get("line", "")) or _change(task)
         verdict = verdict if verdict in ("pass", "fail") else "inconclusive"
-        yield Group(name, verdict, note, _text(mine) or note)
+        yield Group(shown(name), verdict, note, _text(mine) or note)
     rest = [f for f in part.findings if f.get("title") not in tasks]
     if rest:
         yield Group(
@@ -191,6 +217,7 @@ def _plain(part: Part) -> Iterator[Group]:
 _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
     "kernel": _of_kernel,
     "graph": _of_graph,
+    "protocol": _of_protocol,
     "faults": _of_faults,
     "accuracy": _of_accuracy,
     "latency": _of_latency,
@@ -200,21 +227,21 @@ _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
 def _kernel_sentence(part: Part) -> str:
     s = part.summary
     subjects = s.get("subjects", [])
-    names = list(dict.fromkeys(subject["backend"] for subject in subjects))
-    sizes = ", ".join(map(str, sorted({subject["world_size"] for subject in subjects})))
-    who = f"{names[0]} at tp {sizes}" if len(names) == 1 else f"{len(names)} backends at tp {sizes}"
-    facts = f"{count(s.get('cases', 0))} cases, {count(s.get('elements', 0))} output elements of {who}"
-    facts += _reached(s.get("core") or {})
+    cases = f"{count(s.get('cases', 0))} cases{_reached(s.get('core') or {})}"
     if part.findings:
-        failed = sum(subject["failed"] for subject in subjects)
-        return (
-            f"{failed} of {count(s.get('cases', 0))} cases of {who} show what no conforming kernel may do; "
-            f"the first finding is at stage {part.findings[0].get('stage', 'unknown')}"
-        )
+        failed, first = sum(subject["failed"] for subject in subjects), part.findings[0]
+        told = f"{count(failed)} of {cases} break the declared arithmetic"
+        return f"{told}, first at stage {first.get('stage', 'unknown')}{_like(first)}; judged: {judged(part)}"
     if not s.get("cases"):
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)
-    return f"{facts}, all inside their enclosures" + (f"; {idle} backends ran nothing" if idle else "")
+    told = f"all {count(s.get('elements', 0))} outputs of {cases} are what the declared arithmetic allows"
+    return f"{told}; judged: {judged(part)}" + (f"; {idle} backends ran nothing" if idle else "")
+
+
+def _like(finding: dict[str, Any]) -> str:
+    like = finding.get("computes_like")
+    return f" (computes like {', '.join(map(str, like))})" if like else ""
 
 
 def _reached(core: dict[str, Any]) -> str:
@@ -227,19 +254,58 @@ def _reached(core: dict[str, Any]) -> str:
 
 def _graph_sentence(part: Part) -> str:
     s = part.summary
-    found = _findings(part.findings) if part.findings else "no finding"
-    return f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}, {found}"
+    graphs = f"{count(s.get('graphs', 0))} graphs through {s.get('pass', 'the pass')}"
+    if part.findings:
+        return f"{graphs}, {_findings(part.findings)}"
+    return f"{graphs}: each was fused where it must be, and computes the same bits as before"
 
 
 def _faults_sentence(part: Part) -> str:
     s = part.summary
     alarms = s.get("false_alarms", 0)
-    return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults caught, {alarms or 'no'} false alarms"
+    rejected = f"{alarms} times a right kernel was rejected" if alarms else "no right kernel was rejected"
+    return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults were caught, and {rejected}"
+
+
+def _protocol_sentence(part: Part) -> str:
+    s = part.summary
+    if s.get("faults"):
+        wrong = [row["title"] for row in s["kernels"] if any(x["verdict"] == "fail" for x in row["outcomes"])]
+        shown = f"; as they are today, wrong: {'; '.join(wrong)}" if wrong else ""
+        return f"{s['killed']} of {s['faults']} published faults shown, {s['false_alarms'] or 'no'} false alarms{shown}"
+    names = ", ".join(row["title"] for row in s.get("kernels", []))
+    if part.findings:
+        return f"{names}: {part.findings[0].get('message', '')}"
+    states = sum(x["states"] for row in s.get("kernels", []) for x in row["outcomes"])
+    return f"{names}: {count(states)} states, no finding"
 
 
 def _accuracy_sentence(part: Part) -> str:
-    headline = str(part.summary.get("headline", ""))
-    return headline.partition("  ")[2] or headline or _plain_sentence(part)
+    tasks = {n: t for n, t in (part.summary.get("tasks") or {}).items() if isinstance(t.get("lost"), int)}
+    if not tasks:
+        headline = str(part.summary.get("headline", ""))
+        return headline.partition("  ")[2] or headline or _plain_sentence(part)
+    lost, gained, asked = (sum(int(task.get(key) or 0) for task in tasks.values()) for key in ("lost", "gained", "n"))
+    each = ", ".join(f"{shown(name)} {_points(task)}" for name, task in tasks.items())
+    return f"of {count(asked)} answers {count(lost)} became wrong and {count(gained)} became right; {each}"
+
+
+def _points(task: dict[str, Any]) -> str:
+    """The accuracy of the two arms in percent, as far as the record has it."""
+    ends = [task.get(arm) for arm in ("baseline", "candidate")]
+    return " to ".join(f"{100 * end:.2f} %" for end in ends if isinstance(end, (int, float)))
+
+
+OWN_TASKS = {
+    "golden_mmlu": "generated choices for Fusecheck's own small model, not MMLU",
+    "golden_gsm8k": "generated sums for Fusecheck's own small model, not GSM8K",
+}
+"""What the tasks of the small model are; their names are those of the command line, and they are no benchmark."""
+
+
+def shown(task: str) -> str:
+    """A task as readers of a report shall see it, who must not take ours for the benchmark that it is named after."""
+    return f"{task} ({OWN_TASKS[task]})" if task in OWN_TASKS else task
 
 
 def _latency_sentence(part: Part) -> str:
@@ -265,6 +331,7 @@ def _plain_sentence(part: Part) -> str:
 _SENTENCES: dict[str, Callable[[Part], str]] = {
     "kernel": _kernel_sentence,
     "graph": _graph_sentence,
+    "protocol": _protocol_sentence,
     "faults": _faults_sentence,
     "accuracy": _accuracy_sentence,
     "latency": _latency_sentence,
@@ -276,7 +343,16 @@ def verdict_sentence(all_parts: list[Part], verdict: str) -> str:
     deciding = next((part for part in all_parts if part.verdict == verdict), all_parts[0] if all_parts else None)
     if deciding is None:
         return f"{verdict.capitalize()}: nothing was run."
+    left = [left for part in all_parts for left in part.summary.get("not_run") or [] if left.get("unanswered")]
+    if left and verdict == "inconclusive":
+        told = "; ".join(f"{each['part']} was asked for and not answered, it {each['reason']}" for each in left)
+        return f"Inconclusive: {told}. What was run: {'; '.join(map(sentence, all_parts))}."
     run = f"{deciding.run}: " if deciding.run else ""
     others = len([part for part in all_parts if part.verdict == verdict]) - 1
-    more = f" ({others} more {verdict})" if others > 0 else ""
-    return f"{verdict.capitalize()}: {run}{sentence(deciding)}{more}."
+    more = f" {_more(others, verdict)}" if others > 0 else ""
+    return f"{verdict.capitalize()}: {run}{sentence(deciding)}.{more}"
+
+
+def _more(others: int, verdict: str) -> str:
+    of = "1 more question has" if others == 1 else f"{others} more questions have"
+    return f"{of} the same verdict: {verdict}."

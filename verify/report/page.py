@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,10 +17,17 @@ from fusecheck.report.groups import QUESTIONS, count, sentence, verdict_sentence
 from fusecheck.report.record import Part, parts
 from fusecheck.report.views import left_out, view
 from fusecheck.report.visible import visible
+from fusecheck.report.who import machine
+from fusecheck.report.words import WORDS
 
 
-def to_html(record: dict[str, Any]) -> str:
-    """The page of a record; every text of a run is escaped, and the page's own policy lets nothing be fetched."""
+def to_html(record: dict[str, Any], files: Sequence[str] = ()) -> str:
+    """The page of a record; every text of a run is escaped, and the page's own policy lets nothing be fetched.
+
+    Args:
+        record: as `result.json` has it.
+        files: of the run, beside the page, for its links.
+    """
     everything = list(parts(record))
     style, script = _file("report.css"), _file("report.js")
     page = (
@@ -27,10 +35,14 @@ def to_html(record: dict[str, Any]) -> str:
         .get_template("report.html")
         .render(
             record=record,
+            machine="" if record["command"] == "report" else machine(record["environment"]),
+            files=files,
+            words=WORDS,
             headline=verdict_sentence(everything, record["verdict"]),
             parts=[view(part, number) for number, part in enumerate(everything, 1)],
             questions=[] if record["command"] == "report" else _questions(everything),
             compared=record["command"] == "report",
+            unasked=[] if record["command"] == "report" else _unasked(everything),
             left_out=[entry for part in everything for entry in left_out(part)],
             commands=_commands(everything),
             style=Markup(style),
@@ -59,23 +71,29 @@ def _hash(text: str) -> str:
 
 
 def _questions(everything: list[Part]) -> list[dict[str, str]]:
-    """The five questions, each with its verdict, its evidence and the place of it, or why it was not asked."""
-    asked = {part.question: (number, part) for number, part in enumerate(everything, 1)}
-    left = {x["part"]: x["reason"] for part in everything for x in part.summary.get("not_run", [])}
-    found = []
-    for name, question in QUESTIONS.items():
-        number, part = asked.get(name, (0, None))
-        found.append(
-            {
-                "question": question,
-                "link": f"part-{number}" if part else "",
-                "verdict": part.verdict if part else "not run",
-                "evidence": sentence(part)
-                if part
-                else left.get(name, f"not part of this run; fusecheck {name} asks it"),
-            }
-        )
+    """The questions that were asked, each with its verdict, its evidence and the place of it; unanswered ones first."""
+    left = [x for part in everything for x in part.summary.get("not_run", []) if x.get("unanswered")]
+    found = [
+        {
+            "question": QUESTIONS.get(x["part"], x["part"]),
+            "link": "",
+            "verdict": "inconclusive",
+            "evidence": f"asked for and not answered: {x['reason']}",
+        }
+        for x in left
+    ]
+    for number, part in enumerate(everything, 1):
+        question = QUESTIONS.get(part.question, part.question)
+        place = f"part-{number}"
+        found.append({"question": question, "link": place, "verdict": part.verdict, "evidence": sentence(part)})
     return found
+
+
+def _unasked(everything: list[Part]) -> list[str]:
+    """The questions that this run did not ask, by their commands."""
+    named = {part.question for part in everything}
+    named |= {x["part"] for part in everything for x in part.summary.get("not_run", [])}
+    return [name for name in QUESTIONS if name not in named]
 
 
 def _commands(everything: list[Part]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from fusecheck.errors import UsageError
 from fusecheck.report.record import SCHEMA
+from fusecheck.report.who import kernels
 
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
 
@@ -65,8 +67,19 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
+        "driver": _driver(),
         "packages": versions,
     }
+
+
+def _driver() -> str | None:
+    """The version of the NVIDIA driver, as the kernel module tells it; None without one."""
+    try:
+        told = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", told)
+    return found[0] if found else None
 
 
 def make_run_dir(command: str, run_dir: Path | None) -> Path:
@@ -155,7 +168,7 @@ def write_result(
         "verdict": Verdict(verdict).value,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "arguments": sys.argv[1:],
-        "environment": environment(),
+        "environment": environment() | ({"kernels": named} if (named := kernels(summary)) else {}),
         "summary": summary,
         "findings": list(findings),
     }
@@ -165,8 +178,15 @@ def write_result(
         write_aside(json_file, text)
     plain = json.loads(text)
     write_aside(run_dir / "junit.xml", to_junit(plain))
-    write_aside(run_dir / "report.html", to_html(plain))
+    write_aside(run_dir / "report.html", to_html(plain, _files(run_dir)))
     return record
+
+
+def _files(run_dir: Path) -> list[str]:
+    """What lies in a run directory for readers, as links of its page."""
+    found = [run_dir / name for name in ("result.json", "cases.jsonl", "junit.xml")]
+    found += sorted(run_dir.glob("*/report.html"))
+    return [path.relative_to(run_dir).as_posix() for path in found if path.exists()]
 
 
 def write_markdown(path: Path, record: dict[str, Any]) -> None:

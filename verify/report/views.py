@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusecheck.report.findings import OPEN, SHOWN, entries
+from fusecheck.report.findings import OPEN, SHOWN, entries, filters
 from fusecheck.report.groups import QUESTIONS, count, groups, sentence, with_replay
 from fusecheck.report.pictures import latency, matrix
 from fusecheck.report.pictures.flips import flips
 from fusecheck.report.pictures.heat import heat_map, strips
 from fusecheck.report.pictures.histogram import histogram
 from fusecheck.report.pictures.intervals import intervals
+from fusecheck.report.pictures.lanes import lanes
 from fusecheck.report.record import Part
 
 _DRAWN = {
@@ -24,10 +25,18 @@ _DRAWN = {
         "suggestions",
     ),
     *("parts", "not_run", "rows", "tasks", "left_out", "criteria", "runs", "groups", "refusals", "flipped", "headline"),
-    "tables",
+    *("tables", "exhibits", "kernels"),
     *("timings", "prediction", "reading", "policy", "stages", "further_seeds", "warnings", "kernel_verdict"),
 }
 """Figures that have a place of their own, or are too long for the list."""
+
+TITLES = {
+    "kernel": "The kernel",
+    "graph": "The graph rewrite",
+    "accuracy": "The model's answers",
+    "latency": "Time",
+    "faults": "Fusecheck itself",
+}
 
 
 def view(part: Part, number: int) -> dict[str, Any]:
@@ -37,17 +46,19 @@ def view(part: Part, number: int) -> dict[str, Any]:
     return {
         "part": part,
         "id": f"part-{number}",
-        "title": f"{part.run} · {part.command}" if part.run else part.command.capitalize(),
+        "title": f"{part.run} · {part.command}" if part.run else TITLES.get(part.question, part.command.capitalize()),
         "question": QUESTIONS.get(part.question, ""),
         "sentence": sentence(part),
         "open": found[:OPEN],
         "closed": found[OPEN:SHOWN],
         "more": len(found) - SHOWN,
+        "filters": filters(found[:SHOWN]),
         "groups": groups(part),
         "figures": _figures(part.summary),
         "kernel": _of_kernel(part) if part.question == "kernel" else {},
         "accuracy": _of_accuracy(part.summary) if part.question == "accuracy" else {},
         "faults": _of_faults(part.summary) if part.question == "faults" else {},
+        "protocol": lanes(part.summary) if part.question == "protocol" else [],
         "latency": _of_latency(part.summary) if part.question == "latency" else {},
     }
 

@@ -90,7 +90,7 @@ class Code:
     def _arguments(self, where: Where) -> tuple[Interval, Tensor, Interval | None]:
         """Ends of the norm, [n, 1] each, the scale beside it, [n, 1], and ends of its group's amax where it matters."""
         group = where[1] // self._scales.size
-        lo, hi = self._scales.element_ends(where)
+        lo, hi = self._scales.element_ends(where, self._stored)
         amax = self._scales.amax_ends((where[0], group)) if self._scales.rules.codes_from == "amax" else None
         return (lo[:, None], hi[:, None]), self._stored[where[0], group][:, None], amax
 

@@ -12,6 +12,7 @@ from fusecheck.formats.binary import FP32, round_to
 from fusecheck.numerics import enclosure, nominal
 from fusecheck.numerics.enclosure import Interval
 from fusecheck.quantflow import Reads
+from fusecheck.quantisers.scales import narrowed_root
 from fusecheck.stages import values
 from fusecheck.stages.judgement import Element, Stage
 from fusecheck.stages.operands import Operands, Where
@@ -54,13 +55,20 @@ class Norm:
         """The nominal norm, [rows, hidden], native."""
         return self._rounded
 
-    def unrounded_ends(self, where: Where) -> Interval:
-        """Enclosure of the norm before its last rounding at some elements, [n] each."""
+    def unrounded_ends(self, where: Where, amax: Interval | None = None) -> Interval:
+        """Enclosure of the norm before its last rounding at some elements, [n] each.
+
+        Args:
+            where: the elements.
+            amax: what is known of the largest magnitude of each row, [rows, 1] each, such as from its scale (G6).
+        """
         rows, place = torch.unique(where[0], return_inverse=True)
         stream = self._before.read_ends(self._observed, rows, rounded=self.flow.norm_reads_rounded)
         measured = self._before.read_ends(self._observed, rows, rounded=self._statistics_rounded)
         squares = enclosure.squares_ends(measured, self.flow, self.operands.format)
         root = enclosure.root_ends(squares, self.operands.hidden, self.operands.eps, self.flow)
+        if amax is not None and not self.flow.round_normed:
+            root = narrowed_root(root, self._peak(stream), (amax[0][rows], amax[1][rows]))
         here = (place, where[1])
         return enclosure.norm_ends(
             (stream[0][here], stream[1][here]),
@@ -69,6 +77,14 @@ class Norm:
             self.flow,
             self.operands.format,
         )
+
+    def _peak(self, stream: Interval) -> Interval:
+        """Ends of the largest |t * weight| of whole rows, [n, 1] each."""
+        lo, hi = stream
+        weight = self.operands.weight.to(torch.float64).abs()
+        least = torch.where((lo <= 0) & (hi >= 0), 0.0, torch.minimum(lo.abs(), hi.abs()))
+        most = torch.maximum(lo.abs(), hi.abs())
+        return (least * weight).amax(-1, keepdim=True), (most * weight).amax(-1, keepdim=True)
 
     def ends(self, where: Where) -> Interval:
         """Enclosure of norm_out at some elements, [n] each."""
@@ -89,10 +105,13 @@ class Norm:
             return self.unrounded
         return self._rounded if norm_out is None else norm_out
 
-    def read_ends(self, norm_out: Tensor | None, where: Where, reads: Reads) -> Interval:
-        """Enclosure of what the quantiser reads at some elements, [n] each, given the observed norm if there is one."""
+    def read_ends(self, norm_out: Tensor | None, where: Where, reads: Reads, amax: Interval | None = None) -> Interval:
+        """Enclosure of what the quantiser reads at some elements, [n] each, given the observed norm if there is one.
+
+        `amax` is what is known of the largest magnitude of each row, as for `unrounded_ends`.
+        """
         if reads == "unrounded":
-            lo, hi = self.unrounded_ends(where)
+            lo, hi = self.unrounded_ends(where, amax)
             return round_to(lo, FP32), round_to(hi, FP32)
         if norm_out is None:
             return self.ends(where)

@@ -41,9 +41,15 @@ class Scale:
         """What the quantiser nominally reads, [rows, hidden]."""
         return self._before.read(self._observed, self.rules.reads)
 
-    def element_ends(self, where: Where) -> Interval:
-        """Enclosure of what the quantiser reads at some elements, of the shape of their indices."""
-        return self._before.read_ends(self._observed, where, self.rules.reads)
+    def element_ends(self, where: Where, stored: Tensor | None = None) -> Interval:
+        """Enclosure of what the quantiser reads at some elements, of the shape of their indices.
+
+        Where that is the unrounded norm, the `stored` scales of whole rows, [rows, 1], bound the root of each (G6).
+        """
+        known = None
+        if stored is not None and stored.shape[1] == 1:
+            known = self.quantiser.amax_ends(stored, self.rules, self.operands.scale)
+        return self._before.read_ends(self._observed, where, self.rules.reads, known)
 
     def group_ends(self, where: Where) -> Interval:
         """The same for all elements of some groups, [n, size] each; `where` is of [rows, groups]."""
@@ -53,7 +59,11 @@ class Scale:
 
     def amax_ends(self, where: Where) -> Interval:
         """Enclosure of the largest magnitude of some groups, [n, 1] each."""
-        return scales.amax_ends(self.group_ends(where), 1, self.rules)
+        if self._observed is None or self.rules.reads != "rounded" or self.rules.amax_nan == "order":
+            return scales.amax_ends(self.group_ends(where), 1, self.rules)
+        grouped = scales.in_groups(self._observed, self.operands.hidden // self.size)
+        largest = scales.amax(grouped[where], 1, self.rules).to(torch.float64)  # a number: the maximum has no order
+        return largest, largest
 
     @cached_property
     def special(self) -> Tensor:
@@ -68,7 +78,7 @@ class Scale:
 
     def ends(self, where: Where) -> Interval:
         """The least and greatest admissible scale of some groups, [n] each."""
-        lo, hi = self.quantiser.scale_ends(self.group_ends(where), self.rules, self.operands.scale)
+        lo, hi = self.quantiser.scale_ends_of(self.amax_ends(where), self.rules, self.operands.scale)
         return lo[:, 0], hi[:, 0]
 
     def admits(self, got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

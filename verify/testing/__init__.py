@@ -11,6 +11,7 @@ Needs torch and numpy only.
 from fusecheck.testing.agreement import assert_same_on_ranks
 from fusecheck.testing.collecting import Conforming
 from fusecheck.testing.conformity import Conformity, NotConforming, assert_conforms, conforms
+from fusecheck.testing.fusion import assert_fusion_preserves
 from fusecheck.testing.quantised import assert_quantised
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Conformity",
     "NotConforming",
     "assert_conforms",
+    "assert_fusion_preserves",
     "assert_quantised",
     "assert_same_on_ranks",
     "conforms",

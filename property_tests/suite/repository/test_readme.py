@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import typer
 
-from fusecheck import cli, manual
+from fusecheck import Dataflow, cli, manual
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
@@ -50,6 +51,12 @@ def test_the_readme_leads_to_every_folder_and_page() -> None:
     tops = {path.relative_to(ROOT).parts[0] for path in tracked_files() if len(path.relative_to(ROOT).parts) > 1}
     assert {f"{top}/" for top in tops if not top.startswith(".")} <= {link.split("/")[0] + "/" for link in linked}
     assert set(NAMES) - {"README.md"} <= linked
+
+
+def test_the_page_on_declarations_names_every_field() -> None:
+    rows = pages.table(pages.read("verify/backends/README.md"), "field")
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {field.name for field in dataclasses.fields(Dataflow)} - {"name", "source"}
 
 
 def test_no_figure_is_left_open() -> None:

@@ -22,12 +22,15 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Strategy
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite import deaths, judging, refutation
+from fusecheck.property_tests.suite import deaths, judging, quantiser_refutation, refutation
 from fusecheck.property_tests.suite.launching import marked_environment
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT
+from fusecheck.quantflow import QUANT_FLOWS
 
-FIGURES = {command.strip("`"): result for _, command, result in pages.table(pages.read(), "what")}
+MACHINES = ("on two shared CPU cores", "on two H200s")
+ROWS = [row for machine in MACHINES for row in pages.table(pages.read(), machine)]
+FIGURES = {command.strip("`"): result for _, command, result in ROWS}
 CHIP = ROOT / "golden" / "h200x2"
 
 
@@ -99,6 +102,18 @@ def faults(result: str) -> None:
     record = summary(ROOT / "golden" / "faults.json")
     assert f"{record['killed']} of {record['faults']}, {record['false_alarms']} false alarms" in result
     assert number(r"in ([\d,]+) cases", result) == record["legal_cases"]
+
+
+def faults_of_quantisers(result: str) -> None:
+    record = summary(ROOT / "golden" / "faults_quantisers.json")
+    assert f"{record['killed']} of {record['faults']}" in result
+    assert record["false_alarms"] == 0
+
+
+def refuted_formats(result: str) -> None:
+    tallies = {name: next(quantiser_refutation.refute(name, 1, 1 << 12, seed=1)) for name in QUANT_FLOWS}
+    assert number(r"(\d+) violations", result) == sum(len(quantiser_refutation.verdict(t)[0]) for t in tallies.values())
+    assert number(r"each of (\d+) formats", result) == len(tallies)
 
 
 def benchmark(result: str) -> None:
@@ -189,6 +204,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "python -m fusecheck.property_tests.suite.refutation": refuted,
     "fusecheck faults --sensitivity": sensitive,
     "fusecheck faults": faults,
+    "fusecheck faults --group quantiser": faults_of_quantisers,
+    "python -m fusecheck.property_tests.suite.refutation --format": refuted_formats,
     "make bench": benchmark,
     "mpirun -n 2 fusecheck kernel": on_the_chip,
     "STEPS=rejected ci/mpirun.sh": rejected,

@@ -18,9 +18,22 @@ for (const button of document.querySelectorAll(".replay button")) {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
+for (const filter of document.querySelectorAll(".filter")) {
+  filter.hidden = false;
+  const choices = [...filter.querySelectorAll("select")];
+  filter.addEventListener("change", () => {
+    let shown = 0;
+    for (const finding of filter.parentElement.querySelectorAll("article.finding")) {
+      finding.hidden = choices.some((choice) => choice.value && finding.dataset[choice.dataset.key] !== choice.value);
+      shown += !finding.hidden;
+    }
+    for (const more of filter.parentElement.querySelectorAll("details.more")) more.open = true;
+    said.textContent = shown + " findings shown.";
+  });
+}
 const opened = [];
 addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details:not([open]):not(.more)")) {
+  for (const folded of document.querySelectorAll(".part.fail details:not([open]):not(.more)")) {
     folded.open = true;
     opened.push(folded);
   }

@@ -1,0 +1,127 @@
+"""`fusecheck.testing` on real ranks: FlashInfer's fused kernel, NCCL, a process a GPU. Run under torchrun or mpirun.
+
+    mpirun -n 2 python ci/testing_gpu.py
+
+Each pattern passes; a wrong declaration fails with the right one named; what one rank has wrong is raised on every
+rank. Prints a line each, and what judging costs beside assert_close on 2,048 x 8,192. Exit code 1 where one is not so.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fusecheck.backends import backend
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import Limits, Strategy
+from fusecheck.operations import Operation
+from fusecheck.problem import Problem
+from fusecheck.testing import assert_conforms, conforms
+
+OPS = (
+    "RESIDUAL_RMS_NORM",
+    "RESIDUAL_RMS_NORM_OUT_QUANT_FP8",
+    "RESIDUAL_RMS_NORM_QUANT_DYNAMIC_FP8",
+    "RESIDUAL_RMS_NORM_OUT_QUANT_GROUP_FP8_PACKED",
+    "RESIDUAL_RMS_NORM_OUT_QUANT_MXFP8",
+)
+
+
+class Rank:
+    """This process's place, as a backend wants it."""
+
+    def __init__(self) -> None:
+        self.index, self.world_size, self.group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+        self.device = torch.device("cuda", self.index)
+
+
+def main() -> int:
+    """Run every check; returns the exit code."""
+    rank = int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+    size = int(os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
+    torch.cuda.set_device(rank)
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1") + ":" + os.environ.get("MASTER_PORT", "29511")
+    dist.init_process_group("nccl", init_method=f"tcp://{address}", rank=rank, world_size=size)
+    place, wrong = Rank(), 0
+    kernel = backend("flashinfer").open(place, Limits(2048, 8192, torch.bfloat16))
+    for name in OPS:
+        problem = Problem(op=Operation.named(name), tokens=300, hidden=4096, world_size=size, seed=7)
+        if not backend("flashinfer").supports(problem).ok:
+            _say(place, f"{name}: refused: {backend('flashinfer').supports(problem).reason}")
+            continue
+        _say(place, f"{name}: {_judge(kernel, place, problem, 'flashinfer')}")
+        told = _judge(kernel, place, problem, "vllm-native")
+        wrong += "computes like: " not in told or "flashinfer" not in told.rpartition("computes like: ")[2]
+        _say(place, f"  declared vllm-native: {told.splitlines()[-1][:200]}")
+    problem = Problem(tokens=64, hidden=4096, world_size=size, seed=7)
+    told = _judge(kernel, place, problem, "flashinfer", spoil=place.index == 1)
+    wrong += "differs between ranks" not in told
+    _say(place, f"one rank's gamma doubled: {told[:120]}")
+    _time(kernel, place, size)
+    kernel.close()
+    dist.destroy_process_group()
+    return int(wrong > 0)
+
+
+def _say(place: Rank, text: str) -> None:
+    everyones: list[Any] = [None] * place.world_size
+    dist.all_gather_object(everyones, text)
+    if place.index == 0:
+        print(text if len(set(everyones)) == 1 else f"RANKS DIFFER: {everyones}", flush=True)
+
+
+def _call(kernel: Any, place: Rank, problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
+    made = Inputs(problem, place.device).of_rank(place.index)
+    out = kernel.run(made, op=problem.op, strategy=Strategy.ONESHOT)
+    torch.cuda.synchronize()
+    outputs = {"residual": out.residual, "norm": out.norm, "quant": out.quant, "scale_out": out.scale}
+    operands = {"partials": made.partial, "residual_in": made.residual, "gamma": made.gamma, "eps": made.eps}
+    operands |= {"scale": made.scale, "weight_bias": made.weight_bias, "group": place.group}
+    if problem.op.quantiser != "none":
+        operands["quantiser"] = problem.op.quantiser
+    return outputs, operands
+
+
+def _judge(kernel: Any, place: Rank, problem: Problem, flow: str, *, spoil: bool = False) -> str:
+    outputs, operands = _call(kernel, place, problem)
+    if spoil:
+        operands["gamma"] = operands["gamma"] * 2
+    try:
+        return str(assert_conforms(**outputs, **operands, dataflow=flow))
+    except (AssertionError, ValueError) as error:
+        return str(error)
+
+
+def _time(kernel: Any, place: Rank, size: int) -> None:
+    problem = Problem(tokens=2048, hidden=8192, world_size=size, seed=3)
+    outputs, operands = _call(kernel, place, problem)
+    seconds: dict[str, float] = {}
+    for _ in range(3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        conforms(**outputs, **operands, dataflow="flashinfer")
+        torch.cuda.synchronize()
+        middle = time.perf_counter()
+        total = operands["partials"].float()
+        dist.all_reduce(total)
+        stream = total + operands["residual_in"].float()
+        root = torch.rsqrt(stream.square().mean(-1, keepdim=True) + operands["eps"])
+        norm = stream * root * (operands["gamma"].float() + operands["weight_bias"])
+        codes = (norm / operands["scale"]).clamp(-448, 448).to(torch.float8_e4m3fn).float() * operands["scale"]
+        wanted = {"residual": stream, "norm": norm, "quant": codes}
+        for name, reference in wanted.items():
+            got = outputs[name].float() * (operands["scale"] if name == "quant" else 1)
+            torch.testing.assert_close(got, reference, atol=1e9, rtol=0.01)
+        torch.cuda.synchronize()
+        seconds = {"conforms": middle - began, "assert_close": time.perf_counter() - middle}
+    if place.index == 0:
+        print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in seconds.items()), "2,048 x 8,192", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

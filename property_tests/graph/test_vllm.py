@@ -1,0 +1,55 @@
+"""vLLM's side: graphs in its operators and back, a pass on them, and its own pass where its files are."""
+
+from __future__ import annotations
+
+import pytest
+
+from fusecheck.errors import UsageError
+from fusecheck.graph import vllm, vllm_host
+from fusecheck.graph.cases import Subject, adapted, row_cases
+from fusecheck.graph.results import Status
+from fusecheck.graph.run import GraphChecker
+from fusecheck.graph.schemas import published
+
+HERE = "fusecheck.property_tests.graph.vllm_stand_in"
+LIBRARY = vllm.Vllm()
+ROWS = "F1,F2,F6,F7,F8,F11-fixed,F12,F14,F16,D1,D3,D5,N1,N2-alpha,N2-none,N3,N5,N5-float32,N15"
+
+
+def test_nothing_but_names_changes_on_the_way_there_and_back(quick_checker: GraphChecker) -> None:
+    checker = quick_checker.for_subject(Subject(f"{HERE}:nothing", after_norm=False))
+    checker.dialect = vllm.NAME
+    cases, _ = adapted(LIBRARY, row_cases(2, ROWS))
+    statuses = {result.case.name: result.status() for result in checker.check_all(cases)}
+    # The site behind that of the row would fuse in every one of them.
+    assert set(statuses.values()) == {Status.MISSED}, statuses
+
+
+def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_checker: GraphChecker) -> None:
+    checker = quick_checker.for_subject(Subject(f"{HERE}:fuse", after_norm=False))
+    checker.dialect = vllm.NAME
+    cases, _ = adapted(LIBRARY, row_cases(2, "F1,F2,F7,F12,F14,D3,N1,N3,N5-float32"))
+    for result in checker.check_all(cases):
+        assert result.findings == [], result.case.name
+        assert result.judged > 0
+
+
+def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:
+    kept, absent = adapted(LIBRARY, row_cases(2, "F3,D7,N12-draft,N13"))
+    assert set(absent) == {"F3", "N12-draft", "N13"}
+    assert kept[0].plan.sites[0].strategy == "AUTO"  # type: ignore[union-attr]
+
+
+def test_its_schemas_parse_and_name_their_source() -> None:
+    for entry in published(vllm.NAME).values():
+        assert entry.parsed.arguments
+        assert entry.file
+
+
+@pytest.mark.skipif(vllm_host.files() is not None, reason="says what a machine without vLLM says")
+def test_without_its_files_its_own_pass_is_refused() -> None:
+    import torch
+
+    assert "not installed" in LIBRARY.status()
+    with pytest.raises(UsageError, match="pip install vllm, with --no-deps"):
+        vllm_host.fusion_pass(2, torch.bfloat16, 4096)

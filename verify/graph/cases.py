@@ -1,0 +1,117 @@
+"""Which graphs to check, and what must become of each site under the passes that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from fusecheck.errors import UsageError
+from fusecheck.graph.build import MAX_TOKENS
+from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
+from fusecheck.graph.files import FilePlan
+from fusecheck.graph.library import Library
+from fusecheck.graph.model_plan import ModelPlan
+from fusecheck.graph.plan import Expectation, GraphPlan, expectation
+from fusecheck.graph.random_graphs import random_plan
+from fusecheck.graph.rows import ROWS
+from fusecheck.interface import FusionOp
+
+NORM_OP = FusionOp.RESIDUAL_RMS_NORM
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pass under test and where it stands.
+
+    Attributes:
+        name: `package.module:function`, or the short name of one of Fusecheck's own.
+        after_norm: it gets the graph that the norm pass made, else the graph as exported.
+        quantises: it makes quantising operators, else only norms.
+    """
+
+    name: str = QUANT_PASS
+    after_norm: bool = True
+    quantises: bool = True
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """All passes to run, the subject last."""
+        return (NORM_PASS, self.name) if self.after_norm else (self.name,)
+
+
+@dataclass(frozen=True)
+class GraphCase:
+    """A graph with a name.
+
+    Attributes:
+        name: of the row, the seed or the model.
+        plan: what to build.
+        title: in words.
+    """
+
+    name: str
+    plan: GraphPlan | ModelPlan | FilePlan
+    title: str = ""
+
+
+def row_cases(world_size: int, pattern: str = "*") -> list[GraphCase]:
+    """The named edge cases that this world size can show, of those that a comma-separated pattern names.
+
+    Raises:
+        UsageError: a part of the pattern names no row.
+    """
+    wanted = pattern.split(",")
+    for part in wanted:
+        if not any(fnmatchcase(row.name, part) for row in ROWS):
+            raise UsageError(f"no row is called {part!r}, expected one of: {', '.join(row.name for row in ROWS)}")
+    mine = [row for row in ROWS if (row.world_size or max(world_size, 2)) == world_size]
+    named = [row for row in mine if any(fnmatchcase(row.name, part) for part in wanted)]
+    return [GraphCase(row.name, row.plan, row.title) for row in named]
+
+
+def random_cases(count: int, seed: int) -> Iterator[GraphCase]:
+    """Random graphs; the same for the same seed."""
+    for number in range(count):
+        yield GraphCase(f"random-{seed + number}", random_plan(seed + number))
+
+
+def adapted(library: Library, cases: list[GraphCase]) -> tuple[list[GraphCase], dict[str, str]]:
+    """The cases as a library holds them, and why some do not arise there, by name."""
+    kept, absent = [], {}
+    for case in cases:
+        plan = library.adapt(case.plan) if isinstance(case.plan, GraphPlan) else case.plan
+        if isinstance(plan, str):
+            absent[case.name] = plan
+        else:
+            kept.append(replace(case, plan=plan))
+    return kept, absent
+
+
+def expected(
+    subject: Subject,
+    plan: GraphPlan,
+    index: int,
+    world_size: int,
+    transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
+) -> Expectation:
+    """What must become of a site, given which passes run and how they are configured."""
+    full = expectation(plan, index, world_size)
+    if full.fused is None:
+        return full
+    if reason := _switched_off(NORM_PASS, plan, transforms):
+        return Expectation(None, (), ("D8",), reason)
+    reason = _switched_off(QUANT_PASS, plan, transforms) if subject.quantises else "the quantising pass does not run"
+    if not reason:
+        return full
+    also = (None,) if None in full.also else ()
+    return Expectation(NORM_OP, also, full.rows, reason)
+
+
+def _switched_off(name: str, plan: GraphPlan, transforms: Mapping[str, TransformConfig]) -> str:
+    """Why a transform leaves the whole graph alone; empty where it does not."""
+    config = SharedConfig(transforms=transforms).config(name)
+    if not config.enabled:
+        return f"{name} is not enabled"
+    fixed = None if plan.dynamic else plan.tokens
+    return config.policy.refusal(fixed, MAX_TOKENS if fixed is None else fixed) or ""

@@ -1,0 +1,127 @@
+"""One run of `fusecheck graph`: graphs through the checkers, what must be known to replay, verdict, files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fusecheck import backends
+from fusecheck.errors import Inconclusive
+from fusecheck.graph import waivers
+from fusecheck.graph.cases import GraphCase, adapted
+from fusecheck.graph.config import BOTH_ENABLED, load_transforms
+from fusecheck.graph.dialects import library_named
+from fusecheck.graph.question import Question, history_needed, needs_ranks
+from fusecheck.graph.results import GraphResult
+from fusecheck.graph.run import GraphChecker
+from fusecheck.graph.screen import SHOWN, GraphProgress, Replays, finding_records, replay_line, show, summarise
+from fusecheck.report import Interruption, Verdict, write_result
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    Attributes:
+        question: what is asked.
+        timeout: seconds for one graph.
+        accepted: the known gaps.
+        directory: where its files go.
+        console: where it is shown.
+        results: so far.
+        absent: why graphs do not arise in the library, by name.
+    """
+
+    question: Question
+    timeout: float
+    accepted: Sequence[waivers.Waiver]
+    directory: Path
+    console: Console
+    results: list[GraphResult] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def finish(self, cases: Mapping[int, list[GraphCase]], json_file: Path | None) -> int:
+        """Check graphs by world size, show and write what came of it; returns the exit code.
+
+        Raises:
+            UsageError: an unknown backend, dialect or waived row, or an operator that the dialect lacks.
+            Inconclusive: there is no graph.
+        """
+        backends.backend(self.question.backend)
+        library = library_named(self.question.dialect)
+        library.ready()
+        work: dict[int, list[GraphCase]] = {}
+        for world_size, mine in cases.items():
+            work[world_size], absent = adapted(library, mine)
+            self.absent |= absent
+        if not any(work.values()):
+            raise Inconclusive("no graph to check: --only, --rows and --random leave none")
+        waivers.check_rows(self.accepted, (case.name for mine in work.values() for case in mine))
+        total = sum(map(len, work.values()))
+        with Interruption() as stop, GraphProgress(self.console, total, self.results) as progress:
+            for world_size, mine in work.items():
+                if mine:
+                    with self._checker(world_size) as checker:
+                        checker.check_all(mine, lambda result: self._seen(result, progress))
+        replays = {} if stop.happened else self._replays(work)
+        verdict = self._verdict(complete=not stop.happened)
+        summary = summarise(self.results, self.question, progress.seconds) | self._about(interrupted=stop.happened)
+        show(self.results, summary, verdict, lambda each: replay_line(each, self.question, replays), self.console)
+        records = finding_records(self.results, self.question, replays)
+        write_result(self.directory, "graph", verdict, summary, records, json_file)
+        self.console.print(f"{self.directory}/result.json", highlight=False, markup=False, soft_wrap=True)
+        return verdict.exit_code
+
+    def _checker(self, world_size: int, lanes: int | None = None) -> GraphChecker:
+        asked = self.question
+        transforms = {**BOTH_ENABLED, **load_transforms(asked.config)} if asked.config else BOTH_ENABLED
+        return GraphChecker(
+            asked.subject,
+            world_size,
+            backend=asked.backend,
+            dialect=asked.dialect,
+            timeout=self.timeout,
+            export=asked.export,
+            device=asked.device,
+            transforms=transforms,
+            lanes=lanes,
+        )
+
+    def _seen(self, result: GraphResult, progress: GraphProgress) -> None:
+        waivers.apply(self.accepted, result)
+        progress.seen(result)
+
+    def _verdict(self, *, complete: bool) -> Verdict:
+        """Nothing fused and nothing judged of a user's graph is no pass."""
+        failed = not all(result.ok for result in self.results)
+        return Verdict.of(failed=failed, complete=complete and not any(result.unjudged for result in self.results))
+
+    def _about(self, *, interrupted: bool) -> dict[str, Any]:
+        library = library_named(self.question.dialect)
+        return {
+            "interrupted": interrupted,
+            "library": library.status(),
+            "does_not_arise": self.absent,
+            "unjudged": {result.case.name: result.unjudged for result in self.results if result.unjudged},
+            "waived": sum(bool(finding.waived) for result in self.results for finding in result.findings),
+            "unused_waivers": [waiver.text for waiver in waivers.unused(self.accepted, self.results)],
+        }
+
+    def _replays(self, work: Mapping[int, list[GraphCase]]) -> Replays:
+        """Of the graphs whose findings are shown: what must come before, tried in ranks that have seen nothing."""
+        found: Replays = {}
+        odd = [result for result in self.results if result.open_findings and result.earlier and needs_ranks(result)]
+        lone = {case.name for case in work.get(1, ())} if self.question.world_size != 1 else set()
+        with ExitStack() as stack:
+            checkers: dict[int, GraphChecker] = {}
+            for result in odd[:SHOWN]:
+                world_size = 1 if result.case.name in lone else self.question.world_size
+                if world_size not in checkers:
+                    checkers[world_size] = stack.enter_context(self._checker(world_size, lanes=1))
+                found[result.case.name] = history_needed(result, checkers[world_size].check_afresh)
+        return found

@@ -1,0 +1,87 @@
+"""vLLM: its IR and functionalised operators, as its compile passes see them after AOTAutograd.
+
+Sums over ranks name a group and no strategy; residual add and norm are one operator; a quantise writes into a buffer
+that it is given, so it stands functionalised in the graph; parameters are inputs. The fused operator is one for all
+operations: `pattern_code` says which, and where it writes the norm depends on whether `norm_out` is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fusecheck.graph import nodes, vllm_host
+from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.schemas import installed, published, read_on
+from fusecheck.graph.vllm_entering import Entering
+from fusecheck.graph.vllm_host import STRATEGY
+from fusecheck.graph.vllm_leaving import Leaving
+
+NAME = "vllm"
+ABSENT = {
+    "several readers": "q/k/v and gate/up are one layer in vLLM's models",
+    "draft": "the pass sees no draft flag",
+    "no meta": "a compiled graph has a meta value on every node",
+}
+
+
+class Vllm:
+    """vLLM's operators."""
+
+    name = NAME
+
+    def ready(self) -> None:
+        """See `Library.ready`."""
+        vllm_host.register()
+        installed(NAME, "vllm")
+
+    def status(self) -> str:
+        """See `Library.status`."""
+        return f"{vllm_host.status()} (schemas of {read_on(NAME)})"
+
+    def enter(self, gm: GraphModule) -> GraphModule:
+        """See `Library.enter`."""
+        self.ready()
+        return Entering(gm).run()
+
+    def leave(self, gm: GraphModule) -> GraphModule:
+        """See `Library.leave`."""
+        return Leaving(gm).run()
+
+    def speaks(self, gm: GraphModule) -> bool:
+        """See `Library.speaks`."""
+        overload = published(NAME)["all_reduce"].overload
+        return overload is not None and any(node.target == overload for node in gm.graph.nodes)
+
+    def adapt(self, plan: GraphPlan) -> GraphPlan | str:
+        """Activations are 2-D, sums over ranks have no strategy, and one layer reads a norm."""
+        for site in plan.sites:
+            layers = [reader for reader in site.readers if reader.kind in ("fp8", "quantize")]
+            if len(layers) > 1:
+                return ABSENT["several readers"]
+            if not site.norm_meta:
+                return ABSENT["no meta"]
+        if plan.draft:
+            return ABSENT["draft"]
+        sites = tuple(
+            replace(
+                site,
+                strategy=STRATEGY,
+                norm="triton" if site.norm in ("torch", "flashinfer") else site.norm,
+                norm_keywords=False,
+                readers=tuple(replace(reader, keywords=False, packet=False) for reader in site.readers),
+            )
+            for site in plan.sites
+        )
+        return replace(plan, sites=sites, batched=False)
+
+
+def fuse_allreduce_rms(gm: GraphModule, shared: Any) -> GraphModule:
+    """VLLM's own `AllReduceFusionPass`, over every range of sizes for which it says that it applies."""
+    value = next(nodes.value(node) for node in gm.graph.nodes if node.op == "placeholder")
+    assert value is not None
+    vllm_host.fusion_pass(shared.world_size, value.dtype, shared.max_tokens)(gm.graph)
+    gm.recompile()
+    return gm

@@ -1,0 +1,150 @@
+"""A graph that vLLM's passes have seen, in Fusecheck's operators again."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch._higher_order_ops.auto_functionalize import auto_functionalized
+from torch.fx import GraphModule, Node
+
+from fusecheck.graph import nodes
+from fusecheck.graph.fused_ops import NAMESPACE
+from fusecheck.graph.vllm_host import PARAMETER, PATTERN_CODES, STRATEGY, overload
+
+aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
+
+
+class Leaving:
+    """vLLM's graph in Fusecheck's operators."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self.gm, self.graph = gm, gm.graph
+        self.buffers: list[Node] = []
+
+    def run(self) -> GraphModule:
+        """The parameters, then node by node; buffers that were only written to go."""
+        self.parameters()
+        for node in list(self.graph.nodes):
+            self.one(node)
+        for node in reversed(self.graph.nodes):
+            if not node.users and (node in self.buffers or node.target == aten.sym_size.int):
+                self.graph.erase_node(node)
+        self.gm.recompile()
+        return self.gm
+
+    def one(self, node: Node) -> None:
+        """A node of vLLM's as Fusecheck's; every other stays."""
+        if node.target == overload("all_reduce"):
+            self.replace(node, own.all_reduce.default, (nodes.argument(node, 0), STRATEGY))
+        elif node.target == overload("rms_norm"):
+            self.buffers += _gemma(nodes.argument(node, 1))
+            self.replace(node, *_norm(*(nodes.argument(node, index) for index in range(3))))
+        elif node.target == overload("fused_add_rms_norm"):
+            self.add_and_norm(node)
+        elif node.target is auto_functionalized and node.args[0] == overload("static_scaled_fp8_quant"):
+            self.quantise(node)
+        elif node.target is auto_functionalized and node.args[0] == overload("fused"):
+            self.fused(node)
+
+    def parameters(self) -> None:
+        """Inputs that are parameters become loaded tensors."""
+        for node in [node for node in self.graph.nodes if node.op == "placeholder" and PARAMETER in node.meta]:
+            name, tensor = node.meta[PARAMETER]
+            _register(self.gm, name, tensor)
+            for user in list(node.users):
+                with self.graph.inserting_before(user):
+                    read = self.graph.get_attr(name)
+                read.meta.update({key: value for key, value in node.meta.items() if key != PARAMETER})
+                user.replace_input_with(node, read)
+            self.graph.erase_node(node)
+
+    def replace(self, node: Node, target: Any, args: tuple[Any, ...]) -> Node:
+        """Another call in a node's place, which says what the node said."""
+        with self.graph.inserting_before(node):
+            made = self.graph.call_function(target, args)
+        made.meta.update(node.meta)
+        node.replace_all_uses_with(made)
+        self.graph.erase_node(node)
+        return made
+
+    def add_and_norm(self, node: Node) -> None:
+        """The residual add and the norm, each on its own; the sum stands where the pair stood."""
+        x, residual, weight, eps = (nodes.argument(node, index) for index in range(4))
+        self.buffers += _gemma(weight)
+        with self.graph.inserting_before(node):
+            total = nodes.call(self.graph, aten.add.Tensor, (residual, x), node)
+            target, args = _norm(total, weight, eps)
+            norm = nodes.call(self.graph, target, args, node)
+        self.results(node, {0: norm, 1: total})
+
+    def quantise(self, node: Node) -> None:
+        """The quantise as an operator that returns its codes."""
+        arguments = node.kwargs
+        with self.graph.inserting_before(node):
+            target = own.static_quantize_e4m3_per_tensor.default
+            pair = nodes.call(self.graph, target, (arguments["input"], arguments["scale"]), node)
+            codes = nodes.call(self.graph, operator.getitem, (pair, 0), node)
+        self.buffers += [arguments["result"]]  # type: ignore[list-item]
+        self.results(node, {1: codes})
+
+    def fused(self, node: Node) -> None:
+        """The fused operator that `pattern_code` names, and where its results are read."""
+        given = {argument.name: argument.default_value for argument in overload("fused")._schema.arguments}
+        given |= node.kwargs
+        x, residual, norm_out = given["allreduce_in"], given["residual"], given["norm_out"]
+        quantises = given["pattern_code"] == PATTERN_CODES["kARResidualRMSNormFP8Quant"]
+        operands = (x, residual, given["rms_gamma"], *([given["scale_factor"]] if quantises else []), given["rms_eps"])
+        target = own.ar_residual_norm_quant_fp8 if quantises else own.ar_residual_norm
+        with self.graph.inserting_before(node):
+            made = nodes.call(self.graph, target.default, (*operands, STRATEGY, given["weight_bias"]), node)
+            first, total = (nodes.call(self.graph, operator.getitem, (made, index), node) for index in (0, 1))
+        # Without a buffer of its own the norm takes the place of the addend, else the sum does. A quantising call
+        # writes no norm: whoever reads it finds what was there.
+        found: dict[int, Any] = {1: total, 3: first} if norm_out is not None else {1: first, 2: total}
+        if quantises:
+            found = {1: total, 3: norm_out, 4: first} if norm_out is not None else {1: x, 2: total, 4: first}
+        self.buffers += [each for each in (norm_out, given["quant_out"]) if isinstance(each, Node)]
+        self.results(node, found | ({2: residual} if 2 not in found else {}))
+
+    def results(self, node: Node, found: dict[int, Node]) -> None:
+        """Give the readers of each result what it is now, with the meta value that the pass gave it; drop the node."""
+        for index, made in found.items():
+            for getitem in nodes.getitems(node, index):
+                if "val" in getitem.meta and made.target is operator.getitem:
+                    made.meta["val"] = getitem.meta["val"]
+                getitem.replace_all_uses_with(made)
+                self.graph.erase_node(getitem)
+        if not node.users:
+            self.graph.erase_node(node)
+        for made in found.values():
+            if not made.users and made.target is operator.getitem:
+                self.graph.erase_node(made)
+
+
+def _gemma(weight: object) -> list[Node]:
+    """The float32 copy of a Gemma norm's weight and the copy plus one; empty for a plain weight."""
+    if isinstance(weight, Node) and weight.target == aten.add.Tensor and weight.args[1] == 1.0:
+        wide = weight.args[0]
+        if isinstance(wide, Node) and wide.target == torch.ops.prims.convert_element_type.default:
+            return [wide, weight]
+    return []
+
+
+def _norm(x: Node, weight: Node, eps: float) -> tuple[Any, tuple[Any, ...]]:
+    """A norm's operator and arguments."""
+    if gemma := _gemma(weight):
+        return own.gemma_rms_norm.default, (x, gemma[0].args[0], eps)
+    return own.triton_rms_norm.default, (x, weight, eps)
+
+
+def _register(gm: GraphModule, name: str, tensor: torch.Tensor) -> None:
+    owner: Any = gm
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    if not hasattr(owner, leaf):
+        owner.register_buffer(leaf, tensor)
