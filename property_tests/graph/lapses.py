@@ -344,3 +344,14 @@ class WrongName(FuseNorm):
     @override
     def candidates(self) -> list[Node]:
         return [node for node in self.graph.nodes if str(node.target) == "auto_deploy.rmsnorm_of_last_year"]
+
+
+_counted: dict[str, int] = {}
+
+
+def remembers(gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Fuse, but not in a third graph whose first norm has the name of the first: as if it were done."""
+    key = str(sum(node.op == "call_function" for node in gm.graph.nodes))
+    _counted[key] = _counted.get(key, 0) + 1
+    # Each graph is given once to be rewritten and once to be rewritten again.
+    return gm if _counted[key] > 2 else FuseNorm.apply(gm, shared)
