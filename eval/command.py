@@ -12,8 +12,9 @@ from fusecheck.errors import UsageError
 from fusecheck.eval.chat import Chat
 from fusecheck.eval.command_model import calibrate_checkpoint, import_checkpoint
 from fusecheck.eval.compare import compare
+from fusecheck.eval.endpoints import name_endpoints
 from fusecheck.eval.gate import GateSettings
-from fusecheck.eval.options import Shared, read_metrics, read_settings, read_tasks, with_shared
+from fusecheck.eval.options import Shared, read_metrics, read_settings, read_tasks, require_margins, with_shared
 from fusecheck.eval.outcome import Comparison, Options
 from fusecheck.eval.progress import Progress, Tell
 from fusecheck.eval.report_text import open_console, print_block
@@ -110,6 +111,7 @@ def accuracy(
         raise UsageError("--plan, --sequential, --aa, --operating-characteristics: give one of them")
     settings = read_settings(shared.margins, quick=quick)
     names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
+    require_margins(names, settings)
     if plan:
         from fusecheck.eval.plan import plan_block
 
@@ -189,7 +191,7 @@ def compare_runs(
     """Judge two lm-eval runs of any engine, question by question.
 
     Each run is what `lm_eval … --log_samples --output_path FOLDER` wrote. Exit code: 0 pass, 1 fail, 3 inconclusive,
-    2 where the runs are not a pair: other questions, prompts, settings, or the same run twice.
+    4 where the runs are not a pair: other questions, prompts, settings, answers that never came, or one run twice.
     """
     options = Options(
         settings=read_settings(shared.margins),
@@ -203,6 +205,8 @@ def compare_runs(
         runs = [_read(path, progress) for path in (baseline, candidate)]
         others = [None if path is None else _read(path, progress) for path in (oracle, noise)]
         progress("judging")
+        named = [name for name in name_endpoints(runs[0]) if name in runs[0].tasks or name in runs[0].groups]
+        require_margins([n for n in named if not options.tasks or n in options.tasks], options.settings)
         outcome = compare(*runs, *others, options=options)
     folder = make_run_dir("accuracy", shared.run_dir)
     if outcome is None:

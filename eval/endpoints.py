@@ -15,6 +15,7 @@ from fusecheck.eval.samples import Run
 
 # A choice between two filters is made here once, not after seeing the numbers.
 _FILTERS = ("flexible-extract", "none", "strict-match")
+_SUBJECT = re.compile(r"mmlu_(?!pro(?:_|$)|redux(?:_|$)|flan_|llama|continuation|.*_generative$)\w+")
 _METRICS = ("acc", "exact_match", "pass@1", "acc_norm")
 
 
@@ -60,12 +61,18 @@ class Pairs:
 
 
 def name_endpoints(run: Run) -> dict[str, tuple[str, ...]]:
-    """Leaf tasks by endpoint: `mmlu_*` together, then lm-eval's own top groups, then every other task alone."""
+    """Leaf tasks by endpoint: lm-eval's own top groups, then every other task alone, by its own name.
+
+    Old releases write no groups; there, two subjects and more of `mmlu_SUBJECT` are `mmlu`. A single subject is not,
+    and neither is `mmlu_pro`, `mmlu_redux` or a `_generative` variant.
+    """
     found: dict[str, list[str]] = {}
     members = {child for children in run.groups.values() for child in children}
     tops = {name: _leaves(name, run.groups) for name in run.groups if name not in members}
+    grouped = set().union(*tops.values()) if tops else set()
+    subjects = [task for task in run.tasks if _SUBJECT.fullmatch(task) and task not in grouped]
     for task in run.tasks:
-        if re.match(r"mmlu(_|$)", task):
+        if task in subjects and len(subjects) > 1:
             name = "mmlu"
         else:
             name = next((top for top, leaves in tops.items() if task in leaves), task)

@@ -105,6 +105,7 @@ class ForcedSummary:
         diverged: texts with at least one position that differs.
         first_divergence: quartiles of the first differing position over the texts that have one; None without any.
         gold_mean: mean change of the scored token's log-probability, nats.
+        estimated_kl: mean of exp(d) - 1 - d over that change d, nats: what SGLang's `kl_test_utils` computes.
     """
 
     tokens: int
@@ -113,6 +114,7 @@ class ForcedSummary:
     diverged: int
     first_divergence: tuple[float, float, float] | None
     gold_mean: float
+    estimated_kl: float
 
 
 def summarise_forced(
@@ -136,4 +138,5 @@ def summarise_forced(
         diverged=len(diverged),
         first_divergence=None if quartiles is None else (float(quartiles[0]), float(quartiles[1]), float(quartiles[2])),
         gold_mean=float(change.mean()),
+        estimated_kl=float((np.expm1(change) - change).mean()),
     )

@@ -27,6 +27,19 @@ class RunFiles:
     samples: dict[str, Path]
 
 
+SCORES = frozenset({"accuracy", "score", "invalid_rate"})
+"""Fields by which a file of vLLM's or SGLang's own evaluation scripts is known."""
+
+
+def _score_only(path: Path) -> str:
+    return (
+        f"{path}: holds a score and no answers, as vLLM's and SGLang's own evaluation scripts write it; nothing can be "
+        "paired. Ask the same server by lm-eval: lm_eval --model local-completions --model_args "
+        "model=MODEL,base_url=http://localhost:8000/v1/completions --tasks gsm8k --num_fewshot 5 --log_samples "
+        "--output_path FOLDER, once for each arm"
+    )
+
+
 def find_runs(path: Path) -> list[RunFiles]:
     """Find the runs in `path`: a folder (searched downwards), or one results file.
 
@@ -39,6 +52,9 @@ def find_runs(path: Path) -> list[RunFiles]:
         raise UsageError(f"{path}: no such file or folder; give the folder that lm_eval --output_path wrote")
     results = sorted(p for p in path.rglob("*.json") if _is_results(p))
     if not results:
+        scored = [file for file in sorted(path.rglob("*.json*")) if _is_score(file)]
+        if scored:
+            raise UsageError(_score_only(scored[0]))
         orphans = sorted(path.rglob("samples_*.json*"))
         found = f"{len(orphans)} samples files but no results file" if orphans else "no results_*.json"
         raise UsageError(f"{path}: {found}; give the folder that lm_eval --output_path --log_samples wrote")
@@ -57,6 +73,15 @@ def section(results: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def _is_score(path: Path) -> bool:
+    try:
+        lines = path.read_text(encoding="utf-8").strip()
+        first = json.loads(lines.splitlines()[0] if path.suffix == ".jsonl" else lines)
+    except (OSError, ValueError, IndexError):
+        return False
+    return isinstance(first, dict) and bool(SCORES & first.keys()) and "doc_id" not in first
+
+
 def _is_results(path: Path) -> bool:
     if path.name == "results.json":
         return True
@@ -65,9 +90,14 @@ def _is_results(path: Path) -> bool:
 
 def _with_samples(path: Path) -> RunFiles:
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":  # SGLang's scripts append a line a run
+            text = next((line for line in text.splitlines() if line.strip()), "")
+        results = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a JSON file ({error}); is it cut short? copy the run again") from error
+    if isinstance(results, dict) and SCORES & results.keys() and "results" not in results:
+        raise UsageError(_score_only(path))
     if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
         raise UsageError(f"{path}: has no object 'results'; expected the results file of an lm-eval run")
     timed = _TIMED.match(path.stem)

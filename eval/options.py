@@ -93,6 +93,19 @@ def read_settings(margins: Sequence[str] | None, *, quick: bool = False) -> Gate
     return GateSettings(margins=chosen)
 
 
+def require_margins(names: Sequence[str], settings: GateSettings) -> None:
+    """Ask for the margin of every task that has none: it is fixed before the numbers are seen.
+
+    Raises:
+        UsageError: a task without a margin.
+    """
+    lacking = [name for name in names if name not in settings.margins]
+    if lacking:
+        asked = " ".join(f"--margin {name}=POINTS" for name in lacking)
+        known = ", ".join(f"{name} {100 * value:g}" for name, value in settings.margins.items())
+        raise UsageError(f"no margin is known for {', '.join(lacking)} (known, in points: {known}); give {asked}")
+
+
 def read_metrics(metrics: Sequence[str] | None) -> dict[str, tuple[str, str]]:
     """(metric, filter) by task.
 

@@ -7,27 +7,52 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import norm
+import numpy as np
+from scipy.stats import binom, norm
 
 from fusecheck.eval.gate import GateSettings
+from fusecheck.eval.intervals import score_statistic
 from fusecheck.eval.power import questions_to_pass, smallest_change
 from fusecheck.eval.report_blocks import Block
 
 FULL_SPLITS = {"mmlu": 14042, "gsm8k": 1319}
 GOLDEN_TASKS = Path(__file__).parent.parent / "golden" / "model" / "tasks"
+TAIL = 1e-12
 FLIPS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def chance_to_pass(n: int, margin: float, flips: float, *, alpha: float, change: float = 0.0) -> float:
-    """Chance that the gate says PASS on n questions at a true `change`, by the normal approximation.
+    """Chance that the gate says PASS on n questions at a true `change`, exactly: summed over all outcomes.
 
-    The score test's spread is taken under the hypothesis "change = -margin" for the threshold and under the truth for
-    the outcome; both are sqrt((flips - change²) / n).
+    The number of flips is binomial, and so is the number of losses among them. Outcomes that come less often than once
+    in 10^12 runs are left out.
     """
-    z = float(norm.isf(alpha))
-    at_margin = math.sqrt(max(flips - margin * margin, 0.0) / n)
-    at_truth = math.sqrt(max(flips - change * change, 1e-300) / n)
-    return float(norm.cdf((change + margin - z * at_margin) / at_truth))
+    counts = np.arange(int(binom.ppf(TAIL, n, flips)), int(binom.isf(TAIL, n, flips)) + 1)
+    # The most losses with which each number of flips still passes, by bisection: fewer losses pass where more do.
+    low, high = np.full_like(counts, -1), counts.copy()
+    while (low < high).any():
+        lost = (low + high + 1) // 2
+        passes = score_statistic(lost, counts - lost, n, -margin) > norm.isf(alpha)
+        low, high = np.where(passes, lost, low), np.where(passes, high, lost - 1)
+    chances = binom.pmf(counts, n, flips) * binom.cdf(low, counts, (flips - change) / (2 * flips))
+    return float(chances[low >= 0].sum())
+
+
+def questions_for(margin: float, flips: float, *, alpha: float, power: float) -> int:
+    """The fewest questions with which the chance to pass is `power` when nothing changed.
+
+    The chance moves by steps; it is looked for from the normal approximation upwards and downwards, in steps of 2 %.
+    """
+    n = max(1, questions_to_pass(margin, flips, alpha=alpha, power=power))
+
+    def enough(size: int) -> bool:
+        return chance_to_pass(size, margin, flips, alpha=alpha) >= power
+
+    while not enough(n):
+        n = math.ceil(n * 1.02) + 1
+    while n > 1 and enough(smaller := min(n - 1, int(n / 1.02))):
+        n = smaller
+    return n
 
 
 def size_of(task: str) -> int | None:
@@ -57,7 +82,7 @@ def plan_block(
         n = size if limit is None else min(limit, size) if size is not None else limit
         margin = settings.margin(task)
         for share in FLIPS if flips is None else (flips,):
-            needed = questions_to_pass(margin, share, alpha=settings.alpha, power=settings.power)
+            needed = questions_for(margin, share, alpha=settings.alpha, power=settings.power)
             row = [task, f"{100 * margin:g}", f"{share:.1%}", f"{needed:,}"]
             row.append("" if seconds is None else f"{2 * needed * seconds / 60:.1f}")
             if n is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from fusecheck.eval.gate import Flips, Verdict
 from fusecheck.eval.outcome import Comparison, TaskResult
+from fusecheck.eval.report_peers import COLUMNS as PEER_COLUMNS
+from fusecheck.eval.report_peers import peer_rows
 from fusecheck.report.visible import visible
 
 
@@ -110,7 +112,7 @@ def _oracle_clause(outcome: Comparison) -> str:
 
 def blocks(outcome: Comparison) -> list[Block]:
     """All blocks that have something to say, in reading order."""
-    found = [*_tables(outcome), _validity(outcome), *_breakdowns(outcome), _arms(outcome)]
+    found = [*_tables(outcome), _validity(outcome), *_breakdowns(outcome), _peers(outcome), _arms(outcome)]
     if outcome.warnings:
         found.insert(0, Block("Warnings", notes=list(outcome.warnings)))
     return [b for b in found if b.rows or b.notes]
@@ -223,10 +225,19 @@ def _distances(outcome: Comparison) -> Block:
             if d.gold_mean is not None and d.gold_error is not None:
                 gold = f"{d.gold_mean:+.2e} ± {d.gold_error:.1e}"
             kl = [f"{d.mean:.2e}", *(f"{q:.1e}" for q in d.quantiles)]
-            rows.append([task.endpoint.name, name, task.source, *kl, percent(d.same_top), gold, percent(d.equal)])
+            rows.append(
+                [task.endpoint.name, name, _over(task, outcome), *kl, percent(d.same_top), gold, percent(d.equal)]
+            )
     columns = ("task", "arm", "over", "KL mean", "p50", "p99", "p99.9", "max", "same top %", "gold, nat", "bit-equal %")
     line = oracle_line(outcome)
     return Block("Log-probabilities against the baseline", columns, rows, [line] if line else [])
+
+
+def _over(task: TaskResult, outcome: Comparison) -> str:
+    """What the distribution is over; own runs fold a large vocabulary, which makes the KL a lower bound."""
+    facts = outcome.facts.get("candidate", {})
+    folded = facts.get("columns") != facts.get("vocabulary")
+    return f"vocabulary, folded to {facts['columns']}" if task.source == "vocabulary" and folded else task.source
 
 
 def _validity(outcome: Comparison) -> Block:
@@ -270,6 +281,12 @@ def _breakdowns(outcome: Comparison) -> Iterator[Block]:
                 for r in task.rows
             ],
         )
+
+
+def _peers(outcome: Comparison) -> Block:
+    rows = peer_rows(outcome)
+    note = f"to be read beside our verdict, {outcome.verdict.name}; a rule with a stored score is given the baseline's"
+    return Block("What the engines' own rules say of these runs", PEER_COLUMNS, rows, [note] if rows else [])
 
 
 def _arms(outcome: Comparison) -> Block:

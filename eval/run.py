@@ -16,6 +16,7 @@ from fusecheck.eval.chat import PLAIN, Chat
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import Shape
 from fusecheck.eval.engine import BATCHES, Engine, batch_plans
+from fusecheck.eval.fold import CLASSES
 from fusecheck.eval.offline import go_offline
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.tasks import Prepared, prepare
@@ -226,5 +227,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
             "rows": counters[0]["rows"],
             "batch_tokens": plan.tokens,
             "device": job.device,
+            "vocabulary": job.shape.vocabulary,
+            "columns": min(job.shape.vocabulary, CLASSES),
         },
     )

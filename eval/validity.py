@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import fisher_exact
-
-from fusecheck.eval.arm import ArmRecord
+from fusecheck.eval.answers import all_equal, compare_answers
 from fusecheck.eval.rows import Sample
 from fusecheck.eval.samples import Run, TaskRun
 
@@ -37,6 +35,8 @@ def check_pair(baseline: Run, candidate: Run, *, role: str = "candidate", same_k
     checks = [_distinct(baseline, candidate), *_questions(baseline, candidate), *_settings(baseline, candidate)]
     checks += [_cache(baseline, candidate), _finite(baseline, "baseline"), _finite(candidate, role)]
     checks += _records(baseline, candidate, role, same_kernel=same_kernel)
+    if not any(c.state == "invalid" for c in checks):
+        checks += _answers(baseline, candidate, role)
     return [Check(f"{role}: {c.name}", c.state, c.detail) for c in checks]
 
 
@@ -52,11 +52,13 @@ def _distinct(baseline: Run, candidate: Run) -> Check:
 
 
 def _questions(baseline: Run, candidate: Run) -> Iterator[Check]:
-    only = sorted(baseline.tasks.keys() ^ candidate.tasks.keys())
-    if only:
-        where = "baseline" if only[0] in baseline.tasks else "the other arm"
-        more = f" and {len(only) - 1} more" if len(only) > 1 else ""
-        yield Check("same tasks", "invalid", f"{only[0]}{more} only in {where}; run both arms with the same --tasks")
+    alone = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} only in {where}"
+        for where, mine, theirs in (("baseline", baseline, candidate), ("the other arm", candidate, baseline))
+        if (names := sorted(mine.tasks.keys() - theirs.tasks.keys()))
+    ]
+    if alone:
+        yield Check("same tasks", "invalid", f"{', '.join(alone)}; run both arms with the same --tasks")
         return
     yield Check("same tasks", "ok", f"{len(baseline.tasks)} tasks")
     total = 0
@@ -135,11 +137,25 @@ def _finite(run: Run, role: str) -> Check:
     name = f"finite logits in {role}"
     if run.record and not run.record.finite:
         return Check(name, "invalid", "the run recorded a logit that is NaN or infinite")
+    seen = 0
     for task in run.tasks.values():
         for sample in task.samples.values():
+            seen += sample.likelihoods is not None
             if sample.likelihoods and not all(map(math.isfinite, sample.likelihoods)):
                 return Check(name, "invalid", f"{task.task}, doc_id {sample.doc_id}: {sample.likelihoods}")
-    return Check(name, "ok", "every choice's log-likelihood is finite")
+    if seen:
+        return Check(name, "ok", "every choice's log-likelihood is finite")
+    if run.record:
+        return Check(name, "ok", "the run recorded none that is not")
+    return Check(name, "unknown", "the run has generated answers only, and no log-likelihoods")
+
+
+def _answers(baseline: Run, candidate: Run, role: str) -> Iterator[Check]:
+    """Answers that are none, and texts that are all the same."""
+    for found in compare_answers(baseline, candidate, role):
+        yield Check("answers", found.state, found.detail)
+    if all_equal(baseline, candidate):
+        yield Check("answers", "warning", "every generated text is the same in both arms; was the fusion really on?")
 
 
 def _records(baseline: Run, candidate: Run, role: str, *, same_kernel: bool) -> Iterator[Check]:
@@ -161,13 +177,3 @@ def _records(baseline: Run, candidate: Run, role: str, *, same_kernel: bool) -> 
             a, b = getattr(mine, what), getattr(theirs, what)
             state: State = "unknown" if not a or not b else "ok" if a == b else "invalid"
             yield Check(f"same {what.partition('_')[0]}", state, f"{a[:12] or 'none'} and {b[:12] or 'none'}")
-        yield from _cut_generations(mine, theirs, baseline)
-
-
-def _cut_generations(mine: ArmRecord, theirs: ArmRecord, run: Run) -> Iterator[Check]:
-    for task in sorted(mine.truncated.keys() & theirs.truncated.keys() & run.tasks.keys()):
-        n = len({key[0] for key in run.tasks[task].samples})
-        a, b = mine.truncated[task], theirs.truncated[task]
-        p = float(fisher_exact([[a, max(n - a, 0)], [b, max(n - b, 0)]]).pvalue)
-        state: State = "ok" if p >= 0.01 else "warning"
-        yield Check("generations cut", state, f"{task}: {a} against {b} of {n} at the token limit (p {p:.2g})")

@@ -23,6 +23,7 @@ COMMANDS = {
     "latency": ("fusecheck.latency.command", "Where does it pay, and where does it cost?"),
     "golden": ("fusecheck.golden.command", "Record what a real kernel returns; check records."),
     "graph": ("fusecheck.graph.command", "Does a graph pass fuse what it must, and no more?"),
+    "protocol": ("fusecheck.protocol.command", "Is the protocol between ranks right in every interleaving?"),
     "faults": ("fusecheck.faults.command", "Would Fusecheck notice if it were wrong?"),
     "accuracy": ("fusecheck.eval.command", "Does the model answer as before?"),
 }

@@ -7,5 +7,9 @@ class UsageError(ValueError):
     """Wrong usage or a broken input file: exit code 2. The message says what was got, expected, and what to do."""
 
 
+class BreachError(UsageError):
+    """A backend does not keep the interface; the message names the method, what was got, expected, and what to do."""
+
+
 class Inconclusive(RuntimeError):  # noqa: N818 - a verdict, not a defect
     """Nothing could be judged: exit code 3. The message says what is missing."""

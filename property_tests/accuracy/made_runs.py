@@ -96,7 +96,7 @@ def write_run(
         "configs": {},
         "versions": {},
         "n-shot": {},
-        "group_subtasks": dict(groups or {}),
+        "group_subtasks": _mmlu(tasks) if groups is None else dict(groups),
         "config": {"model": "hf", "model_args": "pretrained=org/model", "use_cache": None, "fewshot_seed": 1234},
         "date": float(int.from_bytes(hashlib.sha256(str(folder).encode()).digest()[:4], "big")),
     }
@@ -116,6 +116,12 @@ def write_run(
     if change is not None:
         change(results)
     return _write(folder, tasks, results, layout, time)
+
+
+def _mmlu(tasks: Mapping[str, list[Row]]) -> dict[str, list[str]]:
+    """The group that `--tasks mmlu` runs."""
+    subjects = [name for name in tasks if name.startswith("mmlu_")]
+    return {"mmlu": subjects} if subjects else {}
 
 
 def _write(folder: Path, tasks: Mapping[str, list[Row]], results: dict[str, Any], layout: Layout, time: str) -> Path:

@@ -253,14 +253,6 @@ def test_a_record_that_contradicts_the_comparison_is_refused(
     assert message in outcome.reason
 
 
-def test_many_more_cut_generations_are_a_warning(pair: Path) -> None:
-    _record(pair / "a", ArmRecord(**{**UNFUSED.__dict__, "truncated": {"mmlu_anatomy": 2}}))
-    _record(pair / "b", ArmRecord(**{**FUSED.__dict__, "truncated": {"mmlu_anatomy": 40}}))
-    outcome = judge(pair)
-    assert outcome.verdict is not Verdict.INVALID
-    assert any("2 against 40 of 400 at the token limit" in w for w in outcome.warnings)
-
-
 def test_an_oracle_that_answered_other_questions_is_refused(pair: Path) -> None:
     write_run(pair / "oracle", {"mmlu_anatomy": ROWS[:-1], "mmlu_virology": TASKS["mmlu_virology"]})
     runs = [read_run(pair / name) for name in ("a", "b", "oracle")]

@@ -30,7 +30,7 @@ MEMORY_LIMIT = 600 << 20
 
 MANNERS = {
     "spin": ("spins for ever", FailureKind.HANG),
-    "spin_in_c": ("blocks in native code, interpreter locked", FailureKind.HANG),
+    "wedge": ("blocks in native code, interpreter locked", FailureKind.HANG),
     "stop": ("is stopped (SIGSTOP)", FailureKind.HANG),
     "sigkill": ("is SIGKILLed", FailureKind.CRASH),
     "sigsegv": ("SIGSEGVs", FailureKind.CRASH),
@@ -89,7 +89,9 @@ def measure(manner: str, pools: Pools, mark: str, known: frozenset[int]) -> Row:
     wanted = MANNERS[manner][1]
     ok = any(f.kind is wanted for f in failures) and seconds < deadline + 5 and not lost and not left
     kinds = ", ".join(sorted({failure.kind.value for failure in failures}))
-    message = str(next((f for f in failures if f.kind is wanted), "nothing"))
+    message = str(failures[0]) if failures else "nothing"
+    # Rank 1 dies, rank 0 waits: the first line names rank 1, unless both do the same.
+    ok = ok and (failures[0].rank == 1 or manner == "spin")
     return Row(manner, pools.launcher, kinds, message, round(seconds, 2), deadline, lost, len(left), ok)
 
 

@@ -196,17 +196,18 @@ def test_a_problem_that_a_quantiser_does_not_have_is_refused(fields: dict[str, o
 def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:
     flow, problem = DATAFLOWS["flashinfer"], problem_of("mxfp4")
     outputs = emulated(problem, flow)
-    assert misshapen(outputs, problem) == {}
+    cpu = torch.device("cpu")
+    assert misshapen(outputs, problem, cpu) == []
     assert outputs.scale is not None
     assert outputs.quant is not None
-    wrong = misshapen(replace(outputs, scale=outputs.scale[:-1], quant=outputs.quant[:, :-1]), problem)
-    assert "got scales torch.uint8" in wrong["scale"]
-    assert "expected torch.uint8" in wrong["scale"]
-    assert wrong["quant"] == "is (5, 127) torch.uint8, expected (5, 128) torch.uint8"
-    assert misshapen(RankOutputs(outputs.residual, outputs.norm), problem) == {
-        "quant": "is missing",
-        "scale": "is missing",
-    }
+    quant, scale = misshapen(replace(outputs, scale=outputs.scale[:-1], quant=outputs.quant[:, :-1]), problem, cpu)
+    assert quant == "quant [5, 127] torch.uint8, expected [5, 128] torch.uint8"
+    assert "got scales torch.uint8" in scale
+    assert "expected torch.uint8" in scale
+    assert misshapen(RankOutputs(outputs.residual, outputs.norm), problem, cpu) == [
+        "quant = NoneType, expected a tensor",
+        "scale = NoneType, expected a tensor",
+    ]
 
 
 def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it() -> None:

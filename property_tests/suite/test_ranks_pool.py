@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from fusecheck.errors import UsageError
 from fusecheck.property_tests.suite.deaths import MANNERS, MEMORY_LIMIT
 from fusecheck.property_tests.suite.launching import marked, marked_environment, wait_until_gone
 from fusecheck.ranks import FailureKind, Pool, culprits, values
+from fusecheck.ranks.flight import Flight
 from fusecheck.ranks.hosts import LocalHost
+from fusecheck.ranks.replies import crash
 
 DOOMED = "fusecheck.property_tests.suite.workers:Doomed"
 TIMEOUT = 30.0
@@ -73,7 +77,7 @@ def test_a_value_that_is_too_large_to_send_is_an_error_of_that_call(pool: Pool) 
 def test_an_error_of_all_ranks_is_reported_and_the_pool_lives_on(pool: Pool, method: str, error: str) -> None:
     before = processes(pool)
     failures = culprits(pool.call(method, timeout=TIMEOUT))
-    assert [(f.kind, f.rank, f.error) for f in failures] == [
+    assert sorted((f.kind, f.rank, f.error) for f in failures) == [
         (FailureKind.ERROR, 0, error),
         (FailureKind.ERROR, 1, error),
     ]
@@ -93,7 +97,7 @@ def test_a_death_that_peers_wait_for_is_reported_in_time_and_the_next_call_works
     assert replies[1].failure.kind is wanted
     assert replies[0].failure is not None
     assert replies[0].failure.kind is (FailureKind.HANG if wanted is FailureKind.HANG else FailureKind.PEER)
-    assert [f.rank for f in culprits(replies)] == ([0, 1] if wanted is FailureKind.HANG else [1])
+    assert sorted(f.rank for f in culprits(replies)) == ([0, 1] if wanted is FailureKind.HANG else [1])
     assert not [pid for pid in before if psutil.pid_exists(pid)]
     assert values(pool.call("echo", manner, timeout=TIMEOUT)) == [manner, manner]
 
@@ -124,7 +128,7 @@ def test_ranks_that_lost_their_device_are_replaced_though_they_answered(pool: Po
 
 def test_ranks_that_die_of_one_cause_are_all_reported(pool: Pool) -> None:
     failures = culprits(pool.call("die", "sigsegv", -1, timeout=TIMEOUT))
-    assert [(f.kind, f.rank, f.signal) for f in failures] == [(FailureKind.CRASH, r, "SIGSEGV") for r in (0, 1)]
+    assert sorted((f.kind, f.rank, f.signal) for f in failures) == [(FailureKind.CRASH, r, "SIGSEGV") for r in (0, 1)]
 
 
 def test_a_crash_names_signal_or_exit_code_and_shows_the_last_output(pool: Pool) -> None:
@@ -138,10 +142,31 @@ def test_a_crash_names_signal_or_exit_code_and_shows_the_last_output(pool: Pool)
 
 
 def test_a_hang_says_where_each_rank_stood_and_who_was_missing(pool: Pool) -> None:
-    failures = culprits(pool.call("die_waiting", "spin_in_c", 1, timeout=0.7))
+    failures = culprits(pool.call("die_waiting", "wedge", 1, timeout=0.7))
     assert [f.unanswered for f in failures] == [(0, 1), (0, 1)]
-    assert "it stood in spin (workers.py:" in failures[0].message
-    assert "it stood in spin_in_c (workers.py:" in failures[1].message
+    assert [f.rank for f in failures] == [1, 0]
+    stood = r"rank 1 stood in wedge \(workers.py:\d+\); rank 0 stood in spin \(workers.py:\d+\)"
+    assert all(re.fullmatch(f"no answer to die_waiting in 0.7 s: {stood}", f.message) for f in failures)
+
+
+def test_a_rank_that_is_stopped_is_named_before_the_one_that_waits_for_it(pool: Pool) -> None:
+    first, second = culprits(pool.call("die_waiting", "stop", 1, timeout=0.7))
+    assert (first.rank, first.place) == (1, "is stopped (SIGSTOP) and could not say where it stood")
+    assert (second.rank, second.place.partition(" (")[0]) == (0, "stood in spin")
+
+
+def test_a_rank_that_died_is_named_before_the_peer_whose_connection_it_closed() -> None:
+    """The peer's error arrives first: gloo tells it of the lost connection before the system tells of the death."""
+    flight = Flight(1, "run", b"", 5.0, 2)
+    told = "RuntimeError", "Connection closed by peer", "Traceback ...", "run", "kernel.py:3"
+    answered = flight.take(0, pickle.dumps((1, "error", *told)))
+    assert answered is not None
+    flight.fail(answered)
+    flight.fail(crash(1, -9, when="in run"))
+    assert [str(failure) for failure in culprits(flight.land({}))] == [
+        "crash: rank 1: killed by SIGKILL in run",
+        "error: rank 0: raised RuntimeError in run (kernel.py:3): Connection closed by peer",
+    ]
 
 
 def test_a_death_between_two_calls_is_reported_by_the_next_one_and_by_that_one_only(pool: Pool) -> None:

@@ -87,7 +87,7 @@ class Doomed(Echo):
         while True:
             pass
 
-    def spin_in_c(self) -> None:
+    def wedge(self) -> None:
         """Hold the interpreter's lock for ever, as a wedged native kernel does."""
         ctypes.PyDLL(None).pause()
 

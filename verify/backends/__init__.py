@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
+from fusecheck.backends.checked import CheckedBackend, calling
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend
 from fusecheck.plugins import plug_in
@@ -100,7 +101,8 @@ def _make(name: str, made: Any, variant: str) -> Backend:
         make: Callable[..., Any] = made
         _check_arguments(name, make, variant)
         try:
-            made = make(variant) if variant else make()
+            with calling("making it", make):
+                made = make(variant) if variant else make()
         except UsageError:
             raise
         except Exception as error:
@@ -112,7 +114,7 @@ def _make(name: str, made: Any, variant: str) -> Backend:
         missing.insert(0, "name (a string)")
     if missing:
         raise UsageError(f"backend {name!r}: {type(made).__name__} lacks {', '.join(missing)}; see verify/interface.py")
-    return made  # type: ignore[no-any-return]
+    return CheckedBackend(made)
 
 
 def _check_arguments(name: str, made: Callable[..., Any], variant: str) -> None:

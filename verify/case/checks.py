@@ -14,6 +14,7 @@ from fusecheck.case.calls import Done, Step, limits_of
 from fusecheck.case.compare import code_differences, compare_bits
 from fusecheck.case.judging import Judge
 from fusecheck.case.workspaces import Workspaces
+from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.verdict import Stage, Tally
@@ -64,6 +65,8 @@ class Checker:
         kernel = self._kernel(backend, step)
         try:
             outputs = self.workspaces.call(kernel, arena.spread(step.made), step.problem, arena)
+        except BreachError:
+            raise
         except Exception:  # a refusal may be of any type
             return
         self._compare(

@@ -53,23 +53,27 @@ def decoded(outputs: RankOutputs, problem: Problem) -> RankOutputs:
     return replace(outputs, quant=codes, scale=layout_of(problem).read(outputs.scale))
 
 
-def misshapen(outputs: RankOutputs, problem: Problem) -> dict[str, str]:
-    """What is wrong with the presence, shape or dtype of each output, by name."""
-    wrong = {}
-    expected = dict.fromkeys(("total", "residual", "norm"), (problem.format.dtype, (problem.tokens, problem.hidden)))
-    expected["quant"] = (torch.float8_e4m3fn, (problem.tokens, problem.hidden))
+def misshapen(outputs: RankOutputs, problem: Problem, device: torch.device) -> list[str]:
+    """What is wrong with the presence, shape, dtype or device of each output: got and expected, in words."""
+    wrong = []
+    shapes = dict.fromkeys(("total", "residual", "norm"), (problem.format.dtype, (problem.tokens, problem.hidden)))
+    shapes["quant"] = (torch.float8_e4m3fn, (problem.tokens, problem.hidden))
     if problem.op.returns_quant and (per := quantiser(problem.op.quantiser).element.per_byte) > 1:
-        expected["quant"] = (torch.uint8, (problem.tokens, problem.hidden // per))
+        shapes["quant"] = (torch.uint8, (problem.tokens, problem.hidden // per))
     for field in fields(outputs):
         name, tensor = field.name, getattr(outputs, field.name)
-        if (tensor is not None) != (name in problem.op.returns):
-            wrong[name] = "is missing" if tensor is None else "was not asked for"
-        elif tensor is not None and name in expected and (tensor.dtype, tuple(tensor.shape)) != expected[name]:
-            dtype, shape = expected[name]
-            wrong[name] = f"is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}"
-        elif tensor is not None and name == "scale":
+        if name not in problem.op.returns:
+            wrong += [] if tensor is None else [f"{name}, which {problem.op.name} does not return, expected None"]
+        elif not isinstance(tensor, Tensor):
+            wrong.append(f"{name} = {type(tensor).__name__}, expected a tensor")
+        elif tensor.device.type != device.type:
+            wrong.append(f"{name} on {tensor.device}, expected on {device}")
+        elif name in shapes and (tensor.dtype, tuple(tensor.shape)) != shapes[name]:
+            dtype, shape = shapes[name]
+            wrong.append(f"{name} {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}")
+        elif name == "scale":
             try:
                 layout_of(problem).slots(tensor)
             except (ValueError, RuntimeError) as error:
-                wrong[name] = str(error)
+                wrong.append(f"scale that cannot be read: {error}")
     return wrong

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+from fusecheck.errors import BreachError
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.problem import Problem
-from fusecheck.ranks import Reply, culprits
+from fusecheck.ranks import Failure, FailureKind, Reply, culprits
 from fusecheck.verdict import Stage, off_nominal_budget
 
 WORKER = "fusecheck.case.worker:CaseWorker"
@@ -44,6 +45,9 @@ class Finding:
         count: elements outside, on all ranks that noticed.
         like: the known dataflows that explain every element of the case.
         varies: how the same call came out when it was repeated; empty where it was not.
+        error: the type of the exception that was raised, if one was; `BreachError` where the interface was not kept.
+        traceback: of that exception.
+        output: the end of what the rank had printed.
     """
 
     stage: Stage
@@ -53,6 +57,9 @@ class Finding:
     count: int = 1
     like: tuple[str, ...] = ()
     varies: str = ""
+    error: str = ""
+    traceback: str = ""
+    output: str = ""
 
     @property
     def head(self) -> str:
@@ -74,6 +81,9 @@ class Finding:
             "count": self.count,
             "computes_like": list(self.like),
             "varies": self.varies,
+            "error": self.error,
+            "traceback": self.traceback,
+            "output": self.output,
         }
 
 
@@ -194,11 +204,7 @@ def explain(pool: Caller, case: dict[str, Any], outcome: Outcome, *, timeout: fl
 def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
     """Merge the ranks' records into one outcome."""
     outcome = Outcome(_parse(case["problem"]))
-    for failure in culprits(replies):
-        message = failure.error + ": " + failure.message if failure.error else str(failure)
-        if failure.traceback:
-            message += f" ({failure.traceback.strip().splitlines()[-1]})"
-        outcome.findings.append(Finding(Stage.ALIVE, case["problem"], message, case.get("dataflow", "-")))
+    outcome.findings = [_of_failures(case, alike) for alike in _alike(culprits(replies))]
     if outcome.findings:
         return outcome
     records = [reply.value["calls"] for reply in replies]
@@ -207,6 +213,35 @@ def collect(case: dict[str, Any], replies: Sequence[Reply]) -> Outcome:
     order = list(Stage)
     outcome.findings.sort(key=lambda finding: order.index(finding.stage))
     return outcome
+
+
+def _alike(failures: Sequence[Failure]) -> list[list[Failure]]:
+    """The failures, those of one kind with one message together; hangs are one, for each names every rank."""
+    together: dict[str, list[Failure]] = {}
+    for failure in failures:
+        together.setdefault(f"{failure.kind.value} {failure.message}", []).append(failure)
+    return list(together.values())
+
+
+def _of_failures(case: dict[str, Any], alike: Sequence[Failure]) -> Finding:
+    """One finding of ranks that failed alike."""
+    first = alike[0]
+    ranks = ", ".join(str(rank) for rank in sorted(failure.rank for failure in alike))
+    what = first.message
+    if first.error == BreachError.__name__:
+        what = what.partition(": ")[2]
+    elif first.kind is not FailureKind.ERROR:
+        what = f"{first.kind.value}: {what}"
+    message = what if first.kind is FailureKind.HANG else f"rank {ranks} {what}"
+    return Finding(
+        Stage.ALIVE,
+        case["problem"],
+        message,
+        case.get("dataflow", "-"),
+        error=first.error,
+        traceback=first.traceback,
+        output=first.output,
+    )
 
 
 _parse = lru_cache(maxsize=64)(Problem.from_json)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fusecheck.backends.checked import noticed
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Done, Step, limits_of, pause
 from fusecheck.case.checks import Checker
@@ -21,7 +22,8 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Backend, Limits, Rank, overwritten
 from fusecheck.onepass.batch import Batch, available, takes
 from fusecheck.problem import Call, Problem
-from fusecheck.verdict import raw
+from fusecheck.stages.judgement import whole
+from fusecheck.verdict import Stage, Tally, raw
 
 _parse = lru_cache(maxsize=64)(Problem.from_json)
 
@@ -64,6 +66,10 @@ class CaseWorker:
         records += [self._checker.check(check, backend, steps[-1]) for check in case.get("checks", ())]
         if _fresh(case, problem):
             self.workspaces.close(backend.name)
+        if words := noticed():
+            tally = Tally(Stage.ALIVE, elements=problem.elements, outside=1)
+            tally.shown.append(whole("; ".join(words), "the floating-point state as it was; it was set back here"))
+            records[0]["tallies"].append(tally.to_record())
         return {"calls": records}
 
     def run_many(self, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

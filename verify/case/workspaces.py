@@ -10,7 +10,8 @@ import torch
 from fusecheck import backends
 from fusecheck.case import alive
 from fusecheck.case.calls import limits_of
-from fusecheck.case.returned import decoded
+from fusecheck.case.returned import decoded, misshapen
+from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Kernel, Limits, Rank, RankInputs, RankOutputs
 from fusecheck.problem import Problem
 
@@ -55,6 +56,8 @@ class Workspaces:
             outputs = kernel.run(inputs, op=problem.op, strategy=problem.strategy)
         if self.rank.device.type == "cuda":
             torch.cuda.synchronize(self.rank.device)
+        if wrong := misshapen(outputs, problem, self.rank.device):
+            raise BreachError(f"run returned {'; '.join(wrong)}; return what the operation and `RankOutputs` say")
         return outputs
 
     def again(self, backend: Backend, made: RankInputs, problem: Problem) -> RankOutputs:

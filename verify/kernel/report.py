@@ -45,6 +45,7 @@ class KernelReport:
     findings: list[Finding] = field(default_factory=list)
     origins: list[Subject] = field(default_factory=list)
     suggestions: dict[str, list[str]] = field(default_factory=dict)
+    printed: list[str] = field(default_factory=list)
     off_nominal: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
     histogram: Counter[str] = field(default_factory=Counter)
@@ -129,5 +130,6 @@ class KernelReport:
             "coverage_of_stages": dict(self.stages),
             "refusals": dict(self.refusals),
             "suggestions": self.suggestions,
+            "printed": self.printed,
             "interrupted": self.interrupted,
         }

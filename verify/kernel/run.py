@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from fusecheck import backends
 from fusecheck.case.run import WORKER, Caller, explain, request, run_case
-from fusecheck.errors import UsageError
+from fusecheck.errors import BreachError, UsageError
 from fusecheck.interface import Backend, Support
 from fusecheck.journal import Journal
 from fusecheck.kernel.plan import Case, Plan
@@ -51,6 +52,7 @@ class Run:
         virtual: all ranks of a case in one process on one GPU.
         timeout: seconds for one case.
         journal: where each case is noted before it starts.
+        logs: the folder for what the ranks print.
         skip: cases that an earlier run has done.
         progress: called after each case with the report so far.
     """
@@ -62,6 +64,7 @@ class Run:
     virtual: bool = False
     timeout: float = 60.0
     journal: Journal | None = None
+    logs: Path | None = None
     skip: frozenset[str] = frozenset()
     progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
 
@@ -78,6 +81,7 @@ class Run:
             for case in islice(self.plan.cases(subject.world_size), 4 * len(self.plan.families)):
                 support = self._supports(backend, case.problem)
                 if support.ok:
+                    backend.dataflow(case.problem)
                     break
                 reasons[support.reason] += 1
             else:
@@ -101,6 +105,7 @@ class Run:
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
         options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
+        options["output"] = None if self.logs is None else self.logs / f"tp{world_size}"
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)
@@ -148,6 +153,8 @@ class Run:
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
         names = explain(pool, asked, outcome) if outcome.findings else []
+        if any(finding.error == BreachError.__name__ for finding in outcome.findings):
+            source.stop()  # every further case would say the same
         with source.lock:
             report.add(subject, outcome)
             if names:

@@ -24,10 +24,13 @@ def execute(run: Run, directory: Path) -> KernelReport:
         Inconclusive: what the run needs is not here.
     """
     with Journal(directory / FILE_NAME) as journal:
-        watched = replace(run, journal=journal)
+        watched = replace(run, journal=journal, logs=directory / "ranks")
         with KernelProgress(watched, console) as progress:
             report = replace(watched, progress=progress).execute()
+    report.printed = [f"ranks/{log.name}" for log in sorted((directory / "ranks").glob("*.log"))]
     show_kernel(report, console)
+    for name in report.printed:
+        console.print(f"a rank printed: {directory}/{name}", highlight=False, markup=False, soft_wrap=True)
     return report
 
 

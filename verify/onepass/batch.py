@@ -78,7 +78,7 @@ class Batch:
         with alive.Poisoned(arena):
             step.outputs = kernel.run(step.guarded, op=problem.op, strategy=problem.strategy)
         events.append(_now(device))
-        doubted = bool(returned.misshapen(step.outputs, problem)) or not _dense(step.outputs)
+        doubted = bool(returned.misshapen(step.outputs, problem, device)) or not _dense(step.outputs)
         if not doubted:
             judge.launch(step, made, share, self._counts[place])
         events.append(_now(device))

@@ -8,12 +8,18 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fusecheck.ranks.frames import FrameReader, GarbageError, frame
 from fusecheck.ranks.processes import private_bytes
 
 _TAIL = 8192
+MOST_LOGGED = 16 << 20
+"""Bytes of one process's output that are kept."""
+
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "stopped", "Z": "ended"}
+"""Of a process, by the letter that /proc gives it."""
 
 Tell = Callable[..., None]
 """Sends an event to the parent: its kind, the rank, the details."""
@@ -29,11 +35,20 @@ class Child:
         output: the read end of its stdout and stderr, non-blocking.
         selector: the keeper's; its data are callables that take the event mask.
         tell: takes the events.
+        log: a file to which all output is appended; None for none.
     """
 
     def __init__(
-        self, index: int, pid: int, link: socket.socket, output: int, selector: selectors.BaseSelector, tell: Tell
+        self,
+        index: int,
+        pid: int,
+        link: socket.socket,
+        output: int,
+        selector: selectors.BaseSelector,
+        tell: Tell,
+        log: Path | None = None,
     ) -> None:
+        self._log, self._logged = log, 0
         self.index, self.pid, self.alive = index, pid, True
         self._link, self._output, self._selector, self._tell = link, output, selector, tell
         self._reader = FrameReader()
@@ -63,7 +78,23 @@ class Child:
             return False
         self._tail += data
         del self._tail[:-_TAIL]
+        self._keep(data)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        """Append to the log, as far as it may grow; a full disk is no reason to lose the run."""
+        if self._log is not None and self._logged < MOST_LOGGED:
+            self._logged += len(data)
+            with contextlib.suppress(OSError):
+                self._log.parent.mkdir(parents=True, exist_ok=True)
+                with self._log.open("ab") as file:
+                    file.write(data)
+
+    def note_state(self) -> None:
+        """Add to the rank's output whether the system runs it, stops it, or has it sleep."""
+        with contextlib.suppress(OSError, IndexError):
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            self._tail += f"\nfusecheck: the process is {STATES.get(letter, letter)}\n".encode()
 
     def bury(self, status: int) -> None:
         """Tell how the process ended, after its last words."""

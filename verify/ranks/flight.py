@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,17 +74,17 @@ class Flight:
         if status == "ok":
             self.values[rank] = rest[0]
             return None
-        name, message, traceback = rest
-        text = f"raised {name} in {self.method}: {message}"
+        name, message, traceback, method, place = rest
+        text = f"raised {name} in {method or self.method}{f' ({place})' if place else ''}: {message}"
+        kind = FailureKind.ERROR
         if status == "lost":
-            text = f"lost its CUDA device: {text}"
-            return Failure(FailureKind.CRASH, rank, text, error=name, traceback=traceback)
-        return Failure(FailureKind.ERROR, rank, text, error=name, traceback=traceback)
+            kind, text = FailureKind.CRASH, f"lost its CUDA device: {text}"
+        return Failure(kind, rank, text, error=name, traceback=traceback, method=method, place=place)
 
     def fail(self, failure: Failure) -> None:
         """Record a failure, and wait for the other ranks only a little longer."""
         self.values.pop(failure.rank, None)
-        self.failures.setdefault(failure.rank, failure)
+        self.failures.setdefault(failure.rank, dataclasses.replace(failure, order=len(self.failures)))
         patience = GRACE_SECONDS if failure.kind is FailureKind.ERROR else SETTLE_SECONDS
         self.due = min(self.due, time.monotonic() + patience)
 
@@ -94,20 +95,44 @@ class Flight:
             tails: the end of each rank's output, if the ranks were killed.
         """
         silent, causes = self.silent, ", ".join(map(str, sorted(self.failures)))
+        places = {rank: _place(tails.get(rank, "")) for rank in silent}
+        order = _suspicion(places)
+        stood = "; ".join(f"rank {rank} {places[rank]}" for rank in order)
         for rank in silent:
             if causes:
                 message = f"killed while in {self.method}, since rank {causes} had failed"
                 self.failures[rank] = Failure(FailureKind.PEER, rank, message)
             else:
-                message = f"no answer to {self.method} in {self.timeout:g} s{_place(tails.get(rank, ''))}"
-                self.failures[rank] = Failure(FailureKind.HANG, rank, message)
+                message = f"no answer to {self.method} in {self.timeout:g} s: {stood}"
+                place = places[rank]
+                self.failures[rank] = Failure(FailureKind.HANG, rank, message, place=place, order=order.index(rank))
         for rank, failure in self.failures.items():
             output = failure.output or tails.get(rank, "")
             self.failures[rank] = dataclasses.replace(failure, unanswered=silent, output=output)
         return [Reply(rank, self.values.get(rank), self.failures.get(rank)) for rank in range(self.world_size)]
 
 
+WAITING = re.compile(r"wait|spin|barrier|recv|gather|reduce|synchronize|poll|sleep|exchange")
+"""Names of functions in which a rank waits for its peers."""
+
+
 def _place(tail: str) -> str:
-    """Where a rank's main thread stood, from the stacks that it wrote when it was asked."""
+    """What a rank did, from the stacks that it wrote when it was asked, and from what the system says of it."""
+    state = re.findall(r"fusecheck: the process is (.+)", tail)
     found = re.findall(r'Current thread .*:\n  File "(?:.*/)?(.+)", line (\d+) in (\S+)', tail)
-    return "; it stood in {2} ({0}:{1})".format(*found[-1]) if found else ""
+    if state and state[-1] == "stopped":
+        return "is stopped (SIGSTOP) and could not say where it stood"
+    if not found:
+        return f"did not say where it stood; its process is {state[-1] if state else 'gone'}"
+    return "stood in {2} ({0}:{1})".format(*found[-1])
+
+
+def _suspicion(places: Mapping[int, str]) -> list[int]:
+    """The ranks, the one that differs first: that cannot answer, that does not wait for peers, that stands alone."""
+    count = Counter(places.values())
+
+    def key(rank: int) -> tuple[bool, bool, int, int]:
+        place = places[rank]
+        return place.startswith("stood"), bool(WAITING.search(place.partition(" (")[0])), count[place], rank
+
+    return sorted(places, key=key)

@@ -122,7 +122,8 @@ class Keeper:
         os.close(written)
         ours.settimeout(0)
         os.set_blocking(output, False)
-        self._children[index] = Child(index, pid, ours, output, self._selector, self._tell)
+        log = Path(f"{plan.output}-rank{index}.log") if plan.output else None
+        self._children[index] = Child(index, pid, ours, output, self._selector, self._tell, log)
 
     def _become_rank(self, plan: RankPlan, index: int, link: socket.socket, written: int, keeper: int) -> NoReturn:
         status = 1
@@ -189,3 +190,5 @@ class Keeper:
             time.sleep(0.01)
             for child in self._children.values():
                 child.read_output()
+        for child in self._children.values():
+            child.note_state()

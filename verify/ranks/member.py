@@ -20,6 +20,9 @@ from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
 from fusecheck.ranks.rank import LocalRank
 from fusecheck.ranks.residue import shared_root
 
+RAISED_IN = "fusecheck_raised_in"
+"""The attribute of an exception that names the backend's method it came out of, and file and line."""
+
 
 def serve(plan: RankPlan, index: int, link: socket.socket) -> None:
     """Run one rank in this (freshly forked) process; returns when the keeper closes the link.
@@ -97,7 +100,8 @@ def _answer(request: int, function: Any, *arguments: Any) -> tuple[bytes, Any]:
     except BaseException as error:
         text = traceback.format_exc()
         status = "lost" if _device_lost() else "error"
-        reply = (request, status, type(error).__name__, str(error)[:10_000], text[-20_000:])
+        method, place = getattr(error, RAISED_IN, ("", ""))
+        reply = (request, status, type(error).__name__, str(error)[:10_000], text[-20_000:], method, place)
         return frame(pickle.dumps(reply)), value
 
 

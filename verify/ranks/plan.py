@@ -29,6 +29,7 @@ class RankPlan:
         memory_limit: private resident bytes that one rank may hold; 0 for no limit.
         preload: modules that the keeper imports once, so that a restart need not; they must not start CUDA.
         threads: torch's threads in a CPU rank.
+        output: where what the ranks print is kept, as the start of each file's name; empty for nowhere.
     """
 
     worker: str
@@ -44,6 +45,7 @@ class RankPlan:
     memory_limit: int = 0
     preload: tuple[str, ...] = ()
     threads: int = 1
+    output: str = ""
 
 
 def split_worker(worker: str) -> tuple[str, str]:

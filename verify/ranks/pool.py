@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +46,7 @@ class Pool:
         preload: modules to import once per pool instead of at each restart; they must not start CUDA.
         environment: variables to set in the ranks.
         hosts: where the ranks live; left out, here.
+        output: where what the ranks print is kept, on their host: the start of a path, which `-rank0.log` follows.
 
     Raises:
         UsageError: a world size below 1, an unknown device, a worker that is not of the form given above.
@@ -63,6 +65,7 @@ class Pool:
         preload: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         hosts: Sequence[Host] | None = None,
+        output: Path | None = None,
     ) -> None:
         _check(worker, world_size, device, devices)
         hosts = [LocalHost(tuple(range(world_size)))] if hosts is None else hosts
@@ -77,6 +80,7 @@ class Pool:
             memory_limit=share if memory_limit is None else memory_limit,
             preload=tuple(preload),
             environment=dict(environment or {}),
+            output="" if output is None else str(output.resolve()),
         )
         self._start_timeout = start_timeout
         self._links = [Link(host) for host in hosts]

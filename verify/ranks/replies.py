@@ -33,6 +33,9 @@ class Failure:
         message: one line that says what happened.
         error: the exception's type by name, for `ERROR`, and for a `CRASH` of the CUDA device alone.
         traceback: the exception's traceback, where there is one.
+        method: of the backend, where the exception came out of one.
+        place: file and line in which it was raised, for `ERROR`; where the main thread stood, for `HANG`.
+        order: how many failures of the call had arrived before.
         signal: the name of the signal that ended the rank, for `CRASH`.
         exit_code: the rank's exit status, for a `CRASH` without a signal.
         unanswered: the ranks that had not answered when the pool was killed.
@@ -44,6 +47,9 @@ class Failure:
     message: str
     error: str = ""
     traceback: str = ""
+    method: str = ""
+    place: str = ""
+    order: int = 0
     signal: str = ""
     exit_code: int | None = None
     unanswered: tuple[int, ...] = ()
@@ -74,9 +80,15 @@ class Reply:
 
 
 def culprits(replies: Iterable[Reply]) -> list[Failure]:
-    """The failures that are the ranks' own, without those that were killed for a peer's sake, in rank order."""
+    """The failures that are the ranks' own, not of those killed for a peer's sake; the likeliest cause first.
+
+    A rank that died comes before those that raised, for its peers raise when it is gone; else they come in the order of
+    their arrival.
+    Of ranks that hang, which have no order, the one that stood elsewhere than the others is first.
+    """
     failures = [reply.failure for reply in replies if reply.failure is not None]
-    return [failure for failure in failures if failure.kind is not FailureKind.PEER]
+    own = [failure for failure in failures if failure.kind is not FailureKind.PEER]
+    return sorted(own, key=lambda failure: (failure.kind is FailureKind.ERROR, failure.order, failure.rank))
 
 
 def values(replies: Sequence[Reply]) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fusecheck.report.groups import replay
+from fusecheck.report.groups import replay, told
 from fusecheck.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
 
 SHOWN = 25
@@ -49,6 +49,8 @@ class Entry:
         total: the same over all ranks and calls.
         keys: stage, family and backend, by which a reader filters.
         replay: the command that shows it again.
+        traceback: of the exception, where one was raised.
+        output: the end of what the rank had printed.
     """
 
     head: str
@@ -63,6 +65,8 @@ class Entry:
     total: int
     keys: dict[str, str]
     replay: str
+    traceback: str
+    output: str
 
 
 def entries(findings: list[dict[str, Any]]) -> list[Entry]:
@@ -90,6 +94,7 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
     finding = mine[0]
     message = str(finding.get("message") or finding.get("detail") or "")
     problem = _problem(finding)
+    traceback, output = told(finding)
     found = [element for each in mine[:_RANKS] for element in _element(each)]
     return Entry(
         head=_head(finding),
@@ -104,6 +109,8 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
         total=sum(map(_count, mine)),
         keys={key: value for key in FILTERS if (value := str({**problem, **finding}.get(key) or ""))},
         replay=replay(finding),
+        traceback=traceback,
+        output=output,
     )
 
 

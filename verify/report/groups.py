@@ -12,6 +12,7 @@ from fusecheck.report.who import judged
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
+    "protocol": "Is the protocol between ranks right in every interleaving?",
     "graph": "Does the graph rewrite put it where it belongs, and nowhere else?",
     "accuracy": "Does the model answer as before?",
     "latency": "Where does it pay, and where does it cost?",
@@ -60,7 +61,13 @@ def finding_line(finding: dict[str, Any]) -> str:
     said = finding.get("message") or finding.get("detail") or ""
     line = ": ".join(str(x) for x in (what, where, said) if x)
     again = replay(finding)
-    return f"{line}  replay: {again}" if again else line
+    line = f"{line}  replay: {again}" if again else line
+    return "\n".join(text for text in (line, *told(finding)) if text)
+
+
+def told(finding: dict[str, Any]) -> tuple[str, str]:
+    """The traceback of a finding's exception, and the end of what the rank had printed; each may be empty."""
+    return str(finding.get("traceback") or "").rstrip(), str(finding.get("output") or "").rstrip()
 
 
 def replay(finding: dict[str, Any]) -> str:
@@ -148,6 +155,23 @@ def _of_faults(part: Part) -> Iterator[Group]:
         yield Group("right kernels", "fail", _findings(loose), _text(loose))
 
 
+def _of_protocol(part: Part) -> Iterator[Group]:
+    for row in part.summary.get("exhibits", []):
+        wrong = [x for x in row["repaired"] if x["verdict"] != "pass"]
+        found = row["faulty"]
+        note = f"{found['kind']} in {found['memory']} memory" if row["killed"] else "no schedule found"
+        verdict = _verdict(wrong) if row["killed"] else "fail"
+        yield Group(f"{row['id']}: {row['title']}", verdict, f"{note}; repaired: {'wrong' if wrong else 'right'}")
+    for row in part.summary.get("kernels", []):
+        for found in row["outcomes"]:
+            note = "; ".join(found.get("outcome", [])) or f"{count(found['states'])} states"
+            # The museum shows kernels as they are; only what was asked about by name is judged.
+            shown = found["verdict"] if not part.summary.get("exhibits") else "pass"
+            yield Group(
+                f"{row['title']}, {found['size']}, {found['memory']}", shown, note, "" if shown == "pass" else note
+            )
+
+
 def _of_accuracy(part: Part) -> Iterator[Group]:
     tasks = part.summary.get("tasks") or {}
     for name, task in tasks.items():
@@ -191,6 +215,7 @@ def _plain(part: Part) -> Iterator[Group]:
 _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
     "kernel": _of_kernel,
     "graph": _of_graph,
+    "protocol": _of_protocol,
     "faults": _of_faults,
     "accuracy": _of_accuracy,
     "latency": _of_latency,
@@ -230,6 +255,19 @@ def _faults_sentence(part: Part) -> str:
     alarms = s.get("false_alarms", 0)
     rejected = f"{alarms} times a right kernel was rejected" if alarms else "no right kernel was rejected"
     return f"{s.get('killed', 0)} of {s.get('faults', 0)} planted faults were caught, and {rejected}"
+
+
+def _protocol_sentence(part: Part) -> str:
+    s = part.summary
+    if s.get("faults"):
+        wrong = [row["title"] for row in s["kernels"] if any(x["verdict"] == "fail" for x in row["outcomes"])]
+        shown = f"; as they are today, wrong: {'; '.join(wrong)}" if wrong else ""
+        return f"{s['killed']} of {s['faults']} published faults shown, {s['false_alarms'] or 'no'} false alarms{shown}"
+    names = ", ".join(row["title"] for row in s.get("kernels", []))
+    if part.findings:
+        return f"{names}: {part.findings[0].get('message', '')}"
+    states = sum(x["states"] for row in s.get("kernels", []) for x in row["outcomes"])
+    return f"{names}: {count(states)} states, no finding"
 
 
 def _accuracy_sentence(part: Part) -> str:
@@ -283,6 +321,7 @@ def _plain_sentence(part: Part) -> str:
 _SENTENCES: dict[str, Callable[[Part], str]] = {
     "kernel": _kernel_sentence,
     "graph": _graph_sentence,
+    "protocol": _protocol_sentence,
     "faults": _faults_sentence,
     "accuracy": _accuracy_sentence,
     "latency": _latency_sentence,

@@ -51,7 +51,7 @@ class Part:
 
     @property
     def question(self) -> str:
-        """Of the five questions, the one that was asked; the command where it is none of them."""
+        """Of the questions, the one that was asked; the command where it is none of them."""
         return "kernel" if self.command in ("verify", "replay") else self.command
 
 

@@ -11,12 +11,13 @@ from fusecheck.report.pictures.flips import flips
 from fusecheck.report.pictures.heat import heat_map
 from fusecheck.report.pictures.histogram import histogram
 from fusecheck.report.pictures.intervals import intervals
+from fusecheck.report.pictures.lanes import lanes
 from fusecheck.report.record import Part
 
 _DRAWN = {
     *("subjects", "coverage", "coverage_of_stages", "off_nominal", "code_differences_from_unfused", "suggestions"),
     *("parts", "not_run", "rows", "tasks", "left_out", "criteria", "runs", "groups", "refusals", "flipped", "headline"),
-    "tables",
+    *("tables", "exhibits", "kernels"),
     *("timings", "prediction", "reading", "policy", "stages", "further_seeds", "warnings", "kernel_verdict"),
 }
 """Figures that have a place of their own, or are too long for the list."""
@@ -49,6 +50,7 @@ def view(part: Part, number: int) -> dict[str, Any]:
         "kernel": _of_kernel(part) if part.question == "kernel" else {},
         "accuracy": _of_accuracy(part.summary) if part.question == "accuracy" else {},
         "faults": _of_faults(part.summary) if part.question == "faults" else {},
+        "protocol": lanes(part.summary) if part.question == "protocol" else [],
         "latency": _of_latency(part.summary) if part.question == "latency" else {},
     }
 

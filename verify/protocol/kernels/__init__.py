@@ -1,0 +1,1 @@
+"""The protocols of real kernels, one file each, to be read beside them."""
