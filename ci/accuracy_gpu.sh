@@ -11,6 +11,8 @@ set -euo pipefail
 work=${WORK:-/tmp/accuracy}
 out=${OUT:-$work/out}
 python=${PYTHON:-python3}
+device=${DEVICE:-cuda}
+fused=${FUSED:-flashinfer:fp32}
 export PYTHONPATH=$work/site HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 mkdir -p "$work/parts" "$work/site" "$out"
 
@@ -20,12 +22,12 @@ ask() {
     shift 2
     take_code
     rm -rf "$work/runs/$name"
-    timeout "$limit" "$python" -m fusecheck.cli accuracy --model "$work/fp8" --data "$work/data" --device cuda \
+    timeout "$limit" "$python" -m fusecheck accuracy --model "$work/fp8" --data "$work/data" --device "$device" \
         --run-dir "$work/runs/$name" "$@" >"$work/$name.log" 2>&1 || code=$?
     echo "== $name: exit $code, $((SECONDS - began)) s"
-    tail -n 25 "$work/$name.log" | cut -c1-300
-    tar czf "$out/$name.tgz" -C "$work" "$name.log" \
-        $(cd "$work" && ls "runs/$name"/{result,accuracy,trace}.json "runs/$name"/accuracy.md 2>/dev/null || true)
+    { head -n 2 "$work/$name.log" && grep -A 3 "^trace:" "$work/$name.log"; } | cut -c1-600 || true
+    [ "$code" -lt 2 ] || tail -n 12 "$work/$name.log" | cut -c1-300
+    (cd "$work" && find "$name.log" "runs/$name" -maxdepth 1 -type f -size -15M -print0 | tar czf "$out/$name.tgz" --null -T -)
 }
 
 # The package as it is in this checkout, without an installer.
@@ -46,19 +48,19 @@ for step in "$@"; do
         mkdir -p "$work/data" && tar xzf "$work/parts/data.tgz" -C "$work/data"
         rm -rf "$work/bf16" "$work/fp8"
         take_code
-        time "$python" -m fusecheck.cli accuracy import "$work/model.gguf" "$work/bf16"
-        time "$python" -m fusecheck.cli accuracy calibrate "$work/bf16" "$work/fp8" --device cuda
+        time "$python" -m fusecheck accuracy import "$work/model.gguf" "$work/bf16"
+        time "$python" -m fusecheck accuracy calibrate "$work/bf16" "$work/fp8" --device "$device"
         ;;
     tp1 | fused)
         kernel=(--tp 1 --backend flashinfer-norm)
-        [ "$step" = tp1 ] || kernel=(--tp 2 --virtual --backend flashinfer:fp32)
+        [ "$step" = tp1 ] || kernel=(--tp 2 --virtual --backend "$fused")
         ask "$step" 580 "${kernel[@]}" --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" \
             ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
         ;;
     planted)
         for kind in ${KINDS:-nothing row_in_32 first_scale scale_times_2 eps_1e3 sums_in_fp8}; do
-            NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__flashinfer__fp32" \
-                --quick --tasks mmlu --shots 0 --limit "${LIMIT:-4000}" --trace
+            NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__${fused/:/__}" \
+                --quick --tasks "${TASKS:-mmlu}" --shots 0 --limit "${LIMIT:-2500}" --trace
         done
         ;;
     *)

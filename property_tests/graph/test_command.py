@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from fusecheck.graph.build import build
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.structure import copy_graph
 from fusecheck.property_tests.suite import command_line
+
+LAPSES = "fusecheck.property_tests.graph.lapses"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -47,14 +50,71 @@ def test_a_faulty_pass_fails_and_its_replay_line_fails_again(
     assert run(monkeypatch, "--graph", finding["graph"], "--run-dir", tmp_path) == 0
 
 
-def test_an_exported_program_is_a_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    built = build(GraphPlan(sites=(SitePlan(), SitePlan()), dynamic=False), 0, 2)
+def exported(tmp_path: Path, *sites: SitePlan) -> Path:
+    """A user's own graph in a file."""
+    built = build(GraphPlan(sites=sites, dynamic=False), 0, 2)
     gm = copy_graph(built.module)
     path = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(gm, built.inputs(4), strict=False), path)
-    assert run(monkeypatch, "--graph", path, "--run-dir", tmp_path) == 0
+    return path
+
+
+def test_an_exported_program_is_a_graph_of_which_something_must_be_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = exported(tmp_path, SitePlan(), SitePlan())
+    options = ("--graph", path, "--run-dir", tmp_path, "--no-export")
+    nothing = ("--pass", f"{LAPSES}:nothing", "--after", "none")
+    assert run(monkeypatch, *options, "--expect", "sites=2,all_reduce=0") == 0
+    assert json.loads((tmp_path / "result.json").read_text())["summary"]["kernel_elements"] > 0
+    assert run(monkeypatch, *options, *nothing) == 3
+    assert "nothing was fused; say --expect sites=0 if that is right" in capsys.readouterr().out
+    assert run(monkeypatch, *options, *nothing, "--expect", "sites=0") == 0
+    assert run(monkeypatch, *options, *nothing, "--expect", "sites=2") == 1
+    assert "the graph has 0 sites, --expect says 2" in capsys.readouterr().out
+    assert run(monkeypatch, *options, "--dialect", "vllm") == 2
+    assert "has no sum over ranks of --dialect vllm: it is of --dialect fusecheck" in capsys.readouterr().err
+
+
+def test_a_scaled_add_that_is_fused_as_a_plain_one_fails_on_a_users_graph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = exported(tmp_path, SitePlan(add="alpha"), SitePlan())
+    faulty = ("--pass", "fusecheck.graph.faulty_norm:AlphaIgnored.apply", "--after", "none", "--produces", "norm")
+    assert run(monkeypatch, *faulty, "--graph", path, "--run-dir", tmp_path, "--no-export") == 1
+    assert "kernel: model.pt2" in capsys.readouterr().out
+
+
+def test_a_known_gap_is_green_with_its_reason_and_an_unused_waiver_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty = ("--pass", "fusecheck.graph.faulty_norm:AlphaIgnored.apply", "--after", "none", "--produces", "norm")
+    options = (*faulty, "--only", "rows", "--rows", "F1,N2-alpha", "--run-dir", tmp_path, "--no-export")
+    assert run(monkeypatch, *options) == 1
+    file = tmp_path / "waivers.yaml"
+    gaps = [("sites:N2-alpha", "issue 12"), ("kernel:N2-alpha", "issue 12"), ("meta:F1", "was mended")]
+    file.write_text("".join(f"- waive: {text}\n  why: {why}\n" for text, why in gaps))
+    assert run(monkeypatch, *options, "--waivers", file) == 0
+    shown = capsys.readouterr().out
+    assert "unused waiver meta:F1: nothing had to be accepted" in shown
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["summary"]["elements"] > 0
+    assert {finding["waived"] for finding in result["findings"]} == {"issue 12"}
+    assert result["summary"]["rows_waived"] == ["N2-alpha"]
+
+
+def test_a_replay_line_is_the_whole_question_with_what_came_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans = ["{}", '{"sites":[{},{}]}', '{"seed":1}']
+    options = ("--pass", f"{LAPSES}:remembers", "--after", "none", "--produces", "norm", "--no-export")
+    graphs = [word for plan in plans for word in ("--graph", plan)]
+    assert run(monkeypatch, *options, *graphs, "--run-dir", tmp_path) == 1
+    (finding,) = json.loads((tmp_path / "result.json").read_text())["findings"]
+    words = shlex.split(finding["replay"])[2:]
+    assert words[-4:] == ["--graph", plans[0], "--graph", plans[2]]
+    assert {"--dialect", "--device", "--backend", "--tp", "--no-export"} < set(words)
+    assert run(monkeypatch, *words, "--run-dir", tmp_path) == 1
+    assert run(monkeypatch, *words[:-4], *words[-2:], "--run-dir", tmp_path) == 0
 
 
 def test_a_policy_from_a_file_leaves_open_graphs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,6 +148,12 @@ def test_a_policy_from_a_file_leaves_open_graphs_alone(monkeypatch: pytest.Monke
         (("--backend", "no_such"), "no_such"),
         (("--case-timeout", 0), "--case-timeout 0, expected more than 0"),
         (("--config", "absent.yaml"), "cannot read absent.yaml"),
+        (("--rows", "F99"), "no row is called 'F99'"),
+        (("--waive", "sites:F99", "--why", "known"), "no graph is called 'F99'"),
+        (("--waive", "speed", "--why", "known"), "no check is called 'speed'"),
+        (("--waive", "sites:F1"), "1 --waive and 0 --why"),
+        (("--expect", "sites=1"), "--expect is about a .pt2 file"),
+        (("--dialect", "autodeploy"), "is not registered: install tensorrt_llm"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_two(

@@ -10,7 +10,7 @@ from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.property_tests.graph import honest, lapses
+from fusecheck.property_tests.graph import honest, lapses, lapses_of_values
 
 FOUND = {
     "ReduceLeftBehindView": Check.ORPHANS,
@@ -69,7 +69,7 @@ def test_a_lapse_is_found_by_the_check_that_is_there_for_it(
     quick_checker: GraphChecker, name: str, check: Check
 ) -> None:
     case = TWELVE if name == "HashChoice" else row(ROWS.get(name, "F1"))
-    result = quick_checker.for_subject(subject(lapses, name)).check(case)
+    result = quick_checker.for_subject(subject(lapses if hasattr(lapses, name) else lapses_of_values, name)).check(case)
     assert check in {finding.check for finding in result.findings}, result.findings
     wanted = Status.MISSED if check is Check.SITES else Status.BROKEN
     assert result.status() is wanted

@@ -112,7 +112,8 @@ class Quantising:
 
     def quotient(self, amax: Tensor) -> Tensor:
         """The amax over the element's largest value, [rows, groups]."""
-        top = torch.tensor(self.element.largest)
+        # On the device: torch divides CUDA tensors by a scalar of the CPU through its reciprocal.
+        top = torch.tensor(self.element.largest, device=amax.device)
         amax = amax.clamp(min=self.rules.least) if self.rules.least_at == "amax" else amax
         rule = self.rules.scale_rule
         if rule in ("multiply", "rcp"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusecheck.backends.flashinfer_limits import shape_support
-from fusecheck.backends.flashinfer_patterns import declared, op_support
+from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
@@ -84,6 +84,7 @@ class FlashInferBackend:
     """
 
     device = "cuda"
+    operations = OPERATIONS
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]

@@ -31,6 +31,22 @@ LAYOUTS = {"128x4": 0, "8x4": 1, "linear": 2}
 FP4_CAPABILITY = 10
 
 
+OPERATIONS = tuple(
+    Operation.named(name)
+    for name in (
+        *("RESIDUAL_RMS_NORM", "RESIDUAL_RMS_NORM_QUANT_FP8", "RESIDUAL_RMS_NORM_OUT_QUANT_FP8", "ALL_REDUCE"),
+        *(f"RESIDUAL_RMS_NORM_{out}QUANT_DYNAMIC_FP8" for out in ("", "OUT_")),
+        *(
+            f"RESIDUAL_RMS_NORM_{out}QUANT_GROUP_FP8_PACKED{group}"
+            for group in ("", "_32", "_48")
+            for out in ("", "OUT_")
+        ),
+        *(f"RESIDUAL_RMS_NORM_{out}QUANT_MXFP8" for out in ("", "OUT_")),
+    )
+)
+"""What the kernel is asked for unless told otherwise: every pattern that runs on Hopper, groups by both paths."""
+
+
 def family_of(quantiser: str) -> tuple[str, int | None]:
     """A quantiser's name without the size of its groups, and that size where there are groups of a free size."""
     found = re.fullmatch(rf"{GROUPED}(?:-(\d+))?", quantiser)

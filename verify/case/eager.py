@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fusecheck.case import returned
@@ -24,13 +26,19 @@ def finished(kernel: Kernel, inputs: RankInputs, step: Step) -> RankOutputs:
     return outputs
 
 
-def copied(outputs: RankOutputs) -> RankOutputs:
-    """The outputs in memory of their own, which no later call reuses."""
-    return returned.mapped(outputs, torch.Tensor.clone)
+def copied(outputs: RankOutputs, step: Step) -> RankOutputs:
+    """The outputs in memory of their own, which no later call reuses; scales without what lies around them."""
+    return returned.mapped(_decoded(outputs, step), torch.Tensor.clone)
+
+
+def _decoded(outputs: RankOutputs, step: Step) -> RankOutputs:
+    """With one code a byte and scales [tokens, groups]: nobody wrote the padding of a tensor that was not poisoned."""
+    rows = len(next(iter(returned.named(outputs).values())))
+    return returned.decoded(outputs, replace(step.problem, tokens=rows, schedule=()))
 
 
 def compare_outputs(tally: Tally, what: str, step: Step, expected: RankOutputs, got: RankOutputs) -> None:
-    """Count differing elements as outside, and say where they were met."""
+    """Count elements that differ from `copied` ones as outside, and say where they were met."""
     first = returned.named(expected)
-    for name, tensor in returned.named(got).items():
+    for name, tensor in returned.named(_decoded(got, step)).items():
         compare_bits(tally, f"{what} {name}", first[name], tensor, payloads=step.flow.nan_payload == "kept")

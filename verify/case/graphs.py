@@ -42,7 +42,7 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
 def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankInputs], tally: Tally) -> None:
     """Few rows and all in turn, on two sets of inputs in turn: a call that runs ahead reads what the last one left."""
     few = _rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
-    expected = [copied(finished(kernel, inputs, step)) for inputs in (few, *sets)]
+    expected = [copied(finished(kernel, inputs, step), step) for inputs in (few, *sets)]
     turns = max(2, min(TURNS, KEPT // step.problem.elements))
     given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
     returned = [called(kernel, inputs, step) for inputs in given]
@@ -65,7 +65,7 @@ class _Graph:
 
     def __init__(self, kernel: Kernel, step: Step, sets: list[RankInputs], calls: int) -> None:
         self._kernel, self._step, self._sets = kernel, step, sets
-        self._expected = [copied(finished(kernel, inputs, step)) for inputs in sets]
+        self._expected = [copied(finished(kernel, inputs, step), step) for inputs in sets]
         self._name = f"graph of {calls} at {len(sets[0].partial)} tokens"
         self._static = replace(sets[0], **{name: getattr(sets[0], name).clone() for name in OPERANDS})
         self._graph = torch.cuda.CUDAGraph()

@@ -36,14 +36,15 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
 
     producer: Any = neighbours.late_copy
     tally = Tally(Stage.AGAIN)
-    expected = copied(finished(kernel, step.made, step))
+    alone = finished(kernel, step.made, step)
+    expected = copied(alone, step)
     for name in LATE:
         fresh = _words(getattr(step.made, name))
         for output in returned.named(expected):
             late = torch.zeros_like(getattr(step.made, name))
             changed: dict[str, Any] = {name: late}
             inputs = replace(step.made, **changed)
-            seen = torch.empty_like(getattr(expected, output))
+            seen = _room_like(getattr(alone, output))
             torch.cuda.synchronize()
             producer[(1,)](fresh, _words(late), fresh.numel(), NANOSECONDS, BLOCK=BLOCK)
             outputs = called(kernel, inputs, step)
@@ -51,7 +52,7 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
             torch.cuda.synchronize()
             compare_outputs(tally, f"{name} written by the kernel before:", step, expected, outputs)
             behind: dict[str, Any] = {output: seen}
-            compare_outputs(tally, f"{output} read by the kernel behind:", step, expected, replace(expected, **behind))
+            compare_outputs(tally, f"{output} read by the kernel behind:", step, expected, replace(alone, **behind))
     return tally
 
 
@@ -59,8 +60,20 @@ def _read_behind(output: Tensor, seen: Tensor) -> None:
     from fusecheck.onepass import neighbours
 
     consumer: Any = neighbours.waiting_copy
-    words = _words(output)
-    consumer[(PROGRAMS,)](words, _words(seen), words.numel(), BLOCK=BLOCK, launch_pdl=True)
+    words = _words(_whole(output))
+    consumer[(PROGRAMS,)](words, _words(_whole(seen)), words.numel(), BLOCK=BLOCK, launch_pdl=True)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All that lies in the memory of a tensor of scales with gaps; any other tensor itself."""
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _room_like(tensor: Tensor) -> Tensor:
+    """Uninitialised memory of the same form, gaps included."""
+    return torch.empty_like(_whole(tensor)).as_strided(tensor.shape, tensor.stride())
 
 
 def _words(tensor: Tensor) -> Tensor:
@@ -97,7 +110,7 @@ def _take_turns(
     ordered: bool,
 ) -> None:
     """Call on two streams in turn, each with inputs of its own, and compare when all have ended."""
-    expected = [copied(finished(kernel_of(turn), inputs, step)) for turn, inputs in enumerate(sets)]
+    expected = [copied(finished(kernel_of(turn), inputs, step), step) for turn, inputs in enumerate(sets)]
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]  # type: ignore[no-untyped-call]
     returned: list[RankOutputs] = []
     try:

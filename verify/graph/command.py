@@ -125,13 +125,14 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
     Raises:
         UsageError: one is neither a plan nor an exported program.
     """
-    for text in texts:
+    for number, text in enumerate(texts, 1):
+        name = "given" if len(texts) == 1 else f"given {number}"
         if text.startswith('{"model":'):
-            yield GraphCase("given", ModelPlan.from_json(text))
+            yield GraphCase(name, ModelPlan.from_json(text))
         elif text.startswith('{"file":'):
-            yield GraphCase("given", FilePlan.from_json(text))
+            yield GraphCase(name, FilePlan.from_json(text))
         elif text.lstrip().startswith("{"):
-            yield GraphCase("given", GraphPlan.from_json(text))
+            yield GraphCase(name, GraphPlan.from_json(text))
         elif text.endswith(SUFFIX):
             plan = FilePlan(text, expectations(expect))
             library = library_named(dialect)

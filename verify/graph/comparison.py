@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.context import RankContext
@@ -20,6 +20,7 @@ from fusecheck.graph.execution import ForcedRun, RecordingRun, Values, bits, cou
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.inspection import Sites, count_roles, fused_nodes
+from fusecheck.graph.interpreter import Run
 from fusecheck.graph.meta import MetaCheckedRun
 from fusecheck.interface import FusionOp
 
@@ -74,7 +75,7 @@ class Comparison:
             predecessor = fused
             if exact:
                 with kept(self.graphs.predecessor):
-                    predecessor = Interpreter(self.graphs.predecessor).run(*_copies(inputs))
+                    predecessor = Run(self.graphs.predecessor).run(*_copies(inputs))
             self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=exact)
             self._replicated(fused, label)
             _, differing = count_differing(fused, unfused)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.arithmetic import quantize
@@ -18,6 +18,7 @@ from fusecheck.graph.context import RankContext
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS, Sites, tensors_of
+from fusecheck.graph.interpreter import Run
 from fusecheck.interface import FusionOp, RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.stages.judgement import Tally
@@ -88,11 +89,11 @@ class SiteValues:
     summands: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
-class RecordingRun(Interpreter):
+class RecordingRun(Run):
     """Runs the unfused graph and keeps each norm's values by the name of the norm; copies, for in-place writers."""
 
     def __init__(self, gm: GraphModule, sites: Sites) -> None:
-        super().__init__(gm, garbage_collect_values=False)
+        super().__init__(gm, keep=True)
         self.dialect, self.names = sites.dialect, sites.of(gm)
         self.values: dict[str, SiteValues] = {}
         self._partials: dict[Node, Tensor] = {}
@@ -133,7 +134,7 @@ class RecordingRun(Interpreter):
                 yield partial, self.env[other].expand(shape) * scales[1 - at]
 
 
-class ForcedRun(Interpreter):
+class ForcedRun(Run):
     """Runs a fused graph with the unfused graph's values in place of each kernel's results.
 
     Every site then sees the unfused graph's values. Its kernel is run on the operands that the rewrite gave it, and the

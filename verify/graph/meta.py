@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.findings import Check, GraphFinding
+from fusecheck.graph.interpreter import Run
 
 
-class MetaCheckedRun(Interpreter):
+class MetaCheckedRun(Run):
     """Runs a graph and compares each node's meta value with what the node returned.
 
     An open size is a symbol in the meta of the inputs; what later nodes say of it is computed for the sizes of this
@@ -79,7 +80,10 @@ class MetaCheckedRun(Interpreter):
         """What a size is in this run; None where that cannot be known."""
         if not is_open(size):
             return int(size)
-        found = size.node.expr.subs(self.sizes)
+        expression = size.node.expr
+        if expression in self.sizes:
+            return self.sizes[expression]
+        found = expression.subs(self.sizes)
         return int(found) if found.is_number else None
 
     def _open_where_the_operands_are(self, node: Node, said: Tensor) -> bool:
