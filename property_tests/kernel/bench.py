@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from fusecheck import backends
+from fusecheck.case.finding import Finding
 from fusecheck.case.question import Question
-from fusecheck.case.run import Finding, Outcome, collect, request, run_case
+from fusecheck.case.run import Outcome, collect, request, run_case
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Backend
 from fusecheck.problem import Problem

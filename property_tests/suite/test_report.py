@@ -23,11 +23,12 @@ from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import report_records as made
 from fusecheck.property_tests.suite.report_pages import Page
 from fusecheck.report.findings import entries
-from fusecheck.report.groups import replay, sentence, shown
+from fusecheck.report.groups import sentence, shown
 from fusecheck.report.junit import to_junit
 from fusecheck.report.markdown import to_markdown
 from fusecheck.report.page import to_html
 from fusecheck.report.record import parts, reproducible
+from fusecheck.report.replays import replay
 from fusecheck.report.words import WORDS
 from fusecheck.verdict import Stage
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fusecheck import backends
-from fusecheck.case.run import Finding, Outcome, request, run_case
+from fusecheck.case.finding import Finding
+from fusecheck.case.run import Outcome, request, run_case
 from fusecheck.faults.shrink import Shrinker
 from fusecheck.interface import STATIC_OPS
 from fusecheck.kernel.core import stream

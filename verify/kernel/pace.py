@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fusecheck import backends
 from fusecheck.case.calls import shard
-from fusecheck.case.run import Finding, collect, request
+from fusecheck.case.finding import Finding
+from fusecheck.case.run import collect, request
 from fusecheck.errors import UsageError
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.scales import draw_scale

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusecheck.case.run import Finding, Outcome
+from fusecheck.case.finding import Finding
+from fusecheck.case.run import Outcome
 from fusecheck.kernel.coverage import Coverage, core_record, counts
 from fusecheck.kernel.table import kernel_of
 from fusecheck.report import Verdict

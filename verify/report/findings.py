@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fusecheck.report.groups import replay, told
 from fusecheck.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
+from fusecheck.report.replays import replay, told
 
 SHOWN = 25
 """Entries of a part on the page; result.json has all."""

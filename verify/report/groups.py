@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.report.record import Part
+from fusecheck.report.replays import finding_line
 from fusecheck.report.who import judged
 
 QUESTIONS = {
@@ -51,40 +51,6 @@ def sentence(part: Part) -> str:
     """What a part showed, in one sentence without its verdict."""
     said = _SENTENCES.get(part.question, _plain_sentence)(part)
     return f"interrupted: {said}" if part.summary.get("interrupted") and not part.findings else said
-
-
-def finding_line(finding: dict[str, Any]) -> str:
-    """A finding as one line: what, and the command that shows it again."""
-    what = finding.get("stage") or finding.get("check") or finding.get("kind") or finding.get("title") or "finding"
-    what = f"{what} (computes like {', '.join(finding['computes_like'])})" if finding.get("computes_like") else what
-    where = finding.get("case") or finding.get("fault") or finding.get("subject") or ""
-    said = finding.get("message") or finding.get("detail") or ""
-    line = ": ".join(str(x) for x in (what, where, said) if x)
-    again = replay(finding)
-    line = f"{line}  replay: {again}" if again else line
-    return "\n".join(text for text in (line, *told(finding)) if text)
-
-
-def told(finding: dict[str, Any]) -> tuple[str, str]:
-    """The traceback of a finding's exception, and the end of what the rank had printed; each may be empty."""
-    return str(finding.get("traceback") or "").rstrip(), str(finding.get("output") or "").rstrip()
-
-
-def replay(finding: dict[str, Any]) -> str:
-    """The command that shows a finding again; empty where there is none."""
-    if finding.get("question"):
-        return shlex.join(["fusecheck", "replay", str(finding["question"])])
-    if "problem" in finding:
-        words = ["fusecheck", "replay", str(finding["problem"])]
-        words += ["--backend", str(finding["backend"])] if finding.get("backend") else []
-        words += ["--dataflow", str(finding["judged_by"])] if finding.get("judged_by") else []
-        return shlex.join(words)
-    if "graph" in finding:
-        line = str(finding.get("replay", "fusecheck graph"))
-        return line if "--graph" in line else f"{line} --graph {shlex.quote(str(finding['graph']))}"
-    if "fault" in finding:
-        return shlex.join(["fusecheck", "faults", "--fault", str(finding["fault"])])
-    return ""
 
 
 def with_replay(part: Part) -> list[dict[str, Any]]:
@@ -227,7 +193,7 @@ _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
 def _kernel_sentence(part: Part) -> str:
     s = part.summary
     subjects = s.get("subjects", [])
-    cases = f"{count(s.get('cases', 0))} cases{_reached(s.get('core') or {})}"
+    cases = f"{count(s.get('cases', 0))} cases"
     if part.findings:
         failed, first = sum(subject["failed"] for subject in subjects), part.findings[0]
         told = f"{count(failed)} of {cases} break the declared arithmetic"
@@ -236,7 +202,8 @@ def _kernel_sentence(part: Part) -> str:
         return "no case was run"
     idle = sum(not subject["cases"] for subject in subjects)
     told = f"all {count(s.get('elements', 0))} outputs of {cases} are what the declared arithmetic allows"
-    return f"{told}; judged: {judged(part)}" + (f"; {idle} backends ran nothing" if idle else "")
+    more = _reached(s.get("core") or {}) + (f"; {idle} backends ran nothing" if idle else "")
+    return f"{told}; judged: {judged(part)}{more}"
 
 
 def _like(finding: dict[str, Any]) -> str:
@@ -249,7 +216,7 @@ def _reached(core: dict[str, Any]) -> str:
     if not core.get("cells"):
         return ""
     refused = f" ({count(core['refused'])} refused)" if core["refused"] else ""
-    return f", {count(core['reached'])} of {count(core['cells'])} cells of the core plan{refused}"
+    return f"; {count(core['reached'])} of {count(core['cells'])} cells of the core plan reached{refused}"
 
 
 def _graph_sentence(part: Part) -> str:

@@ -6,8 +6,9 @@ import html
 import re
 from typing import Any
 
-from fusecheck.report.groups import Group, finding_line, groups, sentence, verdict_sentence, with_replay
+from fusecheck.report.groups import Group, groups, sentence, verdict_sentence, with_replay
 from fusecheck.report.record import Part, parts
+from fusecheck.report.replays import finding_line
 from fusecheck.report.visible import visible
 
 SHOWN = 10
