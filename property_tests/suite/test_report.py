@@ -213,7 +213,7 @@ def test_the_headline_says_who_was_judged_where_and_each_question_has_a_plain_se
         "kernels": {"mine.kernels:Kernel": "mine 3"},
     }
     text = Page(to_html(record)).text
-    assert "judged: mine.kernels:Kernel (mine 3), tp 2, 4." in text
+    assert "judged: mine.kernels:Kernel (mine 3), tp 2, 4; 2 of 3 cells of the core plan reached (1 refused)." in text
     assert "Ran on: 2 × NVIDIA H200, driver 580.1.2; 2 CPU cores" in text
     whole = Page(to_html(made.verify())).text
     assert "of 800 answers 2 became wrong and 0 became right; golden_mmlu (generated choices for" in whole

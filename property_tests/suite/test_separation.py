@@ -16,7 +16,6 @@ WORLD_SIZE = 4
 COVERED = {
     "trtllm": {"trtllm-nccl"},
     "trtllm-fp32": {"trtllm-nccl"},
-    "trtllm-nccl": {"unfused"},
     "flashinfer-fp32": {"flashinfer-mnnvl-twoshot"},
     "flashinfer-mnnvl-twoshot": {"flashinfer-fp32"},
     "torch-symm": {"trtllm-nccl", "unfused"},
