@@ -15,7 +15,7 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
 from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
-from fusecheck.quantisers.known import QUANTISERS, quantiser
+from fusecheck.quantisers.known import quantiser
 from fusecheck.ranks import Pool, values
 from fusecheck.testing import (
     Conforming,
@@ -110,8 +110,9 @@ def test_an_argument_that_cannot_be_meant_is_named(call: dict[str, Any], change:
 
 RULES = [
     (name, flow)
-    for name in (*QUANTISERS, "group-fp8-32", "group-fp8-packed-64")
-    for flow in QUANT_FLOWS[name if name in QUANT_FLOWS else name.rpartition("-")[0]].values()
+    for base, known in QUANT_FLOWS.items()
+    for name in (base, *((f"{base}-32",) if base.startswith("group-") else ()))
+    for flow in known.values()
 ]
 
 
