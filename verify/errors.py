@@ -13,3 +13,7 @@ class BreachError(UsageError):
 
 class Inconclusive(RuntimeError):  # noqa: N818 - a verdict, not a defect
     """Nothing could be judged: exit code 3. The message says what is missing."""
+
+
+RAISED_IN = "fusecheck_raised_in"
+"""The attribute of an exception that names the backend's method it came out of, and file and line."""

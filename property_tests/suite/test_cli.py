@@ -116,7 +116,7 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "--hidden 72, expected a multiple of the groups of mxfp8",
         ),
         (("kernel", "--op", "RMS_NORM_QUANT_FP3"), "quantiser='fp3', expected one of: none, static-fp8"),
-        (("kernel", "--backend", "flashinfer", "--quantiser", "mxfp8"), "expected some of: none, static-fp8"),
+        (("kernel", "--backend", "torch-symm", "--quantiser", "mxfp8"), "expected some of: none, static-fp8"),
         (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
         (
             ("kernel", "--backend", "fusecheck.property_tests.suite.command_line:run"),

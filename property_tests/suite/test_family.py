@@ -190,7 +190,7 @@ def test_an_operation_that_no_library_has_is_named_as_such() -> None:
 )
 def test_a_problem_that_a_quantiser_does_not_have_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Problem.from_json(json.dumps({"hidden": 64} | fields))
+        Problem.from_json(json.dumps(json.loads(Problem(hidden=64).to_json()) | fields))
 
 
 def test_outputs_of_a_wrong_form_are_said_in_the_interfaces_words() -> None:

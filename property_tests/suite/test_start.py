@@ -99,7 +99,7 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
     deep.write_text("[" * 100_000)
     program.write_bytes(b"PK\x03\x04 this is no program")
     for words, told in (
-        (("replay", deep), "nested too deeply"),
+        (("replay", deep), "replay line is not JSON (maximum recursion"),
         (("report", deep), "cannot be read as JSON"),
         (("latency", "--from", deep), "nested too deeply"),
         (("golden", "check", deep), "is no golden record (RecursionError"),
@@ -120,7 +120,7 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
         (("accuracy", "--device", "cuda"), 3, "CUDA GPUs here, 2 needed"),
         (("pace", "--batch", "0"), 2, "'--batch'"),
         (("pace", "--seconds", "-1"), 2, "'--seconds'"),
-        (("kernel", "--most-elements", "-1"), 2, "'--most-elements'"),
+        (("kernel", "--most-elements", "-1"), 2, "--most-elements -1, expected more than 0"),
         (("accuracy", "--shots", "6", "--tasks", "mmlu"), 2, "--shots 6: task mmlu_abstract_algebra has 5 examples"),
     ],
 )

@@ -139,10 +139,10 @@ def test_every_known_quantiser_is_explained_and_a_code_or_scale_one_step_off_is_
     with pytest.raises(NotConforming, match=rf"^code: \[2,\d+\] .* judged as {name} by"):
         assert_quantised(spoilt_code(codes), stored, of=norm, format=name)
     if isinstance(stored, Tensor):
-        bits = stored.clone().as_strided((stored.untyped_storage().nbytes() // stored.element_size(),), (1,))
-        bits.view(torch.uint8)[0] ^= (
-            16 if stored.dtype is torch.float32 else 1
-        )  # an approximate division may be 2 ulp off
+        count = stored.untyped_storage().nbytes() // stored.element_size()
+        bits = stored.as_strided((count,), (1,)).clone()
+        # An approximate division may be 2 ulp off.
+        bits.view(torch.uint8)[0] ^= 16 if stored.dtype is torch.float32 else 1
         wrong = bits.as_strided(stored.shape, stored.stride())
         with pytest.raises(NotConforming, match=r"^(scale|code): "):
             assert_quantised(codes, wrong, of=norm, format=name, flow=flow)

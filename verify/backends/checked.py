@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusecheck.backends import floating
 from fusecheck.dataflow import Dataflow
-from fusecheck.errors import BreachError, UsageError
+from fusecheck.errors import RAISED_IN, BreachError, UsageError
 from fusecheck.interface import Backend, Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.ranks.member import RAISED_IN
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem

@@ -15,13 +15,11 @@ from typing import Any
 
 import torch
 
+from fusecheck.errors import RAISED_IN
 from fusecheck.ranks.frames import FrameReader, frame
 from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
 from fusecheck.ranks.rank import LocalRank
 from fusecheck.ranks.residue import shared_root
-
-RAISED_IN = "fusecheck_raised_in"
-"""The attribute of an exception that names the backend's method it came out of, and file and line."""
 
 
 def serve(plan: RankPlan, index: int, link: socket.socket) -> None:
