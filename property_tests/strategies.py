@@ -25,7 +25,7 @@ LIMIT = 128
 """Tokens up to which kernels of this family go one-shot by themselves."""
 ELEMENTS = 2**16
 """Tokens * hidden of a drawn case, at most: the next case is worth more than a larger one."""
-ODD_HIDDEN = tuple(sorted({8, 72, *(LANES * prime for prime in table.PRIMES)}))
+ODD_HIDDEN = tuple(sorted({8, 72, 1032, *(LANES * prime for prime in table.PRIMES)}))
 """Odd multiples of eight lanes, where no two lanes-of-eight pair up."""
 
 OPS = (

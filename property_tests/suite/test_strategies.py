@@ -35,7 +35,7 @@ def test_the_simplest_problem_is_one_small_row_of_gaussian_data_with_scale_one()
     assert (simplest.family, simplest.scale, simplest.seed, simplest.schedule) == ("gaussian", 1.0, 0, ())
 
 
-@pytest.mark.parametrize("hidden", [16, 256, 2880])
+@pytest.mark.parametrize("hidden", [16, 256, 1032, 2880])
 def test_a_failure_from_some_width_on_shrinks_to_that_width(hidden: int) -> None:
     least = find(
         problems(2),
