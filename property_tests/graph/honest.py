@@ -14,7 +14,7 @@ from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite
-from fusecheck.graph.structure import copy_graph
+from fusecheck.graph.structure import copy_graph, has_effect
 
 aten = torch.ops.aten
 
@@ -111,3 +111,37 @@ class UnreadResults(FuseNorm):
         if not nodes.getitems(fused, 1):
             with self.graph.inserting_before(fused.next):
                 nodes.call(self.graph, operator.getitem, (fused, 1), fused)
+
+
+def one_read_each(gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Fuse, and let all readers of a loaded tensor share one read of it."""
+    gm = FuseNorm.apply(gm, shared)
+    first: dict[str, Node] = {}
+    for node in list(gm.graph.nodes):
+        if node.op == "get_attr" and first.setdefault(str(node.target), node) is not node:
+            node.replace_all_uses_with(first[str(node.target)])
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def late(gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Fuse, and move each layer behind everything that does not read it."""
+    gm = FuseNorm.apply(gm, shared)
+    for node in reversed(list(gm.graph.nodes)):
+        if node.op == "call_function" and node.users and not has_effect(node):
+            order = nodes.positions(gm.graph)
+            min(node.users, key=order.__getitem__).prepend(node)
+    gm.recompile()
+    return gm
+
+
+def as_parameters(gm: GraphModule, shared: SharedConfig) -> GraphModule:
+    """Fuse, and hold loaded tensors as parameters instead of buffers."""
+    gm = FuseQuant.apply(gm, shared)
+    for name, tensor in list(gm.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        owner = gm.get_submodule(path)
+        delattr(owner, leaf)
+        setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    return gm

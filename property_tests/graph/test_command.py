@@ -14,6 +14,7 @@ from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.structure import copy_graph
 from fusecheck.property_tests.suite import command_line
 
+pytestmark = pytest.mark.usefixtures("borrowed_ranks")
 LAPSES = "fusecheck.property_tests.graph.lapses"
 
 
@@ -152,6 +153,9 @@ def test_a_policy_from_a_file_leaves_open_graphs_alone(monkeypatch: pytest.Monke
         (("--waive", "sites:F99", "--why", "known"), "no graph is called 'F99'"),
         (("--waive", "speed", "--why", "known"), "no check is called 'speed'"),
         (("--waive", "sites:F1"), "1 --waive and 0 --why"),
+        (("--waive", "sites:", "--why", "known"), "names no row after the colon"),
+        (("--waive", "sites:random-one", "--why", "known"), "no graph is called 'random-one'"),
+        (("--waivers", "absent.yaml"), "cannot read absent.yaml: No such file or directory; expected YAML"),
         (("--expect", "sites=1"), "--expect is about a .pt2 file"),
         (("--dialect", "autodeploy"), "is not registered: install tensorrt_llm"),
     ],
@@ -164,6 +168,28 @@ def test_a_wrong_call_is_one_line_and_exit_two(
     message: str,
 ) -> None:
     assert run(monkeypatch, *arguments, "--run-dir", tmp_path) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has None, expected a list of entries"),
+        ("waive: sites", "has {'waive': 'sites'}"),
+        ("- waive: sites:N1\n  why:\n", "has {'waive': 'sites:N1', 'why': None}"),
+        ("- waive: [sites]\n  why: known\n", "has {'waive': ['sites'], 'why': 'known'}"),
+        ("- waive: sites:N99\n  why: known\n", "no graph is called 'N99'"),
+        ("- {waive", "expected YAML: a list of waive: and why:"),
+    ],
+)
+def test_a_file_of_waivers_is_held_to_its_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    file = tmp_path / "waivers.yaml"
+    file.write_text(text)
+    assert run(monkeypatch, "--waivers", file, "--rows", "F1", "--run-dir", tmp_path) == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1

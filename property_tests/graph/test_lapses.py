@@ -10,7 +10,7 @@ from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.property_tests.graph import honest, lapses, lapses_of_values
+from fusecheck.property_tests.graph import honest, lapses, lapses_of_state, lapses_of_values
 
 FOUND = {
     "ReduceLeftBehindView": Check.ORPHANS,
@@ -37,15 +37,20 @@ FOUND = {
     "UnitScale": Check.ARGUMENTS,
     "CodesRequantised": Check.ARGUMENTS,
     "WrongName": Check.SITES,
+    "DefaultDtypeLeft": Check.MEMORY,
+    "GradientsLeftOff": Check.MEMORY,
+    "ByAddress": Check.RANKS,
+    "NanLaundered": Check.UNFUSED,
+    "StaleResidual": Check.KERNEL,
 }
 """The check that finds each lapse."""
-ROWS = {"WritesDropped": "F16", "EqualScale": "F4", "HashOrder": "F15"}
+ROWS = {"WritesDropped": "F16", "EqualScale": "F4", "HashOrder": "F15", "NanLaundered": "F1-nan"}
 """The row that shows it, where the plainest does not."""
 TWELVE = GraphCase("twelve", GraphPlan(sites=(SitePlan(),) * 12))
 """So many sites that two hash seeds decide alike about all of them once in 4096 times."""
 HONEST = (
     *("LastFirst", "LastFirstQuant", "renamed", "cleaned", "copied", "copied_whole", "OwnScale", "ByKeyword"),
-    "UnreadResults",
+    *("UnreadResults", "one_read_each", "late", "as_parameters"),
 )
 HONEST_ROWS = "F4,F6-halves,F7,F16,D2-residual"
 
@@ -54,7 +59,7 @@ def subject(module: object, name: str) -> Subject:
     """A pass of a module by name: a transform, or a function."""
     found = getattr(module, name)
     of_norm = isinstance(found, type) and issubclass(found, FuseNorm)
-    of_norm |= name in ("renamed", "copied", "nothing")
+    of_norm |= name in ("renamed", "copied", "nothing", "one_read_each", "late")
     attribute = f"{name}.apply" if isinstance(found, type) else name
     return Subject(f"{found.__module__}:{attribute}", after_norm=not of_norm, quantises=not of_norm)
 
@@ -68,8 +73,9 @@ def row(name: str) -> GraphCase:
 def test_a_lapse_is_found_by_the_check_that_is_there_for_it(
     quick_checker: GraphChecker, name: str, check: Check
 ) -> None:
-    case = TWELVE if name == "HashChoice" else row(ROWS.get(name, "F1"))
-    result = quick_checker.for_subject(subject(lapses if hasattr(lapses, name) else lapses_of_values, name)).check(case)
+    case = TWELVE if name in ("HashChoice", "ByAddress") else row(ROWS.get(name, "F1"))
+    module = next(module for module in (lapses, lapses_of_values, lapses_of_state) if hasattr(module, name))
+    result = quick_checker.for_subject(subject(module, name)).check(case)
     assert check in {finding.check for finding in result.findings}, result.findings
     wanted = Status.MISSED if check is Check.SITES else Status.BROKEN
     assert result.status() is wanted

@@ -108,9 +108,10 @@ def test_what_is_no_pass_is_reported(quick_checker: GraphChecker, name: str, che
     assert result.status() is Status.BROKEN
 
 
+@pytest.mark.usefixtures("borrowed_ranks")
 @pytest.mark.parametrize(
     ("name", "message", "timeout"),
-    [("asks_on_one_rank", "hang", 10.0), ("dies_on_one_rank", "exited with status 7", 90.0)],
+    [("asks_on_one_rank", "hang", 5.0), ("dies_on_one_rank", "exited with status 7", 90.0)],
 )
 def test_a_rank_that_hangs_or_dies_is_reported_and_the_next_graph_is_checked(
     name: str, message: str, timeout: float

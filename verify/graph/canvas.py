@@ -41,10 +41,14 @@ class Canvas:
     def example(self, tokens: int) -> tuple[Tensor, ...]:
         """Inputs of this rank for a token count."""
         shape, dtype, magnitude = self.shape(tokens), self.dtype, self.plan.magnitude
-        return tuple(
+        drawn = tuple(
             self.builder.activations(f"{name}@{tokens}", shape, dtype, magnitude, per_rank=per_rank)
             for name, per_rank in self.builder.inputs
         )
+        for tensor, (_, per_rank) in zip(drawn, self.builder.inputs, strict=True):
+            if self.plan.nan and tokens > 1 and not per_rank:
+                tensor[..., -2, 0] = float("nan")
+        return drawn
 
     def input(self, name: str, *, per_rank: bool = False) -> Node:
         """A graph input like the activations."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
@@ -27,6 +26,9 @@ from fusecheck.interface import (
 
 SMALLEST_WORKSPACE = 256
 """Tokens that a workspace holds at least, so that growing graphs do not reopen it for every size."""
+
+TEXT_BYTES = 4096
+"""Of a text that ranks exchange in one step."""
 
 
 @dataclass
@@ -50,17 +52,30 @@ class RankContext:
         """Every rank's tensor of this shape, in rank order; a collective call."""
         if self.rank.world_size == 1:
             return [x]
-        raw = x.contiguous().view(torch.uint8)
-        received = [torch.empty_like(raw) for _ in range(self.rank.world_size)]
-        dist.all_gather(received, raw, group=self.rank.group)
-        return [each.view(x.dtype) for each in received]
+        return [each.view(x.dtype) for each in self._all_gather(x.contiguous().view(torch.uint8))]
 
     def gather_text(self, text: str) -> list[str]:
         """Every rank's text, in rank order; a collective call."""
         if self.rank.world_size == 1:
             return [text]
-        received: list[str] = [""] * self.rank.world_size
-        dist.all_gather_object(received, text, group=self.rank.group)
+        mine = text.encode()
+        # One exchange for a short text: its length and its beginning; another for the rest where one is longer.
+        pages = self._gather_bytes((len(mine).to_bytes(8, "little") + mine)[:TEXT_BYTES], TEXT_BYTES)
+        sizes = [int.from_bytes(page[:8], "little") for page in pages]
+        longest = max(sizes) + 8 - TEXT_BYTES
+        rest = self._gather_bytes(mine[TEXT_BYTES - 8 :], longest) if longest > 0 else [b""] * len(pages)
+        return [(page[8:] + more)[:size].decode() for page, more, size in zip(pages, rest, sizes, strict=True)]
+
+    def _gather_bytes(self, mine: bytes, size: int) -> list[bytes]:
+        raw = torch.frombuffer(bytearray(mine.ljust(size, b"\0")), dtype=torch.uint8)
+        return [each.cpu().numpy().tobytes() for each in self._all_gather(raw.to(self.rank.device))]
+
+    def _all_gather(self, raw: Tensor) -> list[Tensor]:
+        """Every rank's bytes; the group's own call, since torch's wrapper around it costs more than the exchange."""
+        group = self.rank.group
+        assert group is not None, "a group of several ranks"
+        received = [torch.empty_like(raw) for _ in range(self.rank.world_size)]
+        group.allgather([received], [raw]).wait()
         return received
 
     def fused(self, inputs: RankInputs, op: FusionOp, strategy: Strategy) -> RankOutputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+OPEN_SIZE = 6
+"""The example behind every open token count, so that graphs of different examples share their symbol."""
+
 
 class Fakes:
-    """A fake mode, and what was asked of it: the same call on the same fake tensors gets the same result, remembered.
+    """A fake mode, and what was asked of it: equal calls on equal fake tensors get one result, remembered.
 
-    Graphs of one process share it, and so the symbol of an open token count. What a pass asks of that symbol may
-    specialise it for good: `spoiled` says so, and the next graph then gets a mode of its own.
+    There is one fake of each dtype, shape, strides and device, so that graphs which differ in their order of calls
+    still ask the same. Graphs of one process share it, and so the symbol of an open token count. What a pass asks of
+    that symbol may specialise it for good: `spoiled` says so, and the next graph then gets a mode of its own.
     """
 
     def __init__(self) -> None:
@@ -24,36 +28,38 @@ class Fakes:
         self.mode = FakeTensorMode(shape_env=ShapeEnv())
         self._forms: dict[Any, Tensor] = {}
         self._results: dict[Any, Any] = {}
+        self._canonical: dict[Any, Tensor] = {}
         # A result is remembered by the identity of its arguments, so these are kept alive here.
         self._known: dict[int, Tensor] = {}
 
     def from_form(self, tensor: Tensor, open_dimension: int | None = None) -> Tensor:
         """The fake of a tensor; equal for equal dtype, shape, strides and device."""
-        form = (tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device), open_dimension)
+        # Of a copy: a fake of the tensor itself would keep its storage from being told apart.
+        like = torch.empty_like(tensor)
+        options: dict[str, Any] = {"static_shapes": True}
+        if open_dimension is not None:
+            shape = [OPEN_SIZE if at == open_dimension else size for at, size in enumerate(tensor.shape)]
+            like = tensor.new_empty(shape)
+            sizes = [DimDynamic.STATIC] * tensor.dim()
+            sizes[open_dimension] = DimDynamic.DYNAMIC
+            context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+            options = {"symbolic_context": context}
+        form = (*_form(like), open_dimension)
         if form not in self._forms:
-            options: dict[str, Any] = {"static_shapes": True}
-            if open_dimension is not None:
-                sizes = [DimDynamic.STATIC] * tensor.dim()
-                sizes[open_dimension] = DimDynamic.DYNAMIC
-                context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
-                options = {"symbolic_context": context}
-            # Of a copy: a fake of the tensor itself would keep its storage from being told apart.
-            self._forms[form] = self._keep(self.mode.from_tensor(torch.empty_like(tensor), **options))
+            self._forms[form] = self._keep(self.mode.from_tensor(like, **options))
         return self._forms[form]
 
     def result(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the operator returns for these fake tensors."""
         key = self._key(target, args, kwargs)
+        if key is not None and key in self._results:
+            return self._results[key]
+        with self.mode:
+            made = target(*args, **kwargs)
         if key is None:
-            with self.mode:
-                return target(*args, **kwargs)
-        if key not in self._results:
-            with self.mode:
-                made = target(*args, **kwargs)
-            for each in _tensors(made):
-                self._keep(each)
-            self._results[key] = made
-        return self._results[key]
+            return made
+        self._results[key] = made = _mapped(made, self._keep)
+        return made
 
     @property
     def spoiled(self) -> bool:
@@ -62,39 +68,53 @@ class Fakes:
         return bool(env.guards or env.replacements)
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        self._known[id(tensor)] = tensor
-        return tensor
+        """The one fake of this form."""
+        kept = self._canonical.setdefault(_form(tensor), tensor)
+        self._known[id(kept)] = kept
+        return kept
 
     def _key(self, *parts: Any) -> Any:
         """Something hashable that stands for a call, or None where it cannot be remembered."""
-        if any(id(each) not in self._known for each in _tensors(parts)):
+        tensors: list[Tensor] = []
+        _mapped(parts, tensors.append)
+        if any(id(each) not in self._known for each in tensors):
             return None
         try:
             key = _frozen(parts)
             hash(key)
-        except TypeError:  # a symbolic number
+        except TypeError:  # an argument that nobody can compare
             return None
         return key
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _form(tensor: Tensor) -> Any:
+    """What tells fakes apart; open sizes by their expression."""
+    sizes = (*tensor.shape, *tensor.stride(), tensor.storage_offset())
+    return (tensor.dtype, tensor.dim(), tuple(map(_frozen, sizes)), str(tensor.device))
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A value with something else in the place of each of its tensors."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)([_mapped(each, change) for each in value])
+    if isinstance(value, dict):
+        return {name: _mapped(each, change) for name, each in value.items()}
+    return value
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, Tensor):
         return ("tensor", id(value))
+    if isinstance(value, torch.SymInt):
+        return ("open", value.node.expr)
     if isinstance(value, tuple | list):
         return tuple(_frozen(each) for each in value)
     if isinstance(value, dict):
         return tuple((name, _frozen(each)) for name, each in sorted(value.items()))
-    return (type(value), value)
+    # No number such as an eps decides a dtype or a shape.
+    return float if isinstance(value, float) else (type(value), value)
 
 
 _shared: list[Fakes] = []

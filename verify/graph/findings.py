@@ -45,7 +45,7 @@ class Check(str, Enum):
     REPLICATED = "replicated"
     """Outputs that all ranks share are equal on all of them."""
     MEMORY = "memory"
-    """Neither the pass nor the rewritten graph changes a tensor that the unfused graph leaves alone."""
+    """Pass and graph change no tensor that the unfused graph leaves alone, and the pass no setting of torch."""
 
 
 Kind = Literal["missed", "against a rule", "broken"]

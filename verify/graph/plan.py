@@ -113,6 +113,7 @@ class GraphPlan:
         dynamic: the token count is open in the graph.
         batched: activations are [1, tokens, hidden] instead of [tokens, hidden].
         magnitude: of the inputs; small ones make eps matter.
+        nan: one value of the residual stream's last row but one is no number.
         draft: the graph is a draft model's.
         seed: of weights and inputs.
     """
@@ -124,6 +125,7 @@ class GraphPlan:
     dynamic: bool = True
     batched: bool = False
     magnitude: float = 1.0
+    nan: bool = False
     draft: bool = False
     seed: int = 0
 

@@ -46,6 +46,7 @@ def _must_fuse() -> list[Row]:
         _one("F1-one", "scale 1", SitePlan(readers=(ReaderPlan(scale=1),))),
         _one("F1-saturating", "a scale that saturates", SitePlan(readers=(saturating,))),
         _one("F1-small", "activations near eps", SitePlan(eps=1e-6), magnitude=1e-3),
+        _one("F1-nan", "a NaN in the stream stays one", SitePlan(), nan=True),
         _one("F2", "all-reduce + residual instead of residual + all-reduce", SitePlan(add="reduced_first")),
         _one("F3", "q/k/v unfused, one scale attribute", SitePlan(readers=(FP8, *[ReaderPlan(shared_scale=True)] * 2))),
         _one("F4", "q/k/v unfused, scales equal by value", SitePlan(readers=(FP8,) * 3)),

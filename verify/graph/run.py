@@ -18,6 +18,8 @@ from fusecheck.ranks.replies import Reply, culprits
 from fusecheck.ranks.zygote import OTHER_HASHES
 
 WORKER = "fusecheck.graph.worker:GraphWorker"
+PRELOAD = (WORKER.partition(":")[0], "torch._dynamo")
+"""What every rank imports; the second with the first fake tensor of a symbolic size, at a second a rank."""
 
 
 def start_pool(world_size: int, device: str = "cpu") -> Pool:
@@ -25,7 +27,7 @@ def start_pool(world_size: int, device: str = "cpu") -> Pool:
     hosts = [LocalHost((0,))]
     if world_size > 1:
         hosts.append(LocalHost(tuple(range(1, world_size)), OTHER_HASHES))
-    return Pool(WORKER, world_size, device=device, preload=(WORKER.partition(":")[0],), hosts=hosts)
+    return Pool(WORKER, world_size, device=device, preload=PRELOAD, hosts=hosts)
 
 
 class _Lane:
@@ -129,7 +131,8 @@ class GraphChecker:
         return [self.check(case) for case in cases][-1]
 
     def _job(self, case: GraphCase) -> GraphJob:
-        common = (self.backend, self.dialect, self.tokens, self.export, tuple(self.transforms.items()))
+        export = self.export and case.export
+        common = (self.backend, self.dialect, self.tokens, export, tuple(self.transforms.items()))
         return GraphJob(case.plan.to_json(), self.subject.passes, *common)
 
     def _result(self, case: GraphCase, replies: Sequence[Reply], earlier: tuple[GraphCase, ...]) -> GraphResult:

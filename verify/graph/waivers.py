@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,10 +46,12 @@ def parse(text: str, why: str) -> Waiver:
     Raises:
         UsageError: an unknown check, or no reason.
     """
-    name, _, row = text.partition(":")
+    name, colon, row = text.partition(":")
     checks = [check.value for check in Check]
     if name not in checks:
         raise UsageError(f"waiver {text!r}: no check is called {name!r}, expected one of: {', '.join(checks)}")
+    if colon and not row:
+        raise UsageError(f"waiver {text!r} names no row after the colon, expected NAME:ROW, or NAME for all rows")
     if not why.strip():
         raise UsageError(f"waiver {text!r} has no reason, expected --why '...' after it")
     return Waiver(Check(name), row or ALL, why.strip())
@@ -72,12 +75,17 @@ def _of_file(path: Path) -> list[Waiver]:
     try:
         entries: Any = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        told = str(error).splitlines()[0]
+        told = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
         raise UsageError(f"cannot read {path}: {told}; expected YAML: a list of waive: and why:") from None
     for entry in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(entry, dict) or {*entry} != {"waive", "why"}:
+        if not isinstance(entry, dict) or {*entry} != {"waive", "why"} or not all(map(_is_text, entry.values())):
             raise UsageError(f"{path} has {entry!r}, expected a list of entries with waive: NAME[:ROW] and why: REASON")
-    return [parse(str(entry["waive"]), str(entry["why"])) for entry in entries]
+    return [parse(entry["waive"], entry["why"]) for entry in entries]
+
+
+def _is_text(value: object) -> bool:
+    """An entry left empty is None, not a reason called None."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def check_rows(waivers: Iterable[Waiver], names: Iterable[str]) -> None:
@@ -92,7 +100,7 @@ def check_rows(waivers: Iterable[Waiver], names: Iterable[str]) -> None:
     """
     known = {ALL, *names, *(row.name for row in ROWS)}
     for waiver in waivers:
-        if waiver.row not in known and not waiver.row.startswith("random-"):
+        if waiver.row not in known and not re.fullmatch(r"random-\d+", waiver.row):
             raise UsageError(f"waiver {waiver.text!r}: no graph is called {waiver.row!r}, expected a row such as N1")
 
 

@@ -23,6 +23,7 @@ from fusecheck.graph.inspection import Sites, check_structure, count_roles, fuse
 from fusecheck.graph.model_plan import ModelPlan, is_model
 from fusecheck.graph.models import build_model
 from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.state import settings_kept
 from fusecheck.graph.structure import copy_graph, expressions, signature
 from fusecheck.graph.subject import PassError, apply_pass, load_pass
 from fusecheck.interface import FusionOp, Rank
@@ -158,13 +159,16 @@ class _Case:
         loaded = _digests(given)
         made, said = copy_graph(given), ""
         try:
-            made = apply_pass(self.subject, made, self.shared)
+            with settings_kept() as left:
+                made = apply_pass(self.subject, made, self.shared)
         except PassError as error:
             self._raised(Check.RUNS, error)
             said = "raised"
         else:
             said = "\n".join(signature(made)) if self._lints(made) else "does not lint"
             self._unchanged(loaded, given, made)
+            for setting in left:
+                self._add(GraphFinding(Check.MEMORY, f"the pass left torch's {setting}"))
         everyone = self.context.gather_text(said)
         if any(text != said for text in everyone):
             self._add(GraphFinding(Check.RANKS, _difference(everyone)))
@@ -172,7 +176,7 @@ class _Case:
         if said in ("raised", "does not lint"):
             return None
         after = self.library.leave(copy_graph(made))
-        return _Rewritten(given, made, Graphs(copy_graph(built.module), predecessor, after))
+        return _Rewritten(given, made, Graphs(built.module, predecessor, after))
 
     def _unchanged(self, loaded: dict[str, int], before: GraphModule, after: GraphModule) -> None:
         """The pass leaves every loaded tensor as it is, in memory and by name."""
@@ -205,7 +209,8 @@ class _Case:
         """The pass once more: on what it was given it does the same, on what it made it does nothing."""
         for check, given in ((Check.REPEATS, done.given), (Check.IDEMPOTENT, done.made)):
             try:
-                again = apply_pass(self.subject, copy_graph(given), self.shared)
+                with settings_kept():
+                    again = apply_pass(self.subject, copy_graph(given), self.shared)
             except PassError as error:
                 self._raised(check, error, "on the second run ")
                 continue
