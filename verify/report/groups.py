@@ -146,23 +146,20 @@ def _of_invariance(part: Part) -> Iterator[Group]:
     for record in _claims(part):
         claim = record["claim"]
         mine = [found[claim]] if claim in found else []
-        told = record["verdict"] != "untold"
         note = f"breaks from {record['size']} on: {record['how']}" if "size" in record else record["tried"]
-        yield Group(claim, _verdict(mine, ran=told), note if told else record["untold"], _text(mine))
+        yield Group(claim, _verdict(mine, ran=not record["untold"]), record["untold"] or note, _text(mine))
 
 
 def _claims(part: Part) -> list[dict[str, Any]]:
-    claims: list[dict[str, Any]] = part.summary.get("certificate", {}).get("claims", [])
-    return claims
+    return list(part.summary.get("certificate", {}).get("claims", []))
 
 
 def _invariance_sentence(part: Part) -> str:
     made = part.summary.get("certificate", {})
     broken = [f"{record['claim']} from {record['size']} on" for record in _claims(part) if "size" in record]
     held = [record["claim"] for record in _claims(part) if record["verdict"] == "invariant"]
-    says = [f"breaks {', '.join(broken)}"] if broken else []
-    says += [f"invariant over what was tried: {', '.join(held)}"] if held else []
-    return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {'; '.join(says)}"
+    says = f"breaks {', '.join(broken) or 'nothing'}; invariant over what was tried: {', '.join(held) or 'nothing'}"
+    return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}"
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
