@@ -28,9 +28,7 @@ def register(made: Quantiser) -> None:
         UsageError: another format has the name.
     """
     if QUANTISERS.setdefault(made.name, made) != made:
-        raise UsageError(
-            f"quantiser={made.name!r} is registered already, as another format; expected a new name"
-        )
+        raise UsageError(f"quantiser={made.name!r} is registered already, as another format; expected a new name")
 
 
 @contextmanager
