@@ -22,6 +22,7 @@ from fusecheck.property_tests.suite import toy_format
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.family import emulated, outside
 from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import QUANTISERS, quantiser, register, scope
 from fusecheck.stages.judgement import raw
 from fusecheck.verdict import admissible_codes
 
@@ -234,10 +235,24 @@ def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert len(Path(toy_format.__file__).read_text(encoding="utf-8").splitlines()) < 60
+    asked = ["--tp", "2", "--hidden", "136", "--tokens", "1,5", "--family", "gaussian"]
     for name, code, stages in (("ToyBackend", 0, set()), ("FaultyToy", 1, {"scale"})):
-        arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", "--hidden", "64,136", "--tokens", "1,5,33"]
         where = tmp_path / name
-        assert run(monkeypatch, *arguments, "--family", "gaussian", "--run-dir", where) == code
+        with scope():
+            arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", *asked, "--run-dir", where]
+            assert run(monkeypatch, *arguments) == code
+            assert "toy" in QUANTISERS
         result = json.loads((where / "result.json").read_text())
         assert {finding["stage"] for finding in result["findings"]} == stages
         assert result["summary"]["cases"] > 0
+
+
+def test_a_format_of_ones_own_is_known_inside_its_scope_only_and_takes_no_others_name() -> None:
+    assert "toy" not in QUANTISERS
+    with scope():
+        toy_format.ToyBackend()
+        assert quantiser("toy") is toy_format.TOY
+        with pytest.raises(UsageError, match="registered already, as another format"):
+            register(replace(toy_format.TOY, group=16))
+    with pytest.raises(UsageError, match="quantiser='toy', expected one of"):
+        quantiser("toy")

@@ -130,6 +130,10 @@ class Scaled:
         zero = torch.where(dead, 0.0, factor.nominal)
         return Factor(zero, (zero, zero))
 
+    def _operand(self, norm: Tensor, flow: QuantFlow) -> Tensor:
+        """What is divided or multiplied."""
+        return flush(norm) if flow.flush else norm
+
     def quotients(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """What the nominal cast reads, float32, [..., hidden]."""
         groups, amax = stored.shape[-1], None
@@ -138,8 +142,7 @@ class Scaled:
             amax = largest, largest
         factor = self._factor(stored, flow, given, amax)
         nominal = factor.nominal.to(torch.float32)[..., None]
-        wide = norm.to(torch.float32)
-        grouped = scales.in_groups(flush(wide) if flow.flush else wide, groups)
+        grouped = scales.in_groups(self._operand(norm.to(torch.float32), flow), groups)
         return (grouped / nominal if factor.divides else grouped * nominal).flatten(-2)
 
     def quotient_ends(
@@ -150,7 +153,7 @@ class Scaled:
         if flow.codes_from == "amax" and amax is None:
             amax = scales.amax_ends(norm, groups, flow)
         factor = self._factor(stored, flow, given, amax if flow.codes_from == "amax" else None)
-        least, most = (scales.in_groups(flush(end) if flow.flush else end, groups) for end in norm)
+        least, most = (scales.in_groups(self._operand(end, flow), groups) for end in norm)
         low, high = (end[..., None] for end in factor.ends)
         if factor.divides:
             lo, hi = least / low, most / low
