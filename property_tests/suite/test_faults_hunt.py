@@ -117,13 +117,13 @@ def test_a_fault_is_caught_and_its_shrunk_case_is_small_and_still_caught(run: Fa
 
 def test_a_case_that_the_right_kernel_fails_too_catches_nothing(run: FaultRun) -> None:
     hunter = run.hunter
-    hunter.budget = replace(BUDGET, cases=3)
+    hunter.budget = replace(BUDGET, cases=20)
     try:
         caught = hunter.hunt("fusecheck.faults.backend:KA-19", seed=5, right="fusecheck.faults.backend:KA-19")
     finally:
         hunter.budget = BUDGET
     assert not caught.killed
-    assert caught.cases == 3
+    assert caught.cases == 20
     assert caught.false_alarms
 
 
@@ -148,13 +148,14 @@ def test_a_hang_is_caught_within_its_deadline(run: FaultRun) -> None:
 def test_a_weakened_judge_is_noticed(run: FaultRun, name: str) -> None:
     result = run.run(catalogue().fault(name), seed=0)
     assert result.stages == ["right kernel fails"], f"{name} was not noticed"
+    assert "raised" not in result.message
 
 
 def test_a_judge_without_a_stage_is_noticed_by_a_fault_that_passes(run: FaultRun) -> None:
     run.run(catalogue().fault("KA-04a"), seed=0)
     result = run.run(catalogue().fault("AC-08c"), seed=0)
     assert result.stages == ["known fault passes"]
-    assert result.message.startswith("KA-04a passes")
+    assert result.message.startswith(("KA-03 passes", "KA-04a passes"))
 
 
 def test_a_judge_of_rank_zero_alone_hides_what_goes_wrong_on_another_rank_only(run: FaultRun) -> None:
