@@ -151,7 +151,8 @@ def scales_times(factor: float) -> Callable[[Quantised], Quantised]:
 
 
 def garbage_codes(right: Quantised) -> Quantised:
-    return replace(scales_times(9.0)(right), codes=right.codes ^ 0x85, numbers=decoded(right.codes ^ 0x85))
+    codes = np.bitwise_xor(right.codes, np.uint8(0x85))
+    return replace(scales_times(9.0)(right), codes=codes, numbers=decoded(codes))
 
 
 @pytest.mark.parametrize("criterion", FORMAT_CRITERIA, ids=lambda c: str(c.name))
