@@ -12,7 +12,8 @@ from fusecheck.case.returned import decoded, layout_of
 from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankOutputs
-from fusecheck.oracle import Oracle
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Problem
 from fusecheck.quantisers.known import quantiser
 from fusecheck.stages.judgement import Stage, Tally
@@ -28,33 +29,38 @@ def emulated(
     problem: Problem,
     flow: Dataflow,
     *,
+    source: Inputs | None = None,
     arithmetic: type[Arithmetic] = Arithmetic,
     quantising: type[Quantising] = Quantising,
 ) -> RankOutputs:
-    """What the emulated kernel returns, as it stores it."""
-    source, op = Inputs(problem, CPU), problem.op
+    """What the emulated kernel returns, as it stores it; `source` spares making the inputs again."""
+    source, op = source or Inputs(problem, CPU), problem.op
     inputs, partials = source.of_rank(0), source.partials(range(problem.tokens))
     kernel = arithmetic(flow, 0, len(partials))
+    row = replace(kernel.prepare(inputs), op=op)
+    outputs = RankOutputs(
+        torch.empty_like(inputs.partial) if op.residual else None,
+        torch.empty_like(inputs.partial) if op.returns_norm else None,
+    )
+    if op.quantiser == GIVEN_SCALE:
+        outputs = replace(outputs, quant=torch.empty_like(inputs.partial, dtype=torch.float8_e4m3fn))
+        kernel.epilogue(kernel.total(partials), inputs.residual, row, outputs)
+        return outputs
     rules = flow.quant(op.quantiser)
     maker = quantising(quantiser(op.quantiser), rules, inputs.scale, inputs.partial.dtype, problem.layout)
     scales, codes = maker.allocate(problem.tokens, problem.hidden)
-    empty = torch.empty_like
-    outputs = RankOutputs(
-        empty(inputs.partial) if op.residual else None,
-        empty(inputs.partial) if op.returns_norm else None,
-        codes,
-        scales,
-    )
-    row = replace(kernel.prepare(inputs), op=op, quantising=maker)
-    kernel.epilogue(kernel.total(partials), inputs.residual, row, outputs)
+    outputs = replace(outputs, quant=codes, scale=scales)
+    kernel.epilogue(kernel.total(partials), inputs.residual, replace(row, quantising=maker), outputs)
     return replace(outputs, quant=maker.pack(codes), scale=maker.lay_out(scales, problem.hidden))
 
 
-def judged(problem: Problem, flow: Dataflow, outputs: RankOutputs) -> dict[Stage, Tally]:
-    """The tallies of all rows, stage by stage; those of one stage added up."""
-    oracle = Oracle(flow, Inputs(problem, CPU).operands(range(problem.tokens)))
+def judged(
+    problem: Problem, flow: Dataflow, outputs: RankOutputs, *, operands: Operands | None = None
+) -> dict[Stage, Tally]:
+    """The tallies of all rows, stage by stage, those of one stage added up; `operands` spares making them again."""
+    operands = operands or Inputs(problem, CPU).operands(range(problem.tokens))
     tallies: dict[Stage, Tally] = {}
-    for tally in judge_rows(oracle, decoded(outputs, problem), 0):
+    for tally in judge_rows(Oracle(flow, operands), decoded(outputs, problem), 0):
         tallies.setdefault(tally.stage, Tally(tally.stage)).add(tally)
     if outputs.scale is not None:
         tallies[Stage.LAYOUT] = judge_layout(layout_of(problem, flow), outputs.scale, None)

@@ -192,6 +192,16 @@ def test_the_field_is_credited_where_it_notices_and_not_where_its_inputs_hide_th
     assert "JAX" not in columns.own
 
 
+def test_the_fields_criteria_for_a_format_are_asked_about_a_fault_of_that_format(run: FaultRun) -> None:
+    fault = catalogue().fault("KQ-11-dynamic-fp8")  # stores the scale in bf16 when the codes are done
+    caught = run.hunter.hunt("fusecheck.faults.backend:KQ-11-dynamic-fp8", seed=0, shrink=False)
+    columns = run.peers.judge(fault, caught, seed=0)
+    assert columns.own == {}
+    assert (columns.ours["FI 10/11"], columns.ours["AITER quant"]) == ("miss", "miss")
+    assert columns.ours["vLLM norm + quant"] == "kill"
+    assert "FI 8/9" not in columns.ours
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -88,6 +88,10 @@ class Quantiser(Protocol):
         """The inverse of the scale's rule: the amax that each stored scale leaves possible, float64, [..., groups]."""
         ...
 
+    def values(self, stored: Tensor, flow: QuantFlow) -> Tensor:
+        """The numbers that stored scales stand for in the kernel, float64, [..., groups]; without the given factor."""
+        ...
+
     def quotients(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """What the nominal cast reads, float32, [..., hidden]: the norm over the scales as stored, rounded once."""
         ...

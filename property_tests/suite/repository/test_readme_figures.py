@@ -17,6 +17,7 @@ import torch
 from fusecheck import backends, verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.faults import sensitivity
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Strategy
@@ -108,6 +109,14 @@ def faults_of_quantisers(result: str) -> None:
     record = summary(ROOT / "golden" / "faults_quantisers.json")
     assert f"{record['killed']} of {record['faults']}" in result
     assert record["false_alarms"] == 0
+
+
+def false_alarms(result: str) -> None:
+    record = summary(ROOT / "golden" / "false_alarms.json")
+    assert number(r"([\d,]+) outputs", result) == record["outputs"]
+    assert number(r"(\d+) false alarms", result) == record["false_alarms"] == 0
+    assert number(r"(\d+) dataflows", result) == record["dataflows"]
+    assert number(r"(\d+) arithmetics", result) == record["arithmetics"]
 
 
 def refuted_formats(result: str) -> None:
@@ -206,6 +215,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck faults": faults,
     "fusecheck faults --group quantiser": faults_of_quantisers,
     "python -m fusecheck.property_tests.suite.refutation --format": refuted_formats,
+    "python -m fusecheck.property_tests.suite.false_alarms": false_alarms,
     "make bench": benchmark,
     "mpirun -n 2 fusecheck kernel": on_the_chip,
     "STEPS=rejected ci/mpirun.sh": rejected,
@@ -255,3 +265,12 @@ def test_ranks_that_die_are_reported_as_and_about_as_soon_as_the_table_says() ->
         assert row.reported.split(", ")[0] in kind
         assert row.seconds < 3 * float(local) + 5
         assert (row.lost, row.left) == (int(lost), int(left))
+
+
+def test_the_page_of_records_tells_what_the_criteria_for_formats_did() -> None:
+    record = summary(ROOT / "golden" / "faults_quantisers.json")
+    ours, *rows = pages.table(pages.read("golden/README.md"), "criterion")
+    assert ours == ["Fusecheck", *(str(record[name]) for name in ("faults", "killed", "false_alarms"))]
+    told = [(c["name"], c["faults"], c["killed_on_our_inputs"], *c["false_alarms"]) for c in record["criteria"]]
+    assert rows == [[name, str(asked), str(killed), f"{no} of {of}"] for name, asked, killed, no, of in told]
+    assert [name for name, *_ in told] == [criterion.name for criterion in FORMAT_CRITERIA]
