@@ -109,9 +109,16 @@ def full_check(of: Sample) -> int:
 def conforming(of: Sample, dataflow: str | None) -> bool:
     """The same by `fusecheck.testing`, held to a dataflow, or with one looked for among the known."""
     operands, outputs = of.operands, of.outputs
-    given = {"residual_in": operands.residual, "gamma": operands.gamma, "scale": operands.scale, "eps": operands.eps}
     found = conforms(
-        outputs.residual, outputs.norm, outputs.quant, partials=operands.partials, dataflow=dataflow, **given
+        outputs.residual,
+        outputs.norm,
+        outputs.quant,
+        partials=operands.partials,
+        residual_in=operands.residual,
+        gamma=operands.gamma,
+        scale=operands.scale,
+        eps=operands.eps,
+        dataflow=dataflow,
     )
     return bool(found)
 
