@@ -12,9 +12,8 @@ from fusecheck import DATAFLOWS
 from fusecheck.faults.catalogue import catalogue
 from fusecheck.property_tests.suite.testing_faults import cases, faults, row, usual_calls
 
-SUMMARY = json.loads((Path(__file__).parents[2] / "golden" / "faults_testing.json").read_text(encoding="utf-8"))[
-    "summary"
-]
+ROOT = Path(__file__).parents[2]
+SUMMARY = json.loads((ROOT / "golden" / "faults_testing.json").read_text(encoding="utf-8"))["summary"]
 ROWS: dict[str, dict[str, Any]] = {each["id"]: each for each in SUMMARY["rows"]}
 UNSEEN = {"KQ-24-mxfp8", "KQ-24-nvfp4", "KQ-24-mxfp4"}
 """Faults of what lies around the outputs, which a test does not hold."""
