@@ -41,9 +41,9 @@ def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tal
     special = None
     if outputs.scale is not None:
         scales = oracle.scales(stream, outputs.norm)
-        special = scales.special
+        special = scales.special if bool(scales.special.any()) else None
         tallies += judge(scales, outputs.scale, first_row, special)
-        special = special.repeat_interleave(scales.size, dim=-1)
+        special = None if special is None else special.repeat_interleave(scales.size, dim=-1)
     if outputs.quant is not None:
         codes = oracle.code_stage(stream, outputs.norm, outputs.scale)
         tallies += judge(codes, outputs.quant, first_row, special)

@@ -18,15 +18,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from fusecheck.dataflow import DATAFLOWS, Dataflow, ExpertFlow
+from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.inputs.families import FAMILIES
-from fusecheck.inputs.rank_inputs import EXPERTS, Inputs
+from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.operations import GIVEN_SCALE, Collective, compose
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite.family import CPU, emulated, judged
+from fusecheck.property_tests.suite.family import CPU, Given, emulated, judged
 from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
 from fusecheck.quantisers.known import quantiser
 from fusecheck.report import Verdict, write_result
@@ -119,26 +118,6 @@ def declared(base: Dataflow, name: str, rules: QuantFlow | None) -> Dataflow:
     return base if rules is None else replace(base, quants=((name, rules),))
 
 
-class Made(Inputs):
-    """Inputs of which the large ones were made for another format."""
-
-    def __init__(self, problem: Problem, partials: list[Tensor], residual: Tensor) -> None:
-        super().__init__(problem, CPU)
-        self._partials, self._residual = partials, residual
-
-    def partials(self, rows: range, flow: ExpertFlow = EXPERTS) -> list[Tensor]:
-        """All of them."""
-        return self._partials
-
-    def partial(self, rank: int, rows: range | None = None, flow: ExpertFlow = EXPERTS) -> Tensor:
-        """All rows."""
-        return self._partials[rank]
-
-    def residual(self, rows: range | None = None) -> Tensor:
-        """All rows."""
-        return self._residual
-
-
 def judge(run: Run, problem: Problem, flow: Dataflow, source: Inputs) -> None:
     """One call of the emulated kernel, judged as a whole."""
     outputs, operands = emulated(problem, flow, source=source), source.operands(range(problem.tokens))
@@ -188,7 +167,7 @@ def execute(outputs: float, elements: int, seconds: float) -> Iterator[Run]:
             partials, addend = source.partials(rows), source.residual(rows)
             for index, (name, rules) in enumerate(known()):
                 here = asked(problem, name, rules, turn + index)
-                judge(run, here, declared(base, name, rules), Made(here, partials, addend))
+                judge(run, here, declared(base, name, rules), Given(here, partials, addend))
             turn += 1
             yield run
             if run.outputs >= outputs or time.monotonic() - began >= seconds:

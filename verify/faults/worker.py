@@ -56,9 +56,9 @@ class FaultWorker(CaseWorker):
         made = [Inputs(step, self.rank.device) for _, step in steps]
         outputs = self._run_all(kernel_of, steps, [each.of_rank(self.rank.index) for each in made])
         return [
-            _of_format(kernel_of.dataflow(step), step, each.operands(range(step.tokens)), got)
+            format_verdicts(kernel_of.dataflow(step), step, each.operands(range(step.tokens)), got)
             if step.op.returns_scale
-            else _verdicts(kernel_of.dataflow(step), each.operands(range(step.tokens)), got, CRITERIA)
+            else verdicts(kernel_of.dataflow(step), each.operands(range(step.tokens)), got, CRITERIA)
             for (_, step), each, got in zip(steps, made, outputs, strict=True)
         ]
 
@@ -97,12 +97,13 @@ class FaultWorker(CaseWorker):
             for _ in range(1 + data.warmups):
                 outputs = kernel.run(inputs_of(made, self.rank.index), op=op, strategy=strategy)
             problem = Problem(dtype=data.dtype, world_size=world_size, tokens=tokens, hidden=hidden)
-            replies.append(_verdicts(kernel_of.dataflow(problem), made, outputs, asked))
+            replies.append(verdicts(kernel_of.dataflow(problem), made, outputs, asked))
         kernel.close()
         return replies
 
 
-def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
+def verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
+    """What each criterion says of one rank's outputs, `passed` by its name, and the digest of residual_out."""
     oracle = Oracle(flow, made)
     residual = oracle.residual()
     norm = oracle.norm(residual)
@@ -121,7 +122,7 @@ def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Seque
     return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
 
 
-def _of_format(flow: Dataflow, problem: Problem, made: Operands, outputs: RankOutputs) -> dict[str, Any]:
+def format_verdicts(flow: Dataflow, problem: Problem, made: Operands, outputs: RankOutputs) -> dict[str, Any]:
     """The same by the criteria for a quantiser that makes its scales."""
     assert outputs.quant is not None
     assert outputs.scale is not None
@@ -143,7 +144,8 @@ def _of_format(flow: Dataflow, problem: Problem, made: Operands, outputs: RankOu
         bits=8 if residual.dtype is torch.bfloat16 else 11,
         four_bits=quantiser(problem.op.quantiser).element.per_byte > 1,
     )
-    passed = {c.name: bool(c.rule(evidence)) for c in FORMAT_CRITERIA if c.takes(problem.op.quantiser)}
+    with np.errstate(invalid="ignore", over="ignore"):
+        passed = {c.name: bool(c.rule(evidence)) for c in FORMAT_CRITERIA if c.takes(problem.op.quantiser)}
     return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
 
 

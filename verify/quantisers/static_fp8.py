@@ -19,7 +19,7 @@ from fusecheck.quantisers.scaled import TABLE_PAYS, Scaled
 class StaticFp8(Scaled):
     """The given scale is the stored one, [1]: it is no output, and nothing about it is judged."""
 
-    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0, peaks: Tensor | None = None) -> Tensor:
         """The given scale, [1], float32."""
         return torch.tensor([given], dtype=torch.float32, device=norm.device)
 

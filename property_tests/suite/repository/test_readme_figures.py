@@ -19,8 +19,8 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.faults import sensitivity
 from fusecheck.faults.format_criteria import FORMAT_CRITERIA
 from fusecheck.inputs.families import FAMILIES
-from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Strategy
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import deaths, judging, quantiser_refutation, refutation
@@ -127,17 +127,10 @@ def refuted_formats(result: str) -> None:
 
 def benchmark(result: str) -> None:
     torch.set_num_threads(1)
-    problem = Problem(tokens=judging.TOKENS, hidden=judging.HIDDEN, world_size=judging.WORLD_SIZE, seed=1)
-    operands = Inputs(problem, judging.CPU).operands(range(judging.TOKENS))
-    outputs = judging.outputs_of(operands)
+    of = judging.sample(GIVEN_SCALE)
     # The least of a few interleaved runs is the one that other programs disturbed least.
-    rounds = [
-        (
-            judging.seconds_of(lambda: judging.usual_check(operands, outputs)),
-            judging.seconds_of(lambda: judging.full_check(operands, outputs)),
-        )
-        for _ in range(6)
-    ]
+    acts = (lambda: judging.usual_check(of), lambda: judging.full_check(of))
+    rounds = [tuple(judging.seconds_of(act) for act in acts) for _ in range(6)]
     usual, full = map(min, zip(*rounds, strict=True))
     said = number(r"([\d.]+) times as fast", result)
     assert said == pytest.approx(number(r"against (\d+) ms", result) / number(r"\((\d+) ms", result), rel=0.1)
