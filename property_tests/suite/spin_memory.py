@@ -103,7 +103,7 @@ def promela_relaxed(system: System) -> str:
             early[node.process * cells + node.loc] = 1
     tables: dict[str, list[int]] = {
         "LOC": [node.loc for node in stores],
-        "VAL": [node.op.value for node in stores],
+        "VAL": [node.op.value or 0 for node in stores],
         "REL": [node.releases for node in stores],
         "OVER": [_NONE if node.op.over is None else node.op.over for node in stores],
         "SHARED": [any(node.loc in touched[mate] for mate in system.mates[node.process]) for node in stores],
