@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fusecheck.invariance.search import CLAIMS, Answer, Search
+from fusecheck.invariance.claims import CLAIMS, Answer
+from fusecheck.invariance.search import Search
 from fusecheck.invariance.shares import choose
 from fusecheck.invariance.subject import Kernels
 from fusecheck.invariance.worker import InvarianceWorker

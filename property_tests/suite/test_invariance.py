@@ -13,9 +13,9 @@ from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.invariance import certificate
 from fusecheck.invariance.calls import Call
+from fusecheck.invariance.claims import CLAIMS, doubling, sizes
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import Launch, launch, thresholds, tree_sum
-from fusecheck.invariance.search import CLAIMS, doubling, sizes
 from fusecheck.invariance.shares import choose
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem

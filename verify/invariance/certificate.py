@@ -10,9 +10,9 @@ from typing import Any
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call
+from fusecheck.invariance.claims import REPEATS, Answer, Breach
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import thresholds
-from fusecheck.invariance.search import REPEATS, Answer, Breach
 from fusecheck.invariance.shares import Chosen
 from fusecheck.invariance.subject import Kernels
 from fusecheck.report import environment

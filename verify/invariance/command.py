@@ -18,7 +18,7 @@ from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 if TYPE_CHECKING:
-    from fusecheck.invariance.search import Answer
+    from fusecheck.invariance.claims import Answer
     from fusecheck.invariance.subject import Kernels
 
 console = Console()

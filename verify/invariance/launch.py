@@ -1,7 +1,7 @@
 """The shape of a launch, the tree of additions that it makes of a row, and the batch sizes at which it changes.
 
 The rule is that of TensorRT-LLM's and FlashInfer's launcher of the fused kernel: a row gets a cluster of blocks, which
-is halved while there are more blocks than multiprocessors. It is host code, so its thresholds can be told without a GPU.
+is halved while there are more blocks than multiprocessors. It is host code: its thresholds can be told without a GPU.
 Not modelled: the limit by registers, and FP4 and group patterns, which widen the block.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call, Difference, difference, disagreement
 from fusecheck.invariance.certificate import described
-from fusecheck.invariance.search import CLAIMS, REPEATS, Breach
+from fusecheck.invariance.claims import CLAIMS, REPEATS, Breach
 from fusecheck.invariance.subject import Kernels
 from fusecheck.problem import Problem
 

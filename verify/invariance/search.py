@@ -8,92 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from fusecheck.invariance.calls import COMPANY, Call, Difference, Seen, difference, disagreement, groups, merged
-
-CLAIMS = (
-    "run to run", "workspace history", "ranks", "batch", "position", "neighbours", "exchange", "world size",
-)  # fmt: skip
-REPEATS = 8
-"""Calls that are compared for run to run, at each size."""
-
-AGO = 3
-"""Earlier calls of one size on the same workspace; buffers are kept up to three deep."""
-
-
-class Subject(Protocol):
-    """What is asked: a kernel on its ranks, or a function."""
-
-    calls: int
-    """Made so far."""
-
-    def ask(self, call: Call) -> Seen:
-        """Make a call, and say what every rank saw of the watched rows."""
-        ...
-
-    def takes(self, call: Call) -> str:
-        """Why it does not take a call; empty where it does."""
-        ...
-
-
-@dataclass(frozen=True)
-class Breach:
-    """Two calls that should have given the same bits.
-
-    Attributes:
-        claim: which one of `CLAIMS` they refute.
-        size: the first at which it breaks: rows of the batch, of the earlier call, or ranks.
-        first: a call.
-        second: the other; equal to `first` where repetition or the rank makes the difference.
-        seen: where they part.
-    """
-
-    claim: str
-    size: int
-    first: Call
-    second: Call
-    seen: Difference
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was found about one claim.
-
-    Attributes:
-        claim: one of `CLAIMS`.
-        breach: the first one; None where the claim held, or was not asked.
-        tried: what was compared, in words.
-        untold: why the claim could not be asked; empty where it was.
-        changes: batch sizes from which on the bits are others than below.
-        calls: that it took.
-    """
-
-    claim: str
-    breach: Breach | None = None
-    tried: str = ""
-    untold: str = ""
-    changes: tuple[int, ...] = ()
-    calls: int = 0
-
-    @property
-    def verdict(self) -> str:
-        """`breaks`, `untold` or `invariant`."""
-        return "breaks" if self.breach else "untold" if self.untold else "invariant"
-
-
-def sizes(most: int, dense: int) -> list[int]:
-    """The batch sizes that are tried: all up to `dense`, then in steps of an eighth; the last is `most`."""
-    found = list(range(1, min(dense, most) + 1))
-    while found[-1] < most:
-        found.append(min(most, found[-1] + max(1, found[-1] // 8)))
-    return found
-
-
-def doubling(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to `most`."""
-    steps = sorted({n for k in range(most.bit_length()) for n in (1 << k, 3 << k) if n < most})
-    return [*steps, most]
+from fusecheck.invariance.calls import COMPANY, Call, Seen, difference, disagreement, groups, merged
+from fusecheck.invariance.claims import AGO, CLAIMS, REPEATS, Answer, Breach, Subject, doubling, listed, sizes
 
 
 @dataclass
@@ -215,7 +132,7 @@ class Search:
             return None
 
         tried = [size for size in {1, 2, self.most // 2, self.most} if size]
-        return self._first(sorted(tried), breaks), f"{REPEATS} equal calls of {_listed(sorted(tried))} rows", ""
+        return self._first(sorted(tried), breaks), f"{REPEATS} equal calls of {listed(sorted(tried))} rows", ""
 
     def _history(self) -> tuple[Breach | None, str, str]:
         size = min(4, self.most)
@@ -235,7 +152,7 @@ class Search:
         found = self._first(tried, breaks)
         return (
             found and self._smallest(found),
-            f"{size} rows on a fresh workspace, and behind {AGO} calls of {_listed(tried)} rows",
+            f"{size} rows on a fresh workspace, and behind {AGO} calls of {listed(tried)} rows",
             "",
         )
 
@@ -256,7 +173,7 @@ class Search:
         elif breach is not None and moved is not None:
             breach = moved
         self._sizes = tuple(changes)
-        return breach and self._smallest(breach), f"each row alone and in batches of {_listed(tried)}", ""
+        return breach and self._smallest(breach), f"each row alone and in batches of {listed(tried)}", ""
 
     def _changes(self, tried: Sequence[int], alone: Seen, *, places: int) -> tuple[Breach | None, list[int]]:
         def at(size: int) -> Seen:
@@ -308,9 +225,9 @@ class Search:
 
         tried = [size for size in doubling(min(self.most, 64)) if size > 1]
         if self.most > 64:
-            words = f"every place in batches of {_listed(tried)}; no larger one"
+            words = f"every place in batches of {listed(tried)}; no larger one"
         else:
-            words = f"every place in batches of {_listed(tried)}"
+            words = f"every place in batches of {listed(tried)}"
         return self._first(tried, breaks), words, "" if tried else "a batch of one row has one place"
 
     def _neighbours(self) -> tuple[Breach | None, str, str]:
@@ -326,7 +243,7 @@ class Search:
             return None
 
         tried = [size for size in doubling(self.most) if size > 1]
-        words = f"other rows, zeros, large values and NaN beside each row, in batches of {_listed(tried)}"
+        words = f"other rows, zeros, large values and NaN beside each row, in batches of {listed(tried)}"
         return self._first(tried, breaks), words, "" if tried else "a batch of one row has no neighbours"
 
     def _exchange(self) -> tuple[Breach | None, str, str]:
@@ -345,7 +262,7 @@ class Search:
                         return self._smallest(Breach("exchange", size, a, b, apart))
             return None
 
-        return self._first(tried, breaks), f"{' and '.join(self.strategies)} in batches of {_listed(tried)}", ""
+        return self._first(tried, breaks), f"{' and '.join(self.strategies)} in batches of {listed(tried)}", ""
 
     def _refused(self, size: int, strategy: str) -> str:
         return self.subject.takes(Call(size, strategy=strategy))
@@ -363,18 +280,9 @@ class Search:
                 apart = difference(seen, _of_first(self._ask(two), least))
                 if apart is not None:
                     return self._smallest(Breach("world size", world, one, two, apart)), "", ""
-        return None, f"the sums of {least} ranks, and zeros on the others of {_listed(others)} ranks", ""
+        return None, f"the sums of {least} ranks, and zeros on the others of {listed(others)} ranks", ""
 
 
 def _of_first(seen: Seen, ranks: int) -> Seen:
     """What the first ranks saw."""
     return {output: {key: x for key, x in rows.items() if key[0] < ranks} for output, rows in seen.items()}
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """`1 to 64`, or `1, 2, 4, 8`."""
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]} to {numbers[-1]}"
-    if len(numbers) > 12:
-        return f"{', '.join(map(str, numbers[:3]))}, ... {numbers[-1]} ({len(numbers)} sizes)"
-    return ", ".join(map(str, numbers))
