@@ -22,6 +22,7 @@ from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.company import PINNED, PLANTED, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
+from fusecheck.testing import NotConforming, assert_invariant
 
 MOST = 13
 LIKE = "fusecheck.property_tests.suite.company:FlashInferLike"
@@ -146,3 +147,23 @@ def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_req
     assert code == 0, out
     code, out = told("invariance", "--compare", str(tmp_path / "answer"), str(tmp_path / "required"))
     assert (code, out) == (0, "the two certificates say the same")
+
+
+def test_an_invariant_function_passes_and_one_whose_order_depends_on_the_batch_is_named_with_its_size() -> None:
+    def right(x: torch.Tensor) -> torch.Tensor:
+        return tree_sum(x * x, Launch(16, 4))[:, None] * x
+
+    def wrong(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, tree_sum(x * x, Launch(16, 4) if len(x) < 7 else Launch(64, 1))[:, None] * x
+
+    def mixing(x: torch.Tensor) -> torch.Tensor:
+        return x - x.amax()
+
+    rows = torch.randn(24, 512, generator=torch.Generator().manual_seed(5))
+    assert {answer.verdict for answer in assert_invariant(right, rows, most=12)} == {"invariant"}
+    with pytest.raises(NotConforming, match=r"^batch: breaks from 7 rows on.* of output 1 differs in .* ulp"):
+        assert_invariant(wrong, rows, most=12)
+    with pytest.raises(NotConforming, match=r"^batch: breaks from 2 rows on"):
+        assert_invariant(mixing, rows, most=12)
+    with pytest.raises(UsageError, match=r"is \[1\], expected 2 rows|is \[1\], expected 1"):
+        assert_invariant(lambda x: x.sum().reshape(1), rows, most=12)

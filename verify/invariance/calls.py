@@ -88,7 +88,7 @@ class Difference:
 
 def difference(first: Seen, second: Seen) -> Difference | None:
     """The first output, in the order of stages, of which a rank saw other bits of the same row."""
-    for output in (name for name in STAGES if name in first):
+    for output in _in_order(first):
         for (rank, row), digest in first[output].items():
             if second[output].get((rank, row), digest) != digest:
                 return Difference(output, row, (rank, rank))
@@ -97,11 +97,16 @@ def difference(first: Seen, second: Seen) -> Difference | None:
 
 def disagreement(seen: Seen) -> Difference | None:
     """The first output, in the order of stages, of which two ranks saw other bits of the same row."""
-    for output in (name for name in STAGES if name in seen):
+    for output in _in_order(seen):
         for (rank, row), digest in seen[output].items():
             if digest != seen[output][0, row]:
                 return Difference(output, row, (0, rank))
     return None
+
+
+def _in_order(seen: Seen) -> list[str]:
+    """The outputs in the order of stages; those that are none, behind them."""
+    return [*(name for name in STAGES if name in seen), *(name for name in seen if name not in STAGES)]
 
 
 def merged(answers: Iterable[Seen]) -> Seen:

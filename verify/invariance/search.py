@@ -202,11 +202,15 @@ class Search:
 
     def _by_place(self, size: int, alone: Seen) -> Breach | None:
         """The breach of a row that stands at the first place, as it does alone."""
-        for row in self.rows:
-            call = Call(size, (row,))
-            apart = difference(alone, self._ask(call))
-            if apart is not None:
-                return Breach("batch", size, Call(1, (row,)), call, apart)
+        for group in groups(self.rows, size):
+            for turn, row in enumerate(group):
+                call = Call(size, (*group[turn:], *group[:turn]))
+                seen = {
+                    name: {key: x for key, x in at.items() if key[1] == row} for name, at in self._ask(call).items()
+                }
+                apart = difference(alone, seen)
+                if apart is not None:
+                    return Breach("batch", size, Call(1, (row,)), call, apart)
         return None
 
     def _position(self) -> tuple[Breach | None, str, str]:
