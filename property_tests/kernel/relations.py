@@ -91,6 +91,15 @@ def lone_row(given: Given, row: int) -> Related:
     return permuted_tokens(given, [row])
 
 
+def lone_row_bit_by_bit(given: Given, row: int, place: int) -> Related:
+    """A row in a batch of its own gives every bit that it gives at another place of a batch."""
+    tokens = given.problem.tokens
+    order = torch.tensor([(each + row - place) % tokens for each in range(tokens)], device=given.residual.device)
+    index = torch.tensor([place], device=given.residual.device)
+    moved = given.rows(order)
+    return Related(moved, moved.rows(index), lambda first, second: _everything(_take(first, index), second))
+
+
 def poisoned_neighbours(given: Given, row: int, poison: float) -> Related:
     """The other rows hold NaN or infinities: this row keeps every bit."""
     others = torch.arange(given.problem.tokens, device=given.residual.device) != row
@@ -184,6 +193,7 @@ RELATIONS: dict[str, Callable[..., Related]] = {
         zero_rank,
         permuted_tokens,
         lone_row,
+        lone_row_bit_by_bit,
         poisoned_neighbours,
         residual_and_partial_swapped,
         residual_from_a_rank,

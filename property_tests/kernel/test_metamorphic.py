@@ -67,6 +67,19 @@ def test_a_row_alone_gives_what_it_gave_in_a_batch(bench: Bench, data: st.DataOb
     bench.relate("lone_row", problem, row=data.draw(st.integers(0, problem.tokens - 1), label="row"))
 
 
+@moderate
+@given(data=st.data())
+def test_a_row_alone_gives_every_bit_of_a_batch_where_that_is_declared(bench: Bench, data: st.DataObject) -> None:
+    below = bench.dataflow(Problem()).invariant_below
+    if below is None or below == 1:
+        pytest.skip("the backend declares no invariant_below of two rows or more")
+    problem = draw(bench, data, tokens=st.integers(1, min(24, below - 1) if below else 24))
+    assume(bench.dataflow(problem).invariant_below == below and bench.accepts(replace(problem, tokens=1)))
+    places = st.integers(0, problem.tokens - 1)
+    row, place = data.draw(places, label="row"), data.draw(places, label="place")
+    bench.relate("lone_row_bit_by_bit", problem, row=row, place=place)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=["NaN", "infinity"])
 @moderate
 @given(data=st.data())

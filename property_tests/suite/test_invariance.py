@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,19 @@ def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_req
     assert code == 0, out
     code, out = told("invariance", "--compare", str(tmp_path / "answer"), str(tmp_path / "required"))
     assert (code, out) == (0, "the two certificates say the same")
+
+
+@pytest.mark.parametrize(("below", "fails"), [(None, False), (6, False), (7, True), (0, True)])
+def test_a_batch_that_breaks_below_what_is_declared_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, below: int | None, *, fails: bool
+) -> None:
+    kernel = company("launch")
+    kernel.flow = replace(kernel.flow, invariant_below=below)
+    monkeypatch.setattr(backends, "backend", lambda _: kernel)
+    record = {"claim": "batch", "verdict": "breaks", "size": 6, "output": "norm", "how": "", "changes": [6]}
+    found = list(certificate.findings(InProcess("launch", Problem()), [record | {"question": "{}"}], require=False))
+    assert bool(found) == fails
+    assert all("the kernel declares invariance" in finding["message"] for finding in found)
 
 
 def test_an_invariant_function_passes_and_one_whose_order_depends_on_the_batch_is_named_with_its_size() -> None:
