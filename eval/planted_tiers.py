@@ -53,7 +53,7 @@ def ask_kernel(backend: str, world_size: int, judged_by: str | None) -> KernelTi
         UsageError: the backend takes no case.
     """
     subject = Subject(backend, world_size, judged_by)
-    run = Run([subject], Plan(most_elements=MOST_ELEMENTS), Budget(cases=CASES))
+    run = Run([subject], Plan(most_elements=MOST_ELEMENTS), Budget(cases=CASES), diagnose=False)
     run.validate()
     report = run.execute()
     group = report.groups[subject]

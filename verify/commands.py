@@ -22,6 +22,7 @@ COMMANDS = {
     "exhaust": ("fusecheck.exhaust", "Does the chip compute as its vendor documents?"),
     "latency": ("fusecheck.latency.command", "Where does it pay, and where does it cost?"),
     "golden": ("fusecheck.golden.command", "Record what a real kernel returns; check records."),
+    "invariance": ("fusecheck.invariance.command", "Does a row depend on its company?"),
     "graph": ("fusecheck.graph.command", "Does a graph pass fuse what it must, and no more?"),
     "protocol": ("fusecheck.protocol.command", "Is the protocol between ranks right in every interleaving?"),
     "faults": ("fusecheck.faults.command", "Would Fusecheck notice if it were wrong?"),

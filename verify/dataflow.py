@@ -78,6 +78,8 @@ class Dataflow:
             NaN, or any NaN.
         reproducible: whether the same inputs give the same bits at every call. Where not, further calls are judged by
             their enclosures alone, and what only bits could show is left out: graphs, streams, neighbours.
+        invariant_below: in every batch of fewer rows than this a row has the same bits, wherever it stands and whatever
+            stands beside it; 0: in every batch; None: not declared. `fusecheck invariance` checks it.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
         statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
@@ -105,6 +107,7 @@ class Dataflow:
     zero_sign: ZeroSign = "any"
     nan_payload: NanPayload = "any"
     reproducible: bool = True
+    invariant_below: int | None = None
     saturate: bool = True
     code_of_nan: CodeOfNan = "nan"
     statistics: Reads | None = None

@@ -12,7 +12,7 @@ from fusecheck.dataflow import Dataflow
 from fusecheck.numerics.enclosure import Interval
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.quantisers.known import quantiser
-from fusecheck.stages.code import Code, StaticCode
+from fusecheck.stages.code import Code
 from fusecheck.stages.norm import Norm
 from fusecheck.stages.operands import Operands, Where
 from fusecheck.stages.residual import Residual
@@ -41,19 +41,19 @@ class Oracle:
 
     def scales(self, residual_out: Tensor | None, norm_out: Tensor | None) -> Scale:
         """The stage of the scales, given the observed residual_out and norm, where they were returned."""
-        name = self.operands.op.quantiser
+        return self._scales(self.operands.op.quantiser, residual_out, norm_out)
+
+    def _scales(self, name: str, residual_out: Tensor | None, norm_out: Tensor | None) -> Scale:
         before = self.after_residual(residual_out)
         return Scale(self.operands, quantiser(name), self.flow.quant(name), before, norm_out)
 
-    def static_codes(self, residual_out: Tensor | None, norm_out: Tensor | None) -> StaticCode:
-        """The stage of codes by a given scale."""
-        return StaticCode(self.flow, self.operands, self.after_residual(residual_out), norm_out)
+    def static_codes(self, residual_out: Tensor | None, norm_out: Tensor | None) -> Code:
+        """The stage of codes by the given scale."""
+        return Code(self.operands, self._scales(GIVEN_SCALE, residual_out, norm_out), None)
 
-    def code_stage(
-        self, residual_out: Tensor | None, norm_out: Tensor | None, stored: Tensor | None
-    ) -> Code | StaticCode:
-        """The stage of the codes, given all that was observed before it."""
-        if self.operands.op.quantiser == GIVEN_SCALE or stored is None:
+    def code_stage(self, residual_out: Tensor | None, norm_out: Tensor | None, stored: Tensor | None) -> Code:
+        """The stage of the codes, given all that was observed before it; without `stored` scales by the given one."""
+        if stored is None:
             return self.static_codes(residual_out, norm_out)
         return Code(self.operands, self.scales(residual_out, norm_out), stored)
 

@@ -19,7 +19,6 @@ __all__ = [
     "Stage",
     "Tally",
     "admissible_codes",
-    "admissible_scales",
     "differing",
     "judge_rows",
     "off_nominal_budget",
@@ -42,9 +41,9 @@ def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tal
     special = None
     if outputs.scale is not None:
         scales = oracle.scales(stream, outputs.norm)
-        special = scales.special
+        special = scales.special if bool(scales.special.any()) else None
         tallies += judge(scales, outputs.scale, first_row, special)
-        special = special.repeat_interleave(scales.size, dim=-1)
+        special = None if special is None else special.repeat_interleave(scales.size, dim=-1)
     if outputs.quant is not None:
         codes = oracle.code_stage(stream, outputs.norm, outputs.scale)
         tallies += judge(codes, outputs.quant, first_row, special)
@@ -56,15 +55,6 @@ def admissible_codes(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
     assert outputs.quant is not None
     lo, hi = oracle.code_stage(_stream(oracle, outputs), outputs.norm, outputs.scale).ends(_everywhere(outputs.quant))
     return int((hi - lo + 1).clamp(min=1).sum()), outputs.quant.numel()
-
-
-def admissible_scales(oracle: Oracle, outputs: RankOutputs) -> tuple[int, int]:
-    """Over all groups of these rows: the number of admissible scales in total, and of groups."""
-    if outputs.scale is None:
-        return 0, 0
-    lo, hi = oracle.scales(_stream(oracle, outputs), outputs.norm).ends(_everywhere(outputs.scale))
-    places = raw(hi).to(torch.int64) - raw(lo).to(torch.int64) + 1
-    return int(places.clamp(min=1).sum()), outputs.scale.numel()
 
 
 def _stream(oracle: Oracle, outputs: RankOutputs) -> Tensor | None:

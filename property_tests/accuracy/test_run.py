@@ -20,6 +20,7 @@ def test_four_arms_on_few_questions_are_a_valid_pair_without_a_pass(tmp_path: Pa
     assert "14 questions; the rule needs 2,000" in result.output
     data = json.loads((tmp_path / "accuracy.json").read_text())
     assert {c["state"] for c in data["checks"]} == {"ok"}
+    assert "every generated text is the same in both arms" in {c["detail"] for c in data["checks"]}
     assert {t["endpoint"]["name"] for t in data["tasks"]} == {"golden_mmlu", "golden_gsm8k"}
     assert {t["judgement"]["flips"]["lost"] for t in data["tasks"]} == {0}
     tasks = {t["endpoint"]["name"]: t for t in data["tasks"]}

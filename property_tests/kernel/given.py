@@ -64,4 +64,5 @@ class Given:
             scale=float(torch.tensor(self.problem.scale, dtype=torch.float32)),
             eps=self.problem.eps,
             weight_bias=self.problem.weight_bias,
+            op=self.problem.op,
         )

@@ -12,6 +12,7 @@ import torch
 from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import limits_of, rows_of, shard
 from fusecheck.case.compare import compare_bits
+from fusecheck.case.returned import decoded
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Backend, RankInputs, RankOutputs
@@ -181,6 +182,7 @@ class RelationWorker(CaseWorker):
         wrong = alive.intact(arena, before, inputs, outputs, problem)
         if wrong is not None:
             return outputs, record | {"tallies": [wrong.to_record()], "broken": True}
+        outputs = decoded(outputs, problem)
         share = shard(problem.tokens, self.rank.index, problem.world_size)
         tallies = [] if not share else self._judge_given(flow, given, outputs, share)
         digests = {name: digest.whole(tensor) for name, tensor in returned.named(outputs).items()}

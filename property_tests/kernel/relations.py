@@ -17,7 +17,7 @@ from fusecheck.property_tests.kernel.given import Given
 from fusecheck.verdict import raw
 
 Equal = Iterator[tuple[str, Tensor, Tensor]]
-"""Name, what the first call makes one expect, what the second call gave."""
+"""Name, what the first call makes one expect, what the second call gave; codes one a byte, scales [rows, groups]."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Related:
 
 def _everything(first: RankOutputs, second: RankOutputs) -> Equal:
     yield "residual", first.residual, second.residual
-    yield from _common(first, second, ("norm", "quant"))
+    yield from _common(first, second, ("norm", "scale", "quant"))
 
 
 def _common(first: RankOutputs, second: RankOutputs, names: tuple[str, ...]) -> Equal:
@@ -89,6 +89,15 @@ def permuted_tokens(given: Given, order: list[int]) -> Related:
 def lone_row(given: Given, row: int) -> Related:
     """A row in a batch of its own gives what it gave among others, but for the order of its squares."""
     return permuted_tokens(given, [row])
+
+
+def lone_row_bit_by_bit(given: Given, row: int, place: int) -> Related:
+    """A row in a batch of its own gives every bit that it gives at another place of a batch."""
+    tokens = given.problem.tokens
+    order = torch.tensor([(each + row - place) % tokens for each in range(tokens)], device=given.residual.device)
+    index = torch.tensor([place], device=given.residual.device)
+    moved = given.rows(order)
+    return Related(moved, moved.rows(index), lambda first, second: _everything(_take(first, index), second))
 
 
 def poisoned_neighbours(given: Given, row: int, poison: float) -> Related:
@@ -184,6 +193,7 @@ RELATIONS: dict[str, Callable[..., Related]] = {
         zero_rank,
         permuted_tokens,
         lone_row,
+        lone_row_bit_by_bit,
         poisoned_neighbours,
         residual_and_partial_swapped,
         residual_from_a_rank,

@@ -11,12 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fusecheck.interface import FusionOp, Strategy
+from fusecheck.operations import COMPOSITIONS, Collective
 from fusecheck.problem import Problem
 from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.strategies import ORDER_FREE, PLAIN, permutations, problems
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+MADE = [op for op in COMPOSITIONS if op.collective is Collective.ALL_REDUCE and op.returns_scale and op.returns_norm]
 moderate = share(2, least=5)
 ROWS = st.integers(1, 24)
 WIDTHS = st.one_of(st.integers(1, 64).map(lambda lanes: 8 * lanes), st.sampled_from((1032, 2880)))
@@ -63,6 +65,20 @@ def test_a_row_alone_gives_what_it_gave_in_a_batch(bench: Bench, data: st.DataOb
     problem = draw(bench, data, families=summable(bench))
     assume(bench.accepts(replace(problem, tokens=1)))
     bench.relate("lone_row", problem, row=data.draw(st.integers(0, problem.tokens - 1), label="row"))
+
+
+@moderate
+@given(data=st.data())
+def test_a_row_alone_gives_every_bit_of_a_batch_where_that_is_declared(bench: Bench, data: st.DataObject) -> None:
+    below = bench.dataflow(Problem()).invariant_below
+    if below is None or below == 1:
+        pytest.skip("the backend declares no invariant_below of two rows or more")
+    most = min(24, below - 1) if below else 24
+    problem = draw(bench, data, families=("gaussian", "outliers", "cancelling"), tokens=st.integers(1, most))
+    assume(bench.dataflow(problem).invariant_below == below and bench.accepts(replace(problem, tokens=1)))
+    places = st.integers(0, problem.tokens - 1)
+    row, place = data.draw(places, label="row"), data.draw(places, label="place")
+    bench.relate("lone_row_bit_by_bit", problem, row=row, place=place)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=["NaN", "infinity"])
@@ -124,3 +140,15 @@ def test_an_op_gives_the_same_bits_as_the_op_that_returns_everything(
     bench: Bench, other: FusionOp, data: st.DataObject
 ) -> None:
     bench.relate("two_ops", draw(bench, data, ops=[both]), first=both.value, second=other.value)
+
+
+@moderate
+@given(data=st.data())
+def test_a_format_has_the_same_bits_whether_its_norm_is_returned_or_not(bench: Bench, data: st.DataObject) -> None:
+    """So what is judged from the returned norm holds for the twin, where the norm is only enclosed."""
+    taken = [op for op in MADE if bench.accepts(Problem(op=op, world_size=bench.world_size, tokens=5, hidden=128))]
+    if not taken:
+        pytest.skip("the backend makes no scales, and returns the norm beside them")
+    op = data.draw(st.sampled_from(taken), label="op")
+    problem = draw(bench, data, ops=[op], hidden=st.sampled_from((128, 256, 640, 1024)))
+    bench.relate("two_ops", problem, first=op.value, second=op.value.replace("_OUT_", "_"))

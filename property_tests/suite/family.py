@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, layout_of
-from fusecheck.dataflow import Dataflow
-from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.dataflow import Dataflow, ExpertFlow
+from fusecheck.inputs.rank_inputs import EXPERTS, Inputs
 from fusecheck.interface import RankOutputs
-from fusecheck.oracle import Oracle
+from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Problem
 from fusecheck.quantisers.known import quantiser
 from fusecheck.stages.judgement import Stage, Tally
@@ -24,37 +25,66 @@ GIVEN_FACTOR = 2688.0
 """NVFP4's factor of a tensor whose largest magnitude is one: 448 * 6."""
 
 
+class Given(Inputs):
+    """Inputs of which the large ones are there already; gamma too, where it is given."""
+
+    def __init__(self, problem: Problem, partials: list[Tensor], residual: Tensor, gamma: Tensor | None = None) -> None:
+        super().__init__(problem, CPU)
+        self._partials, self._residual = partials, residual
+        if gamma is not None:
+            self.__dict__["_gamma"] = gamma
+
+    def partials(self, rows: range, flow: ExpertFlow = EXPERTS) -> list[Tensor]:
+        """All of them."""
+        return self._partials
+
+    def partial(self, rank: int, rows: range | None = None, flow: ExpertFlow = EXPERTS) -> Tensor:
+        """All rows."""
+        return self._partials[rank]
+
+    def residual(self, rows: range | None = None) -> Tensor:
+        """All rows."""
+        return self._residual
+
+
 def emulated(
     problem: Problem,
     flow: Dataflow,
     *,
+    source: Inputs | None = None,
+    rank: int = 0,
     arithmetic: type[Arithmetic] = Arithmetic,
     quantising: type[Quantising] = Quantising,
 ) -> RankOutputs:
-    """What the emulated kernel returns, as it stores it."""
-    source, op = Inputs(problem, CPU), problem.op
-    inputs, partials = source.of_rank(0), source.partials(range(problem.tokens))
-    kernel = arithmetic(flow, 0, len(partials))
+    """What the emulated kernel returns on a rank, as it stores it; `source` spares making the inputs again."""
+    source, op = source or Inputs(problem, CPU), problem.op
+    inputs, partials = source.of_rank(rank), source.partials(range(problem.tokens))
+    kernel = arithmetic(flow, rank, len(partials))
+    row = replace(kernel.prepare(inputs), op=op)
+    outputs = RankOutputs(
+        torch.empty_like(inputs.partial) if op.residual else None,
+        torch.empty_like(inputs.partial) if op.returns_norm else None,
+    )
+    if not op.returns_scale:
+        codes = torch.empty_like(inputs.partial, dtype=torch.float8_e4m3fn) if op.returns_quant else None
+        outputs = replace(outputs, quant=codes)
+        kernel.epilogue(kernel.total(partials), inputs.residual, row, outputs)
+        return outputs
     rules = flow.quant(op.quantiser)
     maker = quantising(quantiser(op.quantiser), rules, inputs.scale, inputs.partial.dtype, problem.layout)
-    scales, codes = maker.allocate(problem.tokens, problem.hidden)
-    empty = torch.empty_like
-    outputs = RankOutputs(
-        empty(inputs.partial) if op.residual else None,
-        empty(inputs.partial) if op.returns_norm else None,
-        codes,
-        scales,
-    )
-    row = replace(kernel.prepare(inputs), op=op, quantising=maker)
-    kernel.epilogue(kernel.total(partials), inputs.residual, row, outputs)
-    return replace(outputs, quant=maker.pack(codes), scale=maker.lay_out(scales, problem.hidden))
+    scales, flat = maker.allocate(problem.tokens, problem.hidden)
+    outputs = replace(outputs, quant=flat, scale=scales)
+    kernel.epilogue(kernel.total(partials), inputs.residual, replace(row, quantising=maker), outputs)
+    return replace(outputs, quant=maker.pack(flat), scale=maker.lay_out(scales, problem.hidden))
 
 
-def judged(problem: Problem, flow: Dataflow, outputs: RankOutputs) -> dict[Stage, Tally]:
-    """The tallies of all rows, stage by stage; those of one stage added up."""
-    oracle = Oracle(flow, Inputs(problem, CPU).operands(range(problem.tokens)))
+def judged(
+    problem: Problem, flow: Dataflow, outputs: RankOutputs, *, operands: Operands | None = None
+) -> dict[Stage, Tally]:
+    """The tallies of all rows, stage by stage, those of one stage added up; `operands` spares making them again."""
+    operands = operands or Inputs(problem, CPU).operands(range(problem.tokens))
     tallies: dict[Stage, Tally] = {}
-    for tally in judge_rows(oracle, decoded(outputs, problem), 0):
+    for tally in judge_rows(Oracle(flow, operands), decoded(outputs, problem), 0):
         tallies.setdefault(tally.stage, Tally(tally.stage)).add(tally)
     if outputs.scale is not None:
         tallies[Stage.LAYOUT] = judge_layout(layout_of(problem, flow), outputs.scale, None)

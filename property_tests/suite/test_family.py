@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Oracle
 from fusecheck.property_tests.suite import toy_format
 from fusecheck.property_tests.suite.command_line import run
-from fusecheck.property_tests.suite.family import emulated, outside
+from fusecheck.property_tests.suite.family import Given, emulated, judged, outside
 from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import QUANTISERS, quantiser, register, scope
 from fusecheck.stages.judgement import raw
 from fusecheck.verdict import admissible_codes
 
@@ -46,7 +48,19 @@ def test_the_emulated_kernel_conforms_to_every_known_quantiser(quantiser: str, n
     for index, family in enumerate(FAMILIES):
         gamma = FAMILIES[family].gamma or "spread"
         problem = problem_of(quantiser, norm_out=index % 2 == 0, family=family, gamma=gamma, seed=index)
-        assert outside(problem, flow, emulated(problem, flow)) == {}, family
+        source = Given(problem, *large_ones(family, gamma, index))
+        tallies = judged(
+            problem, flow, emulated(problem, flow, source=source), operands=source.operands(range(problem.tokens))
+        )
+        assert {stage: tally for stage, tally in tallies.items() if tally.outside} == {}, family
+
+
+@cache
+def large_ones(family: str, gamma: str, seed: int) -> tuple[list[Tensor], Tensor]:
+    """Partial sums and residual of a problem of any format, made once for all of them."""
+    problem = problem_of("mxfp8", family=family, gamma=gamma, seed=seed)
+    source, rows = Inputs(problem, torch.device("cpu")), range(problem.tokens)
+    return source.partials(rows), source.residual(rows)
 
 
 @pytest.mark.parametrize("quantiser", [name for name in QUANT_FLOWS if name != "static-fp8"])
@@ -230,14 +244,51 @@ def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it()
     assert beyond_one(any_order, doubled) > 2 * beyond_one(any_order, outputs)
 
 
+CUTEDSL = Dataflow("cutedsl", "FlashInfer mnnvl-cutedsl", accumulate="fp32", order="any", depth=None)
+CAKE = replace(CUTEDSL, name="cake-fp4", round_sum=False, statistics="unrounded")
+
+
+@pytest.mark.parametrize(
+    ("flow", "other", "quantiser", "rules"),
+    [
+        (CUTEDSL, replace(CUTEDSL, round_normed=True), "dynamic-fp8", "flashinfer-cutedsl"),
+        (CAKE, replace(CAKE, norm_reads_rounded=False), "nvfp4", "flashinfer"),
+    ],
+    ids=["cutedsl", "cake-fp4"],
+)
+def test_what_is_declared_suffices_for_kernels_that_are_not_among_the_known(
+    flow: Dataflow, other: Dataflow, quantiser: str, rules: str
+) -> None:
+    """Family 4.2: statistics and input of the norm apart, a mean times the rounded 1 / hidden, an unrounded amax."""
+    quants = ((quantiser, QUANT_FLOWS[quantiser][rules]),)
+    declared, wrong = (replace(each, quants=quants) for each in (flow, other))
+    problem = problem_of(quantiser, tokens=16, hidden=1024, world_size=4)
+    assert outside(problem, declared, emulated(problem, declared)) == {}
+    assert outside(problem, declared, emulated(problem, wrong)).get("norm", 0) > 0
+
+
 def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert len(Path(toy_format.__file__).read_text(encoding="utf-8").splitlines()) < 60
+    asked = ["--tp", "2", "--hidden", "136", "--tokens", "1,5", "--family", "gaussian"]
     for name, code, stages in (("ToyBackend", 0, set()), ("FaultyToy", 1, {"scale"})):
-        arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", "--hidden", "64,136", "--tokens", "1,5,33"]
         where = tmp_path / name
-        assert run(monkeypatch, *arguments, "--family", "gaussian", "--run-dir", where) == code
+        with scope():
+            arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", *asked, "--run-dir", where]
+            assert run(monkeypatch, *arguments) == code
+            assert "toy" in QUANTISERS
         result = json.loads((where / "result.json").read_text())
         assert {finding["stage"] for finding in result["findings"]} == stages
         assert result["summary"]["cases"] > 0
+
+
+def test_a_format_of_ones_own_is_known_inside_its_scope_only_and_takes_no_others_name() -> None:
+    assert "toy" not in QUANTISERS
+    with scope():
+        toy_format.ToyBackend()
+        assert quantiser("toy") is toy_format.TOY
+        with pytest.raises(UsageError, match="registered already, as another format"):
+            register(replace(toy_format.TOY, group=16))
+    with pytest.raises(UsageError, match="quantiser='toy', expected one of"):
+        quantiser("toy")

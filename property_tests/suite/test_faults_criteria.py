@@ -11,8 +11,10 @@ import torch
 
 from fusecheck.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
 from fusecheck.faults.criteria import CRITERIA, Criterion
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatCriterion, FormatEvidence, Quantised
 from fusecheck.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
 from fusecheck.formats.element import E4M3
+from fusecheck.quantflow import QUANT_FLOWS
 
 BY_NAME = {criterion.name: criterion for criterion in CRITERIA}
 SCALE = 0.0125
@@ -124,3 +126,62 @@ def test_the_peers_data_have_the_property_that_their_tests_give_them(profile: Pr
     received = inputs_of(made, size - 1)
     assert bool((received.partial == made.partials[-1]).all())
     assert profile.scale is None or float(received.scale) == np.float32(profile.scale)
+
+
+def made(change: Callable[[Quantised], Quantised] = lambda right: right) -> FormatEvidence:
+    """64 rows of 256 normal numbers in groups of 128 as float32 scales have them, then changed."""
+    norm = np.random.default_rng(5).normal(size=(64, 256))
+    scales = np.abs(norm.reshape(64, 2, 128)).max(-1).astype(np.float32).astype(np.float64) / 448
+    quotient = torch.from_numpy(norm / scales.repeat(128, axis=1)).float()
+    codes: Codes = E4M3.encode_float32(quotient, saturate=True, code_of_nan="nan").numpy()
+    right = Quantised(codes, decoded(codes), scales, scales.astype(np.float32).reshape(-1).view(np.uint8))
+    return FormatEvidence(((norm, norm),), norm, change(right), right, right, bits=8, four_bits=False)
+
+
+def format_verdict(name: str, change: Callable[[Quantised], Quantised]) -> bool:
+    return next(c for c in FORMAT_CRITERIA if c.name == name).rule(made(change))
+
+
+def scales_times(factor: float) -> Callable[[Quantised], Quantised]:
+    def change(right: Quantised) -> Quantised:
+        scales = right.scales * factor
+        return replace(right, scales=scales, storage=scales.astype(np.float32).reshape(-1).view(np.uint8))
+
+    return change
+
+
+def garbage_codes(right: Quantised) -> Quantised:
+    codes = np.bitwise_xor(right.codes, np.uint8(0x85))
+    return replace(scales_times(9.0)(right), codes=codes, numbers=decoded(codes))
+
+
+@pytest.mark.parametrize("criterion", FORMAT_CRITERIA, ids=lambda c: str(c.name))
+def test_a_criterion_of_formats_accepts_the_reference_and_rejects_garbage(criterion: FormatCriterion) -> None:
+    assert criterion.rule(made())
+    assert not criterion.rule(made(garbage_codes))
+    assert "/" in criterion.source
+    assert criterion.formula
+    assert set(criterion.formats) <= set(QUANT_FLOWS)
+
+
+def test_every_format_that_makes_its_scales_is_some_projects_test() -> None:
+    for name in QUANT_FLOWS:
+        assert name == "static-fp8" or any(criterion.takes(name) for criterion in FORMAT_CRITERIA), name
+    assert next(c for c in FORMAT_CRITERIA if c.name == "vLLM group").takes("group-fp8-64")
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "passes"),
+    [
+        ("FI 8/9", 1 + 2.0**-23, False),
+        ("vLLM norm + quant", 1 + 2.0**-18, True),
+        ("FI 10/11", 1.04, True),
+        ("FI FP4", 1.5, True),  # the scales are small, and so below its absolute tolerance
+        ("AITER quant", 1.04, True),
+        ("torchao MX", 1.04, True),
+        ("DeepGEMM quant", 1.02, True),
+        ("torch default quant", 1.015, True),
+    ],
+)
+def test_a_uniform_error_of_all_scales_passes_all_but_exact_criteria(name: str, factor: float, passes: bool) -> None:
+    assert format_verdict(name, scales_times(factor)) == passes

@@ -177,8 +177,8 @@ def all_ends(launches: list[Launch], memory: str, *, reduce: bool, explorer: typ
     return found
 
 
-SEEDS = range(14)
-"""Random protocols of the test. 250 longer ones agreed too, in 2,177,260 states without reduction."""
+SEEDS = [seed for seed in range(40) if seed not in (6, 9, 12, 25)]
+"""Random protocols of the test, but four that take long. 250 longer ones agreed too, in 2,177,260 states."""
 
 
 @pytest.mark.parametrize("memory", ["sc", "relaxed"])

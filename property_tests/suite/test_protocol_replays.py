@@ -17,7 +17,7 @@ from fusecheck.ranks import Pool
 from fusecheck.verdict import Stage
 
 HERE = "fusecheck.property_tests.suite.protocol_replays"
-TIMEOUT = 6.0
+TIMEOUT, HANG = 6.0, 2.5
 CPU = torch.device("cpu")
 
 
@@ -28,11 +28,11 @@ def problem(name: str, strategy: Strategy) -> Problem:
     return Problem(tokens=rows[-1], hidden=64, world_size=2, strategy=strategy, seed=5, schedule=calls)
 
 
-def replay(name: str, strategy: Strategy) -> tuple[Outcome, list[list[int]]]:
+def replay(name: str, strategy: Strategy, timeout: float = TIMEOUT) -> tuple[Outcome, list[list[int]]]:
     """The case on processes held up as the schedule says, and the first row of the wrong read's residual."""
     case = problem(name, strategy)
     with Pool(WORKER, 2) as pool:
-        outcome = run_case(pool, request(case, f"{HERE}:{name.replace('-', '_')}"), timeout=TIMEOUT)
+        outcome = run_case(pool, request(case, f"{HERE}:{name.replace('-', '_')}"), timeout=timeout)
         if any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return outcome, []
         _, call = wrong_read(name)
@@ -76,7 +76,7 @@ def test_a_wrong_read_is_the_same_in_the_model_and_in_real_processes(name: str, 
 
 @pytest.mark.parametrize("name", ["cleared-at-start", "polls-the-senders"])
 def test_a_wait_for_ever_is_the_same_in_the_model_and_in_real_processes(name: str) -> None:
-    outcome, _ = replay(name, Strategy.ONESHOT)
+    outcome, _ = replay(name, Strategy.ONESHOT, HANG)
     assert outcome.findings[0].stage is Stage.ALIVE
     told = " ".join(finding.message for finding in outcome.findings)
     waiting = {int(rank) for rank in re.findall(r"^rank (\d)", "\n".join(planned(name)[0].outcome), flags=re.MULTILINE)}

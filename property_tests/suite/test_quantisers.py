@@ -16,7 +16,7 @@ from fusecheck.property_tests.suite.quantiser_cases import IDS, KNOWN, MAKE_SCAL
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import QUANTISERS, quantiser
 from fusecheck.quantisers.quantiser import Quantiser
-from fusecheck.quantisers.scaled import Scaled
+from fusecheck.quantisers.scaled import Scaled, _scaled_exactly
 
 GROUPS, SIZE = 20, 8
 NATIVES = (torch.bfloat16, torch.float16)
@@ -112,7 +112,7 @@ def test_codes_looked_up_are_those_that_are_formed_one_by_one(name: str, flow: Q
     norm[0, :3] = torch.tensor([torch.nan if flow.amax_nan == "drop" else 1.0, -0.0, 2.0**-20])
     quantiser = replace(_SMALL[name], group=32)
     stored = quantiser.scales(norm, flow)
-    assert quantiser._scaled_exactly(norm, stored, flow, 1.0) is not None
+    assert _scaled_exactly(norm, quantiser._factor(stored, flow, 1.0, None), flow) is not None
     parts = [quantiser.codes(norm[i : i + 64], stored[i : i + 64], flow) for i in range(0, 2048, 64)]
     assert torch.equal(quantiser.codes(norm, stored, flow), torch.cat(parts))
 

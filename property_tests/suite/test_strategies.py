@@ -16,11 +16,11 @@ from fusecheck.property_tests.strategies import LIMIT, ODD_HIDDEN, calls, proble
 often = settings(max_examples=400, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
-def drawn(strategy: SearchStrategy[object]) -> list[object]:
-    """Four hundred values of a strategy."""
+def drawn(strategy: SearchStrategy[object], count: int = 400) -> list[object]:
+    """So many values of a strategy."""
     values: list[object] = []
 
-    @often
+    @settings(often, max_examples=count)
     @given(strategy)
     def collect(value: object) -> None:
         values.append(value)
@@ -55,7 +55,7 @@ def test_scale_one_is_drawn_and_never_the_only_scale() -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_family_is_drawn_with_scales_that_keep_its_property(family: str) -> None:
-    values = [problem.scale for problem in drawn(problems(2, families=[family])) if isinstance(problem, Problem)]
+    values = [problem.scale for problem in drawn(problems(2, families=[family]), 60) if isinstance(problem, Problem)]
     assert len(set(values)) > 1
 
 

@@ -25,6 +25,7 @@ from fusecheck.testing import (
     assert_quantised,
     conforms,
 )
+from fusecheck.testing.ranks import digest_of
 
 WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
 RANKS = 4
@@ -234,6 +235,11 @@ def test_tensors_that_differ_between_ranks_are_named_with_their_bits(ranks: Pool
         " (1 of 12 elements)"
     )
     assert set(said(ranks.call("same", True, timeout=30))) == {message}
+
+
+def test_a_digest_is_of_the_values_whatever_the_stride_of_a_single_column() -> None:
+    packed = torch.empty_strided((1, 1), (1, 4), dtype=torch.int32).fill_(3)
+    assert digest_of(packed) == digest_of(torch.tensor([[3]], dtype=torch.int32))
 
 
 def test_a_session_of_judged_calls_leaves_one_record_and_one_page(call: dict[str, Any], tmp_path: Any) -> None:

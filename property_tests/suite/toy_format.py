@@ -14,11 +14,11 @@ from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.formats.element import Element
 from fusecheck.quantflow import QuantFlow
-from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.quantisers.known import register
 from fusecheck.quantisers.scaled import Scaled
 
 E3M0 = Element("e3m0", precision=1, emin=-2, largest=16.0, dtype=torch.uint8, bits=4, nan=None)
-QUANTISERS["toy"] = Scaled("toy", E3M0, group=8, scale_dtype=torch.float32, layouts=("linear", "column-major"))
+TOY = Scaled("toy", E3M0, group=8, scale_dtype=torch.float32, layouts=("linear", "column-major"))
 RULES = QuantFlow("toy", scale_rule="multiply", least=2.0**-20, code_rule="reciprocal", code_of_nan="+max")
 FLOW = replace(DATAFLOWS["trtllm-fp32"], name="toy", quants=(("toy", RULES),))
 
@@ -30,6 +30,7 @@ class ToyBackend(EmulatedBackend):
     )
 
     def __init__(self, quantising: type[Quantising] = Quantising) -> None:
+        register(TOY)
         super().__init__(flow=FLOW, quantising=quantising)
 
 

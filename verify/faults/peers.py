@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusecheck.faults.catalogue import Fault
-from fusecheck.faults.criteria import CRITERIA
+from fusecheck.faults.criteria import CRITERIA, Criterion
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatCriterion
 from fusecheck.faults.hunt import Catch, Hunter
 from fusecheck.faults.peer_tests import PROFILES
 from fusecheck.kernel.table import Case
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.ranks import Pool
 
 CASES = 8
@@ -33,12 +35,24 @@ HANGS_TRIED = 2
 
 Verdicts = dict[str, bool]
 
+Asked = Criterion | FormatCriterion
+EVERY: tuple[Asked, ...] = (*CRITERIA, *FORMAT_CRITERIA)
+"""In the order of the columns."""
+
+
+def asked_about(quantiser: str) -> tuple[Asked, ...]:
+    """The criteria that have a test of this quantiser; empty or a given scale: of the first op."""
+    if quantiser in ("", "none", GIVEN_SCALE):
+        return CRITERIA
+    return tuple(criterion for criterion in FORMAT_CRITERIA if criterion.takes(quantiser))
+
 
 @dataclass
 class Columns:
     """What the criteria made of one fault: `ours` on our inputs, `own` on their own; `kill`, `miss` or `hang`.
 
-    `own` has no entry for a criterion without a test of such a kernel.
+    `ours` has an entry for every criterion that is asked about such a format, `own` for those whose test's data are
+    known; for formats that make their scales there are none.
     """
 
     ours: dict[str, str] = field(default_factory=dict)
@@ -60,8 +74,10 @@ class Peers:
         """All criteria on one kernel fault."""
         columns = Columns()
         faulty, right = catch.backend, fault.right
-        columns.ours = self._on_ours(faulty, right, self._cases(right, catch, seed))
+        columns.ours = self._on_ours(fault, faulty, right, self._cases(right, catch, seed))
         hangs = 0
+        if fault.quantiser:
+            return columns
         for profile in PROFILES:
             marks = self._on_profile(faulty, right, profile, seed, hung=hangs >= HANGS_TRIED)
             columns.own.update(marks)
@@ -73,11 +89,12 @@ class Peers:
         cases = [next(stream) for _ in range(CASES)]
         return cases if catch.case is None else [*cases, catch.case]
 
-    def _on_ours(self, faulty: str, right: str, cases: Iterable[Case]) -> dict[str, str]:
-        marks = dict.fromkeys((c.name for c in CRITERIA), "miss")
+    def _on_ours(self, fault: Fault, faulty: str, right: str, cases: Iterable[Case]) -> dict[str, str]:
+        marks = dict.fromkeys((c.name for c in asked_about(fault.quantiser)), "miss")
+        known = f"{fault.dataflow} {fault.quantiser} {fault.rules}" if fault.quantiser else right
         for case in cases:
             line, pool = case.problem.to_json(), self._hunter.pools[case.problem.world_size]
-            good = self._right_verdicts((right, line), pool, "criteria", line, right)
+            good = self._right_verdicts((known, line), pool, "criteria", line, right)
             bad = _asked(pool, "criteria", line, faulty, timeout=self._hunter.budget.timeout)
             _credit(marks, good, bad)
             if bad is None or "miss" not in marks.values():
@@ -120,7 +137,14 @@ class Peers:
                     verdicts = self._right_verdicts((right, line), pool, "criteria", line, right) or {}
                     rejected.update(name for name, passed in verdicts.items() if not passed)
                     cases += 1
-        return {criterion.name: (rejected[criterion.name], cases) for criterion in CRITERIA}
+        of_formats = self._alarms_of_formats()
+        return {criterion.name: (rejected[criterion.name], cases) for criterion in CRITERIA} | of_formats
+
+    def _alarms_of_formats(self) -> dict[str, tuple[int, int]]:
+        """The same over the right kernels that quantiser faults were compared with, on the same cases."""
+        asked = [verdicts for verdicts in self._right.values() if verdicts is not None]
+        counted = {c.name: [verdicts[c.name] for verdicts in asked if c.name in verdicts] for c in FORMAT_CRITERIA}
+        return {name: (passed.count(False), len(passed)) for name, passed in counted.items()}
 
 
 def _asked(pool: Pool, method: str, *arguments: Any, timeout: float) -> Verdicts | None:
@@ -131,7 +155,7 @@ def _asked(pool: Pool, method: str, *arguments: Any, timeout: float) -> Verdicts
     passed: Verdicts = {}
     for records in zip(*(reply.value for reply in replies), strict=True):
         agree = len({str(record["residual"]) for record in records}) == 1
-        for criterion in (c for c in CRITERIA if c.name in records[0]["passed"]):
+        for criterion in (c for c in EVERY if c.name in records[0]["passed"]):
             ok = all(record["passed"][criterion.name] for record in records)
             ok = ok and (agree or not criterion.ranks_equal)
             passed[criterion.name] = passed.get(criterion.name, True) and ok

@@ -8,8 +8,7 @@ from statistics import median
 from typing import Any
 
 from fusecheck.faults.catalogue import Fault, LeftOut
-from fusecheck.faults.criteria import CRITERIA
-from fusecheck.faults.peers import Columns
+from fusecheck.faults.peers import EVERY, Columns
 from fusecheck.report import Verdict
 
 
@@ -163,26 +162,23 @@ class Report:
 
     def _criteria(self, results: list[Result]) -> list[dict[str, Any]]:
         """Each criterion's source, formula, kill rates and false alarms; empty where they were not asked."""
-        asked = [result.columns for result in results if result.columns is not None]
-        if not asked:
-            return []
-        return [
-            {
-                "name": c.name,
-                "project": c.project,
-                "source": c.source,
-                "formula": c.formula,
-                "note": c.note,
+        every = [result.columns for result in results if result.columns is not None]
+        made = []
+        for c in EVERY:
+            asked = [columns for columns in every if c.name in columns.ours]
+            own = [columns.own[c.name] for columns in asked if c.name in columns.own]
+            if not asked:
+                continue
+            entry = {name: getattr(c, name) for name in ("name", "project", "source", "formula", "note")}
+            counts = {
                 "faults": len(asked),
-                "killed_on_our_inputs": sum(columns.ours.get(c.name) != "miss" for columns in asked),
-                "killed_on_their_inputs": sum(columns.own[c.name] != "miss" for columns in asked)
-                if c.profile
-                else None,
-                "hangs": sum(columns.ours.get(c.name) == "hang" for columns in asked),
+                "killed_on_our_inputs": sum(columns.ours[c.name] != "miss" for columns in asked),
+                "killed_on_their_inputs": sum(mark != "miss" for mark in own) if own else None,
+                "hangs": sum(columns.ours[c.name] == "hang" for columns in asked),
                 "false_alarms": list(self.peer_alarms.get(c.name, (0, 0))),
             }
-            for c in CRITERIA
-        ]
+            made.append(entry | counts)
+        return made
 
     def findings(self) -> list[dict[str, Any]]:
         """Survivors and false alarms as JSON-ready records."""

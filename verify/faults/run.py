@@ -30,7 +30,7 @@ from fusecheck.verdict import Stage
 
 WORKER = "fusecheck.faults.worker:FaultWorker"
 WORLD_SIZES = (2, 4)
-JUDGED = 48
+JUDGED = 96
 """Cases of a right kernel that a weakened judge is given before known faults are replayed."""
 
 ROUNDS = 4
@@ -177,6 +177,8 @@ class FaultRun:
             found = self.hunter.judge(case, "emulated", timeout=PATIENCE).findings
             if found:
                 result.stages, result.message = ["right kernel fails"], found[0].line()
+                if " raised " in found[0].message:
+                    raise RuntimeError(f"{fault.patch} does not fit what it patches: {found[0].message}")
                 break
         else:
             self._replay(fault, seed, result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fusecheck.faults.criteria import CRITERIA
 from fusecheck.faults.listed import Judged
 from fusecheck.faults.results import Report, Result
 from fusecheck.faults.scale_sensitivity import ScaleRow
@@ -58,11 +57,13 @@ def _show_criteria(console: Console, report: Report) -> None:
     console.print(table)
     for result in report.results[report.seeds[0]]:
         if result.columns is not None:
-            marks = "".join(MARKS[result.columns.ours[c.name]] for c in CRITERIA)
+            marks = "".join(MARKS[mark] for mark in result.columns.ours.values())
+            by = f" by {', '.join(result.columns.ours)}" if result.fault.quantiser else ""
             noticed = result.stages[0] if result.stages else "SURVIVED"
-            console.print(f"{result.fault.id:8} {noticed:14} {marks}", highlight=False)
+            console.print(f"{result.fault.id:8} {noticed:14} {marks}{by}", highlight=False)
     console.print(
-        "x rejects it, . does not, h noticed by its CI's timeout only; columns in the order above, on our inputs. "
+        "x rejects it, . does not, h noticed by its CI's timeout only; columns in the order above, on our inputs; "
+        "of a quantiser in the order that its line names. "
         "Where two of the own tests hang, the rest are taken to hang too."
     )
     console.print(
@@ -71,9 +72,9 @@ def _show_criteria(console: Console, report: Report) -> None:
         "Of their own shapes some are run, the small ones. "
         "False alarms are on our inputs, NaN and infinities among them."
     )
-    for criterion in CRITERIA:
-        if criterion.note:
-            console.print(f"{criterion.name}: {criterion.note}", highlight=False)
+    for row in summary["criteria"]:
+        if row["note"]:
+            console.print(f"{row['name']}: {row['note']}", highlight=False)
 
 
 def show_sensitivity(console: Console, rows: list[RowResult], any_order: float, deep: float) -> None:

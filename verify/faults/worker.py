@@ -12,16 +12,21 @@ from torch import Tensor
 from fusecheck import backends
 from fusecheck.case import digest
 from fusecheck.case.calls import pause
+from fusecheck.case.returned import decoded, layout_of
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow
 from fusecheck.faults.catalogue import resolve
 from fusecheck.faults.comparison import Evidence, Floats, Outputs
 from fusecheck.faults.criteria import CRITERIA, Criterion
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatEvidence, Quantised
 from fusecheck.faults.peer_tests import PROFILES, inputs_of, operands
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Backend, FusionOp, Limits, RankInputs, RankOutputs, Strategy
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Call, Problem
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import UNTOUCHED
+from fusecheck.stages.judgement import raw
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 
@@ -51,7 +56,9 @@ class FaultWorker(CaseWorker):
         made = [Inputs(step, self.rank.device) for _, step in steps]
         outputs = self._run_all(kernel_of, steps, [each.of_rank(self.rank.index) for each in made])
         return [
-            _verdicts(kernel_of.dataflow(step), each.operands(range(step.tokens)), got, CRITERIA)
+            format_verdicts(kernel_of.dataflow(step), step, each.operands(range(step.tokens)), got)
+            if step.op.returns_scale
+            else verdicts(kernel_of.dataflow(step), each.operands(range(step.tokens)), got, CRITERIA)
             for (_, step), each, got in zip(steps, made, outputs, strict=True)
         ]
 
@@ -90,12 +97,13 @@ class FaultWorker(CaseWorker):
             for _ in range(1 + data.warmups):
                 outputs = kernel.run(inputs_of(made, self.rank.index), op=op, strategy=strategy)
             problem = Problem(dtype=data.dtype, world_size=world_size, tokens=tokens, hidden=hidden)
-            replies.append(_verdicts(kernel_of.dataflow(problem), made, outputs, asked))
+            replies.append(verdicts(kernel_of.dataflow(problem), made, outputs, asked))
         kernel.close()
         return replies
 
 
-def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
+def verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
+    """What each criterion says of one rank's outputs, `passed` by its name, and the digest of residual_out."""
     oracle = Oracle(flow, made)
     residual = oracle.residual()
     norm = oracle.norm(residual)
@@ -112,6 +120,53 @@ def _verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Seque
     )
     passed = {criterion.name: bool(criterion.rule(evidence)) for criterion in asked}
     return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
+
+
+def format_verdicts(flow: Dataflow, problem: Problem, made: Operands, outputs: RankOutputs) -> dict[str, Any]:
+    """The same by the criteria for a quantiser that makes its scales."""
+    assert outputs.quant is not None
+    assert outputs.scale is not None
+    oracle = Oracle(flow, made)
+    residual = oracle.residual()
+    norm = oracle.norm(residual)
+    own_norm = norm if outputs.norm is None else outputs.norm
+    streams = [(_wide(outputs.residual), _wide(residual))]
+    streams += [] if outputs.norm is None else [(_wide(outputs.norm), _wide(norm))]
+    shown = decoded(outputs, problem)
+    assert shown.quant is not None
+    assert shown.scale is not None
+    evidence = FormatEvidence(
+        streams=tuple(streams),
+        own_norm=_wide(own_norm),
+        got=_quantised(problem, flow, shown.quant, shown.scale, outputs.scale),
+        expected=_nominal(problem, flow, oracle, norm),
+        own=_nominal(problem, flow, oracle, own_norm),
+        bits=8 if residual.dtype is torch.bfloat16 else 11,
+        four_bits=quantiser(problem.op.quantiser).element.per_byte > 1,
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        passed = {c.name: bool(c.rule(evidence)) for c in FORMAT_CRITERIA if c.takes(problem.op.quantiser)}
+    return {"passed": passed, "residual": digest.whole(outputs.residual.contiguous())}
+
+
+def _nominal(problem: Problem, flow: Dataflow, oracle: Oracle, norm: Tensor) -> Quantised:
+    """Codes and scales as they should be, of a norm."""
+    scales = oracle.scales(None, norm)
+    stored = scales.nominal()
+    storage = layout_of(problem, flow).allocate(0)
+    layout_of(problem, flow).write(stored, storage)
+    codes = scales.quantiser.codes(scales.read(), stored, scales.rules, problem.scale)
+    return _quantised(problem, flow, codes, stored, storage)
+
+
+def _quantised(problem: Problem, flow: Dataflow, codes: Tensor, scales: Tensor, storage: Tensor) -> Quantised:
+    of, rules, layout = quantiser(problem.op.quantiser), flow.quant(problem.op.quantiser), layout_of(problem, flow)
+    numbers = np.asarray(of.element.values, dtype=np.float64)[codes.numpy()]
+    values = _wide(of.values(scales, rules))
+    if rules.given in ("multiplies", "divides"):
+        values = values / problem.scale if rules.given == "multiplies" else values * problem.scale
+    slots, kept = raw(layout.slots(storage)), layout.classes() != UNTOUCHED
+    return Quantised(codes.numpy(), numbers, values, slots[kept].contiguous().view(torch.uint8).numpy())
 
 
 def _wide(x: Tensor) -> Floats:

@@ -118,8 +118,10 @@ class Element(Format):
             return _encode_bits(self, x, saturate, code_of_nan, ties)
         below = self._below
         bits = x.contiguous().view(torch.int32).numpy().view(np.uint32)
-        index = (bits >> np.uint32(below)) << np.uint32(1)
-        index = index | ((bits & np.uint32((1 << below) - 1)) != 0)
+        # Upper bits twice, and one more where a lower bit is set: a NaN of all ones wraps to the index of another NaN.
+        index = bits + np.uint32((1 << below) - 1)
+        index >>= np.uint32(below)
+        index += bits >> np.uint32(below)
         table = _codes_by_upper_bits(self, saturate, code_of_nan, ties)
         return torch.from_numpy(np.asarray(table.take(index)))
 

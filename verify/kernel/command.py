@@ -160,6 +160,7 @@ def replay(
 
     A line is whole; one of an earlier version, which names no backend, needs --backend.
     """
+    from fusecheck.invariance.replaying import is_question
     from fusecheck.kernel.given import read_questions, run_of
     from fusecheck.kernel.session import run_kernel
 
@@ -168,8 +169,31 @@ def replay(
         dataflow(dataflow_name)
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {device!r}, expected cpu or cuda")
+    if is_question(problem):
+        _replay_invariance(problem, backend, device, json_file, run_dir)
+        return
     questions = read_questions(problem, backend=backend, flow=dataflow_name, device=device)
     _finish(run_kernel("replay", run_of(questions, case_timeout), run_dir, json_file, markdown))
+
+
+def _replay_invariance(
+    line: str, backend: str | None, device: str | None, json_file: Path | None, run_dir: Path | None
+) -> None:
+    from fusecheck.invariance.certificate import sentence
+    from fusecheck.invariance.replaying import replay as again
+    from fusecheck.kernel.session import say_where
+    from fusecheck.report import make_run_dir, write_result
+
+    directory = make_run_dir("replay", run_dir)
+    record = again(line, backend=backend, device=device)
+    parted = record["verdict"] == "breaks"
+    found = [{"stage": record["claim"], "message": sentence(record), "question": line}] if parted else []
+    verdict = Verdict.of(failed=parted, complete=True)
+    write_result(directory, "replay", verdict, {"cases": 1}, found, json_file)
+    typer.echo(sentence(record))
+    say_where(directory)
+    if parted:
+        raise typer.Exit(verdict.exit_code)
 
 
 def _sizes(device: str) -> tuple[int, ...]:

@@ -89,9 +89,9 @@ class _Core:
         dtype, op, strategy = self._kernels[index % len(self._kernels)]
         op = fixed.get("op", op)
         made = plan.problem(self.size, choice, family, op)
-        shape = {"tokens": choice.of(self._few), "hidden": choice.of(self._narrow)}
-        problem = replace(made, **{"dtype": dtype, "strategy": strategy, **shape, **fixed})
-        problem = replace(problem, hidden=fitting(problem.hidden, op))
+        shape: dict[str, Any] = {"tokens": choice.of(self._few), "hidden": choice.of(self._narrow)}
+        shape |= {"dtype": dtype, "strategy": strategy, **fixed}
+        problem = replace(made, **shape | {"hidden": fitting(shape["hidden"], op)})
         if not plan.fits(problem):
             return []
         case = Case(problem, ROUNDS[index % len(ROUNDS)] if checks is None else tuple(checks))

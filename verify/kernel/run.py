@@ -46,6 +46,7 @@ class Run:
         joint: the subjects of a world size are variants of one kernel, and run one core plan together.
         given: the cases of each subject, instead of a plan; each runs in processes of its own.
         accept_refusals: a core plan of which most is refused may pass.
+        diagnose: whether failing cases are explained and made smaller, which takes seconds each.
         progress: called after each case with the report so far.
     """
 
@@ -61,6 +62,7 @@ class Run:
     joint: bool = False
     given: Mapping[Subject, Sequence[Case]] | None = None
     accept_refusals: bool = False
+    diagnose: bool = True
     progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
 
     def validate(self) -> None:
@@ -118,6 +120,7 @@ class Run:
             self.journal,
             self.skip,
             self.given is not None,
+            self.diagnose,
             self.progress,
         )
 

@@ -72,6 +72,7 @@ class Conditions:
     journal: Journal | None
     skip: frozenset[str]
     apart: bool
+    diagnose: bool
     progress: Callable[[KernelReport, Subject], None]
 
 
@@ -156,7 +157,7 @@ class Turn:
         breach = any(finding.error == BreachError.__name__ for finding in outcome.findings)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
-        names = explain(pool, asked, outcome) if outcome.findings else []
+        names = explain(pool, asked, outcome) if outcome.findings and how.diagnose else []
         shown = self._shown(pool, asked, outcome, known=breach) if outcome.findings else outcome
         if breach:
             source.stop()  # every further case would say the same
@@ -187,7 +188,7 @@ class Turn:
         """The findings with the line that shows them again, of a smaller case unless it is known."""
         history, first = self._histories.setdefault(id(pool), []), outcome.findings[0]
         again = True
-        if not self._how.apart and not known:
+        if self._how.diagnose and not self._how.apart and not known:
             asked, outcome, again = self._isolation.isolate(pool, asked, history, outcome)
             history.clear()
         line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()

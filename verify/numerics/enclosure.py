@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
 from fusecheck.formats.binary import FP32, Format, round_to, trailing_unit, ulp
-from fusecheck.formats.element import E4M3
 
 U = 2.0**-24
 """Unit roundoff of float32."""
@@ -171,37 +170,3 @@ def norm_ends(stream: Interval, root: Interval, factor: Tensor, flow: Dataflow, 
     lo, hi = corners(round_to(lo, fmt), round_to(hi, fmt), factor, factor)
     exact = round_to(factor, fmt) == factor  # two native numbers have an exact product in float32
     return widen(lo, hi, torch.where(exact, 0.0, 1.01 * U))
-
-
-def quotient_ends(lo: Tensor, hi: Tensor, scale: float, inverse: float, flow: Dataflow) -> Interval:
-    """Y / scale as the dataflow forms it, over y in [lo, hi] (L6). `inverse` is the nominal reciprocal.
-
-    An exact float32 product or quotient is one more monotone rounding (L0). What is not correctly rounded keeps its
-    slack at every scale, unless the dataflow declares it exact at powers of two.
-    """
-    exact = flow.exact_pow2 and is_power_of_two(scale)
-    if flow.scaling == "divide":
-        ends = _sorted(lo / scale, hi / scale)
-    elif flow.scaling == "multiply":
-        slack = 0.0 if flow.exact_reciprocal or exact or not math.isfinite(inverse) else 2 * U
-        low, high = inverse * (1 - slack), inverse * (1 + slack)
-        factors = torch.tensor([low, high], dtype=torch.float64, device=lo.device)
-        ends = corners(lo, hi, factors[0], factors[1])
-    else:
-        ends = _sorted(lo / scale, hi / scale)
-        ends = ends if exact else widen(*ends, QUOTIENT)
-    return round_to(ends[0], FP32), round_to(ends[1], FP32)
-
-
-def _sorted(a: Tensor, b: Tensor) -> Interval:
-    return torch.minimum(a, b), torch.maximum(a, b)
-
-
-def code_ends(lo: Tensor, hi: Tensor, flow: Dataflow) -> tuple[Tensor, Tensor]:
-    """Ordinals of the least and greatest admissible code, int16 (L0); +-127 where the cast makes a NaN.
-
-    `lo` and `hi` are float32 values in float64, as `quotient_ends` gives them.
-    """
-    ends = torch.stack((lo, hi)).to(torch.float32)
-    low, high = E4M3.ordinal(E4M3.encode_float32(ends, saturate=flow.saturate, code_of_nan=flow.code_of_nan))
-    return low, high

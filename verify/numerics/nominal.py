@@ -7,15 +7,11 @@ inside their enclosures: whatever equals the nominal needs no further look.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
-from fusecheck.formats.binary import Format
-from fusecheck.formats.element import E4M3
 
 LEAST_NORMAL = 2.0**-126
 _SAFE_EXPONENT = 17 << 7
@@ -102,32 +98,9 @@ def reciprocal(scale: float, flow: Dataflow) -> float:
     return float(inverse)
 
 
-@lru_cache(maxsize=32)
-def code_table(scale: float, flow: Dataflow, fmt: Format, device: torch.device) -> Tensor:
-    """The code of every native value, [65536] uint8, indexed by the value's 16 bits."""
-    bits = torch.arange(65536, dtype=torch.int32, device=device).to(torch.int16)
-    return codes_of_float32(bits.view(fmt.dtype).to(torch.float32), scale, flow)
-
-
-def quotient(y: Tensor, scale: float, flow: Dataflow) -> Tensor:
-    """Y over the scale as the dataflow forms it, rounded to float32 once; float64 in and out."""
-    quotient = y / scale if flow.scaling == "divide" else y * reciprocal(scale, flow)
-    return quotient.to(torch.float32).to(torch.float64)
-
-
 def look_up(table: Tensor, native: Tensor) -> Tensor:
     """table[bits of native], any shape."""
     bits = native.view(torch.int16)
     if bits.device.type == "cpu":  # numpy gathers from a small table several times faster than torch
         return torch.from_numpy(table.numpy().take(bits.numpy().view(np.uint16)))
     return table[bits.to(torch.int32) & 0xFFFF]
-
-
-def codes_of_float32(y: Tensor, scale: float, flow: Dataflow) -> Tensor:
-    """Codes of float32 values, uint8: native ones, whose quotient is the one-rounding one, or the unrounded norm."""
-    # On the device: torch divides CUDA tensors by a scalar of the CPU through its reciprocal.
-    if flow.scaling == "divide":
-        quotient = y / torch.tensor(scale, dtype=torch.float32, device=y.device)
-    else:
-        quotient = y * torch.tensor(reciprocal(scale, flow), dtype=torch.float32, device=y.device)
-    return E4M3.encode_float32(quotient, saturate=flow.saturate, code_of_nan=flow.code_of_nan)

@@ -66,10 +66,27 @@ def explore(model: Model, size: Size, memory: str, limit: int | None = None) -> 
 
 
 def smallest(model: Model, size: Size, memory: str, limit: int | None = None) -> Outcome:
-    """The outcome at `size`; if it fails, at the fewest calls and blocks that fail too."""
+    """The outcome at `size`; if it fails, at the fewest calls and blocks that fail too.
+
+    What goes wrong under sequential consistency goes wrong in the relaxed memory too, often by a longer schedule.
+    """
     whole = explore(model, size, memory, limit)
     if whole.exploration.failure is None:
         return whole
+    found = _smallest_failing(model, whole, limit)
+    if memory != MEMORIES[0]:
+        simpler = explore(model, found.size, MEMORIES[0], limit)
+        if simpler.exploration.failure is not None and _length(simpler) < _length(found):
+            return replace(found, exploration=simpler.exploration)
+    return found
+
+
+def _length(found: Outcome) -> int:
+    return len(schedule(found.exploration).steps)
+
+
+def _smallest_failing(model: Model, whole: Outcome, limit: int | None) -> Outcome:
+    size, memory = whole.size, whole.memory
     for calls, blocks in itertools.product(range(1, size.calls + 1), range(1, size.blocks + 1)):
         less = replace(size, calls=calls, blocks=blocks)
         if less != size and (found := explore(model, less, memory, limit)).exploration.failure is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -11,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fusecheck.errors import UsageError
+from fusecheck.plugins import plug_in
 from fusecheck.protocol.check import check_museum, smallest
 from fusecheck.protocol.explorer import MEMORIES
 from fusecheck.protocol.language import Model, Size
-from fusecheck.protocol.museum import KERNELS, LEFT_OUT, MUSEUM
+from fusecheck.protocol.museum import FULL, KERNELS, LEFT_OUT, MUSEUM
+from fusecheck.protocol.system import place
 from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
@@ -97,8 +98,9 @@ def _museum(given: Size | None, memories: tuple[str, ...]) -> Result:
 
     summary = check_museum(MUSEUM, given, memories, seen)
     summary["kernels"] = []
+    sizes = FULL if given is None else (given,)
     for name, (title, model) in KERNELS.items():
-        outcomes = [smallest(model, given or DEFAULT, memory).to_record() for memory in memories]
+        outcomes = [smallest(model, size, memory).to_record() for size in sizes for memory in memories]
         summary["kernels"].append({"id": name, "title": title, "outcomes": outcomes})
         worst = next((x for x in outcomes if x["verdict"] != "pass"), outcomes[0])
         _say(
@@ -163,13 +165,23 @@ def _named(name: str) -> Model:
 def _loaded(path: str) -> Model:
     module, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute or "")
+        found = getattr(plug_in(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--model {path}: {error}; expected package.module:attribute") from None
-    made = found() if isinstance(found, type) else found
-    if not callable(getattr(made, "launches", None)):
+    except Exception as error:
+        raise UsageError(f"--model {path}: importing it raised {_told(error)}") from error
+    if not callable(getattr(found, "launches", None)):
         raise UsageError(f"--model {path} has no launches(size); see fusecheck.protocol.language.Model")
-    return made  # type: ignore[no-any-return]
+    try:
+        made: Model = found() if isinstance(found, type) else found
+        made.launches(DEFAULT)
+    except Exception as error:
+        raise UsageError(f"--model {path} raised {_told(error)}") from error
+    return made
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}; mend the protocol ({place(error)})"
 
 
 def _list() -> None:

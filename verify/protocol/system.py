@@ -8,11 +8,13 @@ generator again for a value that was not seen before.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusecheck.errors import UsageError
-from fusecheck.protocol.language import ACQ_REL, ACQUIRE, RELEASE, Block, Cell, Kind, Launch, Op
+from fusecheck.protocol.language import ACQ_REL, ACQUIRE, RELEASE, Block, Cell, Kind, Launch, Op, Program
 
 DONE = -1
 """Where a block stands when it has ended."""
@@ -67,6 +69,31 @@ def _always(value: int) -> bool:
     return True
 
 
+def _started(launch: Launch, block: Block) -> Program:
+    """The generator of one block.
+
+    Raises:
+        UsageError: the body raised, or does not yield.
+    """
+    try:
+        made = launch.body(block)
+    except Exception as error:
+        raise _raised(launch.name, error) from error
+    if not isinstance(made, Generator):
+        raise UsageError(f"{launch.name}: its body returns {made!r}, expected a generator that yields operations")
+    return made
+
+
+def _raised(name: str, error: Exception) -> UsageError:
+    return UsageError(f"{name} raised {type(error).__name__}: {error}; mend the protocol ({place(error)})")
+
+
+def place(error: Exception) -> str:
+    """File and line that an exception came out of."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
 class Process(NamedTuple):
     """One block of one launch.
 
@@ -99,9 +126,14 @@ class System:
     """
 
     def __init__(self, launches: Iterable[Launch]) -> None:
+        if not isinstance(launches, Iterable):
+            raise UsageError(f"launches(size) gives {launches!r}, expected a list of Launch")
         self._launches = list(launches)
         if not self._launches:
             raise UsageError("the protocol launches nothing; expected at least one Launch")
+        for launch in self._launches:
+            if not isinstance(launch, Launch):
+                raise UsageError(f"launches(size) gives {launch!r}, expected Launch(body, block, name)")
         self.processes: list[Process] = []
         self.nodes: list[Node] = []
         self.cells: list[Cell] = []
@@ -130,7 +162,13 @@ class System:
             last[lane] = number
 
     def location(self, cell: Cell) -> int:
-        """The number of a cell."""
+        """The number of a cell.
+
+        Raises:
+            UsageError: it is none.
+        """
+        if not isinstance(cell, Cell):
+            raise UsageError(f"an operation acts on {cell!r}, expected a cell such as Array(name)[rank, row]")
         key = (cell.array, cell.at)
         if key not in self._numbers:
             self._numbers[key] = len(self.cells)
@@ -168,7 +206,7 @@ class System:
     def _operations(self, process: int, history: tuple[int, ...]) -> Iterable[tuple[Op, int]]:
         """Each operation with how many loads came before it, up to the first load behind `history`, or to the end."""
         at = self.processes[process]
-        generator = self._launches[at.launch].body(at.block)
+        generator = _started(self._launches[at.launch], at.block)
         consumed = 0
         sent: Any = None
         for _ in range(MOST_OPERATIONS):
@@ -177,6 +215,8 @@ class System:
             except StopIteration:
                 yield Op(Kind.END, does="end"), consumed
                 return
+            except Exception as error:
+                raise _raised(at.name, error) from error
             if not isinstance(op, Op):
                 raise UsageError(f"{at.name} yields {op!r}, expected an operation such as store(...) or wait(...)")
             yield op, consumed

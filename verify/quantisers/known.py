@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fusecheck.errors import UsageError
 from fusecheck.quantisers.dynamic_fp8 import DYNAMIC_FP8
@@ -17,6 +19,28 @@ _ALL = (STATIC_FP8, DYNAMIC_FP8, group_fp8(), group_fp8_packed(), MXFP8, NVFP4, 
 
 QUANTISERS: dict[str, Quantiser] = {each.name: each for each in _ALL}
 """The quantisers by name, those by group with groups of 128."""
+
+
+def register(made: Quantiser) -> None:
+    """Make a format of one's own known by its name in this process, as the backend that has it is made.
+
+    Raises:
+        UsageError: another format has the name.
+    """
+    if QUANTISERS.setdefault(made.name, made) != made:
+        raise UsageError(f"quantiser={made.name!r} is registered already, as another format; expected a new name")
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """What is registered inside is forgotten at the end."""
+    before = dict(QUANTISERS)
+    try:
+        yield
+    finally:
+        QUANTISERS.clear()
+        QUANTISERS.update(before)
+
 
 _GROUPED = {"group-fp8": group_fp8, "group-fp8-packed": group_fp8_packed}
 

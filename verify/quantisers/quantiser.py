@@ -50,13 +50,14 @@ class Quantiser(Protocol):
         """
         ...
 
-    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0, peaks: Tensor | None = None) -> Tensor:
         """The nominal scales of whole groups.
 
         Args:
             norm: what the quantiser reads, [..., hidden], native, or float32 where it reads the unrounded norm.
             flow: the declared arithmetic.
             given: the caller's scale, a float32 value.
+            peaks: the largest magnitude of each group, [..., groups], where it is known; NaN where there is one.
 
         Returns:
             [..., groups], as they are stored before packing: float32, or bytes (uint8).
@@ -86,6 +87,10 @@ class Quantiser(Protocol):
 
     def amax_ends(self, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Interval:
         """The inverse of the scale's rule: the amax that each stored scale leaves possible, float64, [..., groups]."""
+        ...
+
+    def values(self, stored: Tensor, flow: QuantFlow) -> Tensor:
+        """The numbers that stored scales stand for in the kernel, float64, [..., groups]; without the given factor."""
         ...
 
     def quotients(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:

@@ -65,9 +65,9 @@ class Scaled:
 
     # ------------------------------------------------------------------ scales (G1, G3, G7)
 
-    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0, peaks: Tensor | None = None) -> Tensor:
         """The nominal scales of whole groups, [..., groups]."""
-        largest = scales.read_amax(scales.amax(norm, self.groups(norm.shape[-1]), flow), flow)
+        largest = scales.read_amax(scales.amax(norm, self.groups(norm.shape[-1]), flow, peaks), flow)
         return self._store(scales.quotient(largest, self.element.largest, flow), largest, flow, given)
 
     def scale_ends(self, norm: Interval, flow: QuantFlow, given: float = 1.0) -> Interval:
@@ -130,17 +130,21 @@ class Scaled:
         zero = torch.where(dead, 0.0, factor.nominal)
         return Factor(zero, (zero, zero))
 
+    def _operand(self, norm: Tensor, flow: QuantFlow) -> Tensor:
+        """What is divided or multiplied."""
+        return flush(norm) if flow.flush else norm
+
+    def _nominal_factor(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float) -> Factor:
+        amax = None
+        if flow.codes_from == "amax":
+            largest = scales.amax(norm, stored.shape[-1], flow)
+            amax = largest, largest
+        return self._factor(stored, flow, given, amax)
+
     def quotients(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """What the nominal cast reads, float32, [..., hidden]."""
-        groups, amax = stored.shape[-1], None
-        if flow.codes_from == "amax":
-            largest = scales.amax(norm, groups, flow)
-            amax = largest, largest
-        factor = self._factor(stored, flow, given, amax)
-        nominal = factor.nominal.to(torch.float32)[..., None]
-        wide = norm.to(torch.float32)
-        grouped = scales.in_groups(flush(wide) if flow.flush else wide, groups)
-        return (grouped / nominal if factor.divides else grouped * nominal).flatten(-2)
+        factor = self._nominal_factor(norm, stored, flow, given)
+        return _by_factor(self._operand(norm.to(torch.float32), flow), factor)
 
     def quotient_ends(
         self, norm: Interval, stored: Tensor, flow: QuantFlow, given: float = 1.0, amax: Interval | None = None
@@ -150,7 +154,7 @@ class Scaled:
         if flow.codes_from == "amax" and amax is None:
             amax = scales.amax_ends(norm, groups, flow)
         factor = self._factor(stored, flow, given, amax if flow.codes_from == "amax" else None)
-        least, most = (scales.in_groups(flush(end) if flow.flush else end, groups) for end in norm)
+        least, most = (scales.in_groups(self._operand(end, flow), groups) for end in norm)
         low, high = (end[..., None] for end in factor.ends)
         if factor.divides:
             lo, hi = least / low, most / low
@@ -165,25 +169,13 @@ class Scaled:
 
     def codes(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """The nominal codes, uint8, one a byte, [..., hidden]; of many 16-bit numbers by a table of all of them."""
-        scaled = self._scaled_exactly(norm, stored, flow, given) if stored.dtype is torch.uint8 else None
-        if scaled is None:
-            return self._cast(self.quotients(norm, stored, flow, given), flow)
-        return look_up(_cast_table(self.element, flow, norm.dtype, norm.device), scaled)
-
-    def _scaled_exactly(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float) -> Tensor | None:
-        """`quotients` in the 16 bits of the norm, where all factors are moderate powers of two; else None.
-
-        A product with one is exact there but for what is far below half of the least code, or beyond the largest.
-        """
-        if norm.element_size() != 2 or norm.numel() < TABLE_PAYS or flow.pow2 == "no" or flow.codes_from == "amax":
-            return None
-        factor = self._factor(stored, flow, given, None)
-        by = (1 / factor.nominal if factor.divides else factor.nominal).to(norm.dtype)
-        least, most = (2.0**-14, 2.0**15) if norm.dtype is torch.float16 else (2.0**-64, 2.0**64)
-        moderate = (by == 0) | ((by >= least) & (by <= most))
-        if not bool(moderate.all()):
-            return None
-        return (scales.in_groups(norm, stored.shape[-1]) * by[..., None]).flatten(-2)
+        factor = self._nominal_factor(norm, stored, flow, given)
+        scaled = _scaled_exactly(norm, factor, flow) if stored.dtype is torch.uint8 else None
+        if scaled is not None:
+            return look_up(_cast_table(self.element, flow, norm.dtype, norm.device), scaled)
+        wide = norm.to(torch.float32)
+        idle = _moderate(factor.nominal, 2.0**-64, 2.0**64)  # what would be flushed becomes the same zero
+        return self._cast(_by_factor(wide if idle else self._operand(wide, flow), factor), flow)
 
     def _cast(self, quotient: Tensor, flow: QuantFlow) -> Tensor:
         return self.element.encode_float32(
@@ -207,6 +199,31 @@ class Scaled:
         if name is not None and name not in self.layouts:
             raise UsageError(f"layout={name!r}, expected one that {self.name} has: {', '.join(self.layouts)}")
         return layout_of(name or self.layouts[0], tokens, columns, self.scale_dtype, flow)
+
+
+def _by_factor(norm: Tensor, factor: Factor) -> Tensor:
+    """Float32 numbers over or times what the nominal kernel makes of the scales."""
+    nominal = factor.nominal.to(torch.float32)[..., None]
+    grouped = scales.in_groups(norm, factor.nominal.shape[-1])
+    return (grouped / nominal if factor.divides else grouped * nominal).flatten(-2)
+
+
+def _moderate(by: Tensor, least: float, most: float) -> bool:
+    """Whether all are zero or within these."""
+    return bool(((by == 0) | ((by >= least) & (by <= most))).all())
+
+
+def _scaled_exactly(norm: Tensor, factor: Factor, flow: QuantFlow) -> Tensor | None:
+    """The norm by its factors in its own 16 bits, where all of them are moderate powers of two; else None.
+
+    A product with one is exact there but for what is far below half of the least code, or beyond the largest.
+    """
+    if norm.element_size() != 2 or norm.numel() < TABLE_PAYS or flow.pow2 == "no" or flow.codes_from == "amax":
+        return None
+    by = (1 / factor.nominal if factor.divides else factor.nominal).to(norm.dtype)
+    if not _moderate(by, *((2.0**-14, 2.0**15) if norm.dtype is torch.float16 else (2.0**-64, 2.0**64))):
+        return None
+    return (scales.in_groups(norm, by.shape[-1]) * by[..., None]).flatten(-2)
 
 
 @lru_cache(maxsize=32)

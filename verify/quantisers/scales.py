@@ -30,16 +30,29 @@ def in_groups(x: Tensor, groups: int) -> Tensor:
     return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
-def amax(norm: Tensor, groups: int, flow: QuantFlow) -> Tensor:
-    """The largest magnitude of each group, [..., groups], in the dtype of `norm`; NaN as the flow declares."""
-    grouped = in_groups(norm, groups)
-    largest = torch.maximum(grouped.amax(-1), -grouped.amin(-1)).abs()  # both propagate NaN
+def peaks(norm: Tensor, groups: int) -> Tensor:
+    """The largest magnitude of each group, [..., groups], in the dtype of `norm`; NaN where there is one.
+
+    By bits: without the sign they are in the order of the magnitudes, and those of a NaN beyond an infinity's.
+    """
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[norm.element_size()]
+    bits = norm.view(whole) & torch.iinfo(whole).max
+    return in_groups(bits, groups).amax(-1).view(norm.dtype)
+
+
+def amax(norm: Tensor, groups: int, flow: QuantFlow, known: Tensor | None = None) -> Tensor:
+    """The largest magnitude of each group, [..., groups], in the dtype of `norm`; NaN as the flow declares.
+
+    `known` spares finding the `peaks` again.
+    """
+    largest = peaks(norm, groups) if known is None else known
     spoilt = largest.isnan()
     if flow.amax_nan in ("propagate", "order") or not bool(spoilt.any()):
         return largest
     if flow.amax_nan == "bits":  # a NaN wins, and loses against the least scale
         return torch.where(spoilt, 0.0, largest)
-    return torch.where(spoilt, grouped.abs().nan_to_num(0.0, torch.inf).amax(-1), largest)
+    dropped = in_groups(norm, groups).abs().nan_to_num(0.0, torch.inf).amax(-1)
+    return torch.where(spoilt, dropped, largest)
 
 
 def amax_ends(norm: Interval, groups: int, flow: QuantFlow) -> Interval:

@@ -19,7 +19,7 @@ from fusecheck.quantisers.scaled import TABLE_PAYS, Scaled
 class StaticFp8(Scaled):
     """The given scale is the stored one, [1]: it is no output, and nothing about it is judged."""
 
-    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
+    def scales(self, norm: Tensor, flow: QuantFlow, given: float = 1.0, peaks: Tensor | None = None) -> Tensor:
         """The given scale, [1], float32."""
         return torch.tensor([given], dtype=torch.float32, device=norm.device)
 
@@ -27,11 +27,20 @@ class StaticFp8(Scaled):
         """The given scale, twice."""
         return (self.scales(norm[0], flow, given),) * 2
 
+    def amax_ends(self, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Interval:
+        """A given scale says nothing of the amax."""
+        none = torch.zeros_like(stored, dtype=torch.float64)
+        return none, torch.full_like(none, torch.inf)
+
+    def _operand(self, norm: Tensor, flow: QuantFlow) -> Tensor:
+        """The norm as it is: it matters for scales below 2^-116 alone, and nothing is said of flushing it there."""
+        return norm
+
     def codes(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """The nominal codes; of many 16-bit numbers by a table of all of them."""
         if norm.element_size() != 2 or norm.numel() < TABLE_PAYS:
             return super().codes(norm, stored, flow, given)
-        return look_up(_table(self, float(stored), flow, norm.dtype, norm.device), norm)
+        return look_up(_table(self, float(stored.flatten()[0]), flow, norm.dtype, norm.device), norm)
 
 
 @lru_cache(maxsize=32)

@@ -12,6 +12,7 @@ from fusecheck.report.who import judged
 
 QUESTIONS = {
     "kernel": "Does the kernel compute what it promises, on every rank, call after call?",
+    "invariance": "Does a row depend on its company?",
     "protocol": "Is the protocol between ranks right in every interleaving?",
     "graph": "Does the graph rewrite put it where it belongs, and nowhere else?",
     "accuracy": "Does the model answer as before?",
@@ -140,6 +141,27 @@ def _of_protocol(part: Part) -> Iterator[Group]:
             )
 
 
+def _of_invariance(part: Part) -> Iterator[Group]:
+    found = {finding.get("stage"): finding for finding in part.findings}
+    for record in _claims(part):
+        claim = record["claim"]
+        mine = [found[claim]] if claim in found else []
+        note = f"breaks from {record['size']} on: {record['how']}" if "size" in record else record["tried"]
+        yield Group(claim, _verdict(mine, ran=not record["untold"]), record["untold"] or note, _text(mine))
+
+
+def _claims(part: Part) -> list[dict[str, Any]]:
+    return list(part.summary.get("certificate", {}).get("claims", []))
+
+
+def _invariance_sentence(part: Part) -> str:
+    made = part.summary.get("certificate", {})
+    broken = [f"{record['claim']} from {record['size']} on" for record in _claims(part) if "size" in record]
+    held = [record["claim"] for record in _claims(part) if record["verdict"] == "invariant"]
+    says = f"breaks {', '.join(broken) or 'nothing'}; invariant over what was tried: {', '.join(held) or 'nothing'}"
+    return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}"
+
+
 def _of_accuracy(part: Part) -> Iterator[Group]:
     tasks = part.summary.get("tasks") or {}
     for name, task in tasks.items():
@@ -183,6 +205,7 @@ def _plain(part: Part) -> Iterator[Group]:
 _GROUPS: dict[str, Callable[[Part], Iterator[Group]]] = {
     "kernel": _of_kernel,
     "graph": _of_graph,
+    "invariance": _of_invariance,
     "protocol": _of_protocol,
     "faults": _of_faults,
     "accuracy": _of_accuracy,
@@ -298,6 +321,7 @@ def _plain_sentence(part: Part) -> str:
 _SENTENCES: dict[str, Callable[[Part], str]] = {
     "kernel": _kernel_sentence,
     "graph": _graph_sentence,
+    "invariance": _invariance_sentence,
     "protocol": _protocol_sentence,
     "faults": _faults_sentence,
     "accuracy": _accuracy_sentence,

@@ -25,7 +25,7 @@ _DRAWN = {
         "suggestions",
     ),
     *("parts", "not_run", "rows", "tasks", "left_out", "criteria", "runs", "groups", "refusals", "flipped", "headline"),
-    *("tables", "exhibits", "kernels"),
+    *("tables", "exhibits", "kernels", "certificate"),
     *("timings", "prediction", "reading", "policy", "stages", "further_seeds", "warnings", "kernel_verdict"),
 }
 """Figures that have a place of their own, or are too long for the list."""

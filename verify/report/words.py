@@ -38,6 +38,7 @@ WORDS = (
     ("computes like", "Known dataflows under which every output of the failed case would be right."),
     ("planted fault", "A published bug, put into a right kernel on purpose. Caught: Fusecheck said so, unasked."),
     ("right kernel rejected", "A false alarm: a kernel that keeps its declaration was called wrong."),
+    ("claim", "What a row's bits must not depend on: the batch, its place, its neighbours, ranks, exchange, history."),
     ("arm", "One run of the model: unfused (baseline), fused (candidate), or without FP8 (oracle)."),
     ("lost, gained, churn", "Answers right before and wrong now; wrong before and right now; wrong in another way."),
     ("interval, margin", "Where the true change lies with 95 % confidence; the loss that was agreed on beforehand."),

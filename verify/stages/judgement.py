@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,6 +116,10 @@ def raw(x: Tensor) -> Tensor:
 def differing(got: Tensor, nominal: Tensor) -> Where | None:
     """Where two tensors of one dtype differ in bits; None when nowhere."""
     left, right = raw(got), raw(nominal)
+    if left.device.type == "cpu":  # numpy compares and finds several times faster than torch
+        places = np.flatnonzero(left.numpy() != right.numpy())
+        rows, columns = (torch.from_numpy(index) for index in np.divmod(places, max(1, left.shape[-1])))
+        return (rows, columns) if len(places) else None
     if torch.equal(left, right):
         return None
     rows, columns = torch.nonzero(left != right, as_tuple=True)

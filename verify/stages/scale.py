@@ -66,15 +66,17 @@ class Scale:
         return largest, largest
 
     @cached_property
+    def _peaks(self) -> Tensor:
+        return scales.peaks(self.read(), self.operands.hidden // self.size)
+
+    @cached_property
     def special(self) -> Tensor:
         """Which groups hold a NaN or an infinity, or nothing but zeros, [rows, groups], bool."""
-        grouped = scales.in_groups(self.read(), self.operands.hidden // self.size)
-        largest = grouped.abs().amax(-1)  # propagates NaN
-        return ~largest.isfinite() | (largest == 0)
+        return ~self._peaks.isfinite() | (self._peaks == 0)
 
     def nominal(self) -> Tensor:
         """The nominal scales, [rows, groups], float32 or bytes."""
-        return self.quantiser.scales(self.read(), self.rules, self.operands.scale)
+        return self.quantiser.scales(self.read(), self.rules, self.operands.scale, self._peaks)
 
     def ends(self, where: Where) -> Interval:
         """The least and greatest admissible scale of some groups, [n] each."""

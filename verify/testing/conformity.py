@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -39,16 +40,23 @@ class Conformity:
     Attributes:
         dataflow: the declaration by which it was judged: the one given, else the first known one that explains every
             element, else the known one that leaves the fewest outside.
-        explained_by: names of the known dataflows that explain every element; looked for where none was given, or where
-            the one given does not.
+        explanations: gives `explained_by`.
         tallies: what each stage saw, over all ranks.
         findings: what is wrong, a line each, in the order of the stages; empty when the call conforms.
     """
 
     dataflow: str
-    explained_by: list[str] = field(default_factory=list)
+    explanations: Callable[[], list[str]] = field(default=list, repr=False, compare=False)
     tallies: list[Tally] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def explained_by(self) -> list[str]:
+        """The known dataflows that explain every element, where none was given or the one given does not.
+
+        Without a group, all of them are looked for when this is read first: the verdict needs but one.
+        """
+        return self.explanations()
 
     @property
     def elements(self) -> int:
@@ -196,13 +204,17 @@ def _judge(call: Call, ranks: Ranks, declared: Dataflow | None) -> Conformity:
     unequal = ranks.differing(call.outputs)
     # Where the ranks hold the same bits, each judges its share of the rows for all.
     rows = range(call.shape[0]) if unequal else ranks.share(call.shape[0])
+    if declared is None and ranks.count == 1:
+        for flow, found in judging.explanations(call, rows):
+            return Conformity(flow.name, partial(judging.explaining, call, rows), found)
     explained: list[str] = []
+    searched = declared is None
     if declared is None:
-        explained = _common(ranks, judging.explaining(call, rows))
+        explained = _common(ranks, judging.explaining(call, rows)) if ranks.count > 1 else []
         name = explained[0] if explained else ranks.exchange(judging.nearest(call, rows).name)[0]
         declared = DATAFLOWS[name]
     everyones = ranks.exchange(judging.tallies(call, declared, rows))
-    if not explained and any(judging.outside(each) for each in everyones):
+    if not searched and any(judging.outside(each) for each in everyones):
         explained = _common(ranks, judging.explaining(call, rows))
     merged = {tally.stage: Tally(tally.stage) for each in everyones for tally in each}
     findings = [f"{Stage.AGREE.value}: {name} differs between ranks" for name in unequal]
@@ -211,7 +223,7 @@ def _judge(call: Call, ranks: Ranks, declared: Dataflow | None) -> Conformity:
             if tally.stage is stage:
                 whole.add(tally)
                 findings += [_line(tally, _who(rank, ranks.count, unequal))] if tally.outside else []
-    return Conformity(declared.name, explained, list(merged.values()), findings)
+    return Conformity(declared.name, partial(list, explained), list(merged.values()), findings)
 
 
 def _common(ranks: Ranks, mine: list[str]) -> list[str]:

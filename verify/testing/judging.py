@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -57,11 +57,17 @@ def outside(judged: Iterable[Tally]) -> int:
     return sum(tally.outside for tally in judged)
 
 
-def explaining(call: Call, rows: range, among: Iterable[Dataflow] = ()) -> list[str]:
-    """The known dataflows under which every element of these rows is inside, by name."""
+def explanations(call: Call, rows: range, among: Iterable[Dataflow] = ()) -> Iterator[tuple[Dataflow, list[Tally]]]:
+    """The known dataflows under which every element of these rows is inside, one after the other, with the tallies."""
     few = range(rows.start, min(rows.stop, rows.start + SAMPLED))
-    candidates = [flow for flow in among or DATAFLOWS.values() if not outside(tallies(call, flow, few))]
-    return [flow.name for flow in candidates if not outside(tallies(call, flow, rows))]
+    for flow in among or DATAFLOWS.values():
+        if not outside(tallies(call, flow, few)) and not outside(found := tallies(call, flow, rows)):
+            yield flow, found
+
+
+def explaining(call: Call, rows: range) -> list[str]:
+    """Their names."""
+    return [flow.name for flow, _ in explanations(call, rows)]
 
 
 def nearest(call: Call, rows: range) -> Dataflow:

@@ -30,7 +30,7 @@ LAYERS = (
     {"interface", "problem", "inputs"},
     {"verdict", "corpus", "ranks", "report", "backends"},
     {"case", "onepass", "manual"},
-    {"graph", "kernel", "protocol", "testing"},
+    {"graph", "invariance", "kernel", "protocol", "testing"},
     {"judge", "latency", "exhaust", "faults", "pytest_options", "pytest_session"},
     {"parts"},
     {"verify_command", "pytest_plugin"},

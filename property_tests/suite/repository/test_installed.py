@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from fusecheck import toml
+from fusecheck.case.question import Question
+from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, python_files, tracked_files
 
@@ -36,9 +38,10 @@ def test_the_list_of_packages_is_that_of_the_folders() -> None:
 
 def test_no_file_is_loaded_as_two_modules() -> None:
     names = defaultdict(set)
+    ours = {path.resolve() for path in python_files() if path.name != "__init__.py"}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        if path and name != "__main__" and not path.endswith("__init__.py") and ROOT in Path(path).resolve().parents:
+        if path and name != "__main__" and Path(path).resolve() in ours:
             names[str(Path(path).resolve())].add(module.__name__)
     assert any("test_installed" in path for path in names)
     assert {path: found for path, found in names.items() if len(found) > 1} == {}
@@ -130,11 +133,8 @@ def test_packages_named_like_our_folders_hide_nothing_and_are_not_hidden(
 def test_a_kernel_in_the_folder_one_stands_in_is_found_and_passes(
     kind: str, path: str | None, installed: dict[str, Path], project: Path
 ) -> None:
-    options = ("--tokens", "2", "--hidden", "64", "--cases", "1")
-    printed = _there(
-        installed[kind], project, "fusecheck", "kernel", "--backend", "mykernel:MyKernel", *options, path=path
-    )
-    assert "pass: 1 cases" in printed
+    line = Question(Problem(tokens=2, hidden=64, world_size=2), "mykernel:MyKernel", device="cpu").to_json()
+    assert "pass: 1 cases" in _there(installed[kind], project, "fusecheck", "replay", line, path=path)
 
 
 def test_the_property_tests_run_by_their_installed_name(installed: dict[str, Path], project: Path) -> None:

@@ -1,0 +1,183 @@
+"""The question whether a row depends on its company: planted breaches, right kernels, and the words of the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusecheck import backends
+from fusecheck.errors import UsageError
+from fusecheck.invariance import certificate
+from fusecheck.invariance.calls import Call
+from fusecheck.invariance.claims import CLAIMS, doubling, sizes
+from fusecheck.invariance.differences import apart
+from fusecheck.invariance.launch import Launch, launch, thresholds, tree_sum
+from fusecheck.invariance.shares import choose
+from fusecheck.operations import Operation
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.company import PINNED, PLANTED, company
+from fusecheck.property_tests.suite.in_process import InProcess, decide
+from fusecheck.testing import NotConforming, assert_invariant
+
+MOST = 13
+LIKE = "fusecheck.property_tests.suite.company:FlashInferLike"
+
+
+@pytest.fixture(autouse=True)
+def _kernels_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Planted and pinned kernels are found by their names."""
+    known = backends.backend
+    monkeypatch.setattr(backends, "backend", lambda n: company(n) if n in {**PLANTED, **PINNED} else known(n))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_breach_is_found_and_named_with_its_first_size(name: str) -> None:
+    planted = PLANTED[name]
+    worlds = (1, 2) if "world size" in planted.breaks else (planted.world_size,)
+    with InProcess(name, Problem(hidden=1024, tokens=MOST, world_size=planted.world_size)) as kernels:
+        few = ("run to run", "batch", "position")  # four ranks take long
+        answers = decide(kernels, worlds, CLAIMS if planted.world_size < 4 else few)
+        found = {claim: answer.breach for claim, answer in answers.items() if answer.breach}
+        assert {claim: breach.size for claim, breach in found.items()} == planted.breaks
+        assert {breach.seen.output for breach in found.values()} == {planted.output}
+        assert answers["batch"].changes == planted.changes
+        for breach in found.values():
+            assert certificate.described(kernels, breach)["by"]["elements"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "dtype", "world_size"),
+    [
+        ("pinned", "RESIDUAL_RMS_NORM_OUT_QUANT_FP8", "bf16", 2),
+        ("one block", "RESIDUAL_RMS_NORM", "fp16", 1),
+        ("ring from rank 1", "RESIDUAL_RMS_NORM_OUT_QUANT_DYNAMIC_FP8", "bf16", 2),
+        ("unrounded", "RESIDUAL_RMS_NORM_OUT_QUANT_MXFP8", "bf16", 1),
+        ("pinned", "RESIDUAL_RMS_NORM_QUANT_NVFP4", "bf16", 1),
+        ("pinned", "ALL_REDUCE", "bf16", 1),
+    ],
+)
+def test_a_right_kernel_is_accused_of_nothing(name: str, op: str, dtype: str, world_size: int) -> None:
+    problem = Problem(op=Operation.named(op), dtype=dtype, hidden=1024, tokens=MOST, world_size=world_size)
+    with InProcess(name, problem) as kernels:
+        answers = decide(kernels, (world_size,))
+    untold = {"world size"} | ({"ranks"} if world_size == 1 else set())
+    assert {claim for claim, answer in answers.items() if answer.verdict == "untold"} == untold
+    assert {claim for claim, answer in answers.items() if answer.verdict == "invariant"} == set(CLAIMS) - untold
+    assert kernels.calls < 500
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_watched_rows_show_another_order_far_more_often_than_rows_drawn_at_random(dtype: str) -> None:
+    chosen = choose(Problem(hidden=1024, world_size=4, dtype=dtype), 16)
+    assert len(set(chosen.rows)) == 16
+    assert chosen.shares["squares"] >= 0.15
+    assert chosen.shares["ranks"] == 1.0
+    assert chosen.drawn["squares"] <= 0.05
+
+
+def test_the_thresholds_of_the_launch_rule_are_those_of_the_source() -> None:
+    def from_rows(hidden: int, multiprocessors: int, ranks: int = 1) -> dict[int, str]:
+        found = thresholds(hidden, 512, multiprocessors, ranks=ranks)
+        return {rows: f"{shape.threads}x{shape.blocks}" for rows, shape in found}
+
+    assert from_rows(2880, 132) == {1: "180x2", 67: "360x1"}
+    assert from_rows(4096, 132) == {1: "128x4", 34: "256x2", 67: "512x1"}
+    assert from_rows(8192, 148) == {1: "128x8", 19: "256x4", 38: "512x2", 75: "1024x1"}
+    assert from_rows(4096, 132, ranks=2) == {1: "128x4", 67: "256x2", 133: "512x1"}
+
+
+def test_a_tree_adds_up_every_element_once() -> None:
+    ones = torch.ones(3, 2880)
+    for shape in (launch(2880, 1, 132), launch(2880, 99, 132), Launch(90, 4)):
+        assert tree_sum(ones, shape).tolist() == [2880.0] * 3
+
+
+def test_a_difference_is_counted_in_units_in_the_last_place_and_in_codes() -> None:
+    first = torch.tensor([[1.0, -1.0, 0.0, 2.0]], dtype=torch.bfloat16)
+    second = torch.tensor([[1.0078125, -1.0, -0.0, 2.0]], dtype=torch.bfloat16)
+    assert apart(first, second) == {"elements": 2, "of": 4, "most": 1, "unit": "ulp"}
+    codes = torch.tensor([[0x01, 0x81, 0x10]], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    others = torch.tensor([[0x81, 0x81, 0x7F]], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    assert apart(codes, others) == {"elements": 2, "of": 3, "most": None, "unit": "codes"}
+
+
+def test_the_sizes_that_are_tried_begin_at_one_and_end_at_the_largest() -> None:
+    assert sizes(8, 100) == list(range(1, 9))
+    assert sizes(40, 16)[14:] == [15, 16, 18, 20, 22, 24, 27, 30, 33, 37, 40]
+    assert doubling(13) == [1, 2, 3, 4, 6, 8, 12, 13]
+
+
+def test_a_call_of_a_replay_line_that_is_cut_short_is_refused() -> None:
+    call = Call(8, (4, 6), place=7, company="nan", before=(3,))
+    assert Call.from_record(call.to_record()) == call
+    for broken in ({}, {"tokens": 2, "watched": [1, 2, 3]}, {"tokens": 2, "company": "none"}, "x"):
+        with pytest.raises(UsageError, match="expected that of a finding"):
+            Call.from_record(broken)
+
+
+def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> tuple[int, str]:
+        code = run(monkeypatch, *arguments)
+        return code, " ".join(capsys.readouterr().out.split())
+
+    asked = ("invariance", "--backend", LIKE, "--tokens", "7", "--rows", "4", "--tp", "1", "--multiprocessors", "20")
+    code, out = told(*asked, "--run-dir", str(tmp_path / "answer"))
+    assert code == 0, out
+    assert "batch: breaks from 6 on" in out
+    code, out = told(*asked, "--require-invariant", "--run-dir", str(tmp_path / "required"))
+    assert code == 1, out
+    record = json.loads((tmp_path / "required" / "result.json").read_text(encoding="utf-8"))
+    assert {finding["stage"] for finding in record["findings"]} == {"batch"}
+    line = record["findings"][0]["question"]
+    code, out = told("replay", line, "--run-dir", str(tmp_path / "again"))
+    assert code == 1, out
+    assert "batch: breaks from 6 rows on, norm first" in out
+    code, out = told("replay", line, "--backend", "emulated", "--run-dir", str(tmp_path / "other"))
+    assert code == 0, out
+    code, out = told("invariance", "--compare", str(tmp_path / "answer"), str(tmp_path / "required"))
+    assert (code, out) == (0, "the two certificates say the same")
+
+
+@pytest.mark.parametrize(("below", "fails"), [(None, False), (6, False), (7, True), (0, True)])
+def test_a_batch_that_breaks_below_what_is_declared_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, below: int | None, *, fails: bool
+) -> None:
+    kernel = company("launch")
+    kernel.flow = replace(kernel.flow, invariant_below=below)
+    monkeypatch.setattr(backends, "backend", lambda _: kernel)
+    record = {"claim": "batch", "verdict": "breaks", "size": 6, "output": "norm", "how": "", "changes": [6]}
+    found = list(certificate.findings(InProcess("launch", Problem()), [record | {"question": "{}"}], require=False))
+    assert bool(found) == fails
+    assert all("the kernel declares invariance" in finding["message"] for finding in found)
+
+
+def test_an_invariant_function_passes_and_one_whose_order_depends_on_the_batch_is_named_with_its_size() -> None:
+    def right(x: torch.Tensor) -> torch.Tensor:
+        return tree_sum(x * x, Launch(16, 4))[:, None] * x
+
+    def wrong(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, tree_sum(x * x, Launch(16, 4) if len(x) < 7 else Launch(64, 1))[:, None] * x
+
+    def mixing(x: torch.Tensor) -> torch.Tensor:
+        return x - x.amax()
+
+    rows = torch.randn(24, 512, generator=torch.Generator().manual_seed(5))
+    assert {answer.verdict for answer in assert_invariant(right, rows, most=12)} == {"invariant"}
+    with pytest.raises(NotConforming, match=r"^batch: breaks from 7 rows on.* of output 1 differs in .* ulp"):
+        assert_invariant(wrong, rows, most=12)
+    with pytest.raises(NotConforming, match=r"^batch: breaks from 2 rows on"):
+        assert_invariant(mixing, rows, most=12)
+    with pytest.raises(UsageError, match=r"is \[1\], expected 2 rows|is \[1\], expected 1"):
+        assert_invariant(lambda x: x.sum().reshape(1), rows, most=12)

@@ -1,0 +1,81 @@
+"""The cases that reach one cell of the core plan catch a kernel that is wrong there; all: `planted_reach_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fusecheck.case.question import Question
+from fusecheck.case.run import WORKER, request, run_case
+from fusecheck.kernel.core import core_plan
+from fusecheck.kernel.isolation import Isolation
+from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.table import Case, Cell, cells_of
+from fusecheck.problem import Problem
+from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.planted_reach import FAULTS
+from fusecheck.property_tests.suite.planted_reach_run import HERE, hunt
+from fusecheck.ranks import Pool
+
+CELLS = {
+    "rows-132": ("rows", "133 "),
+    "hidden-1016": ("hidden % 1024", "1016"),
+    "hidden-prime": ("hidden", "2056"),
+    "nan-residual": ("special value", ""),
+    "gamma-stride": ("layout", ""),
+    "gap": ("layout", ""),
+    "two-workspaces": ("workspace", "two in turn"),
+}
+"""Faults by name, each with the dimension and the beginning of the values through which it shows."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(WORKER, 2, preload=("fusecheck.case.worker",)) as made:
+        yield made
+
+
+@cache
+def core() -> list[tuple[Case, set[Cell]]]:
+    """The core plan at tp 2, each case with the cells that it reaches."""
+    return [(case, cells_of(case, "")) for case in core_plan(Plan(), 2)]
+
+
+def reaching(dimension: str, value: str) -> list[Case]:
+    """The core plan's cases that reach such a cell."""
+    return [case for case, cells in core() if any(d == dimension and v.startswith(value) for d, v in cells)]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_kernel_that_is_wrong_in_one_cell_is_found_there_and_the_right_one_passes(name: str, pool: Pool) -> None:
+    cases = reaching(*CELLS[name])
+    assert cases
+    found = hunt(f"{HERE}:{name.replace('-', '_')}", {2: pool}, {2: cases})
+    assert found.line, f"{name} ({FAULTS[name].does}) survives {found.cases} cases"
+    right = hunt("emulated", {2: pool}, {2: cases[: found.cases]})
+    assert not right.line, right.line
+
+
+def test_a_finding_that_needs_earlier_cases_takes_the_least_of_them_into_its_line_and_fails_when_replayed(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = f"{HERE}:stale_eps"
+    wide, narrow = (Problem(tokens=2, hidden=64, world_size=2, seed=3, eps=eps) for eps in (1e-2, 1e-6))
+    history = [request(replace(wide, seed=seed), backend) for seed in range(3)]
+    asked = request(narrow, backend)
+    pool.close()
+    assert [run_case(pool, case, timeout=60).findings for case in history] == [[], [], []]
+    outcome = run_case(pool, asked, timeout=60)
+    assert outcome.findings
+    shown, _, again = Isolation(timeout=60).isolate(pool, asked, history, outcome)
+    assert again
+    assert len(shown["before"]) == 1
+    line = Question.of(shown, "cpu").to_json()
+    assert command_line.run(monkeypatch, "replay", line, "--run-dir", tmp_path / "whole") == 1
+    assert f"{outcome.findings[0].stage.value}: " in capsys.readouterr().out
+    alone = Question.of(asked, "cpu").to_json()
+    assert command_line.run(monkeypatch, "replay", alone, "--run-dir", tmp_path / "alone") == 0

@@ -1,0 +1,1 @@
+"""The question whether a row's bits depend on its company: `fusecheck invariance`."""

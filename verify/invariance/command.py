@@ -1,0 +1,172 @@
+"""`fusecheck invariance`: does a row depend on its company?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fusecheck import backends
+from fusecheck.errors import UsageError
+from fusecheck.manual import some_backend, some_ops
+from fusecheck.operations import Operation, Strategy
+from fusecheck.report import Verdict, make_run_dir, write_result
+from fusecheck.report.places import JsonFile, RunDir
+
+if TYPE_CHECKING:
+    from fusecheck.invariance.claims import Answer
+    from fusecheck.invariance.subject import Kernels
+
+console = Console()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("invariance")(invariance)
+
+
+def invariance(
+    backend: Annotated[
+        str,
+        typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.", autocompletion=some_backend),
+    ] = "emulated",
+    op: Annotated[
+        str, typer.Option(help="An operation of `fusecheck backends`.", autocompletion=some_ops)
+    ] = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8",
+    hidden: Annotated[int, typer.Option(help="Elements of a row.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    tokens: Annotated[int, typer.Option(min=1, help="Rows of the largest batch.")] = 64,
+    dense: Annotated[int, typer.Option(min=1, help="Every batch size up to this is tried, above every eighth.")] = 128,
+    rows: Annotated[int, typer.Option(min=4, max=64, help="How many rows are watched.")] = 16,
+    tp: Annotated[str, typer.Option(help="Ranks, such as 2; of several, such as 2,4, all must give the same.")] = "2",
+    virtual_ranks: Annotated[bool, typer.Option("--virtual-ranks", help="All ranks on one GPU.")] = False,  # noqa: FBT002
+    multiprocessors: Annotated[
+        int | None, typer.Option(help="Of the chip, for predicted thresholds; asked of the GPU, where there is one.")
+    ] = None,
+    require_invariant: Annotated[  # noqa: FBT002
+        bool, typer.Option("--require-invariant", help="Every claim that breaks is a finding.")
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Compare two certificates instead.", metavar="A B")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")] = None,
+    case_timeout: Annotated[float, typer.Option(help="Seconds until a call counts as hung.")] = 60.0,
+    json_file: JsonFile = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Does a row depend on its company: on the call, the batch, its place, its neighbours, the ranks, the exchange?
+
+    Each claim is decided bit by bit: it holds over what was tried, or breaks from a size on. A threshold is an answer,
+    not a finding, unless the kernel declares otherwise, or --require-invariant is given.
+
+    Examples:
+      fusecheck invariance --backend emulated
+      fusecheck invariance --backend mypackage.kernels:MyKernel --tokens 512 --hidden 4096 --require-invariant
+      fusecheck invariance --backend flashinfer --virtual-ranks --tp 2,4 --hidden 8192
+      fusecheck invariance --compare runs/before runs/after
+    """
+    if compare is not None:
+        _compare(*compare)
+        return
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {device!r}, expected cpu or cuda")
+    if not case_timeout > 0:
+        raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
+    worlds = _worlds(tp)
+    asked = Operation.named(op)
+    if asked.has_experts:
+        raise UsageError(f"--op {op}: sums of experts are not asked about yet; give an operation without experts")
+    from fusecheck.invariance.subject import Kernels
+    from fusecheck.problem import Problem
+
+    problem = Problem(op=asked, dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden)
+    where = device or backends.device_of(backend)
+    backends.backend(backend)
+    directory = make_run_dir("invariance", run_dir)
+    with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
+        if reason := kernels.takes(_one()):
+            raise UsageError(f"{backend} refuses a batch of one row: {reason}; give another --op, --hidden or --tp")
+        made, found = _ask(kernels, worlds, rows, dense, multiprocessors, require=require_invariant)
+    verdict = Verdict.of(failed=bool(found), complete=True)
+    summary = {"certificate": made, "subjects": [{"backend": backend, "world_size": worlds[0]}]}
+    write_result(directory, "invariance", verdict, summary, found, json_file)
+    (directory / "certificate.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    for finding in found:
+        _say(f"{finding['message']}  replay='{finding['question']}'")
+    _say(f"{verdict.value}  {directory / 'certificate.json'}")
+    if verdict is not Verdict.PASS:
+        raise typer.Exit(verdict.exit_code)
+
+
+def _one() -> Any:
+    from fusecheck.invariance.calls import Call
+
+    return Call(1)
+
+
+def _ask(
+    kernels: Kernels, worlds: tuple[int, ...], rows: int, dense: int, multiprocessors: int | None, *, require: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from fusecheck.invariance import certificate
+    from fusecheck.invariance.search import Search
+    from fusecheck.invariance.shares import choose
+
+    chosen = choose(kernels.problem, rows)
+    shown = ", ".join(f"{share:.0%} of the rows for {name}" for name, share in chosen.shares.items())
+    drawn = ", ".join(f"{share:.1%} for {name}" for name, share in chosen.drawn.items())
+    _say(f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})")
+
+    def told(answer: Answer) -> None:
+        _say(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
+
+    strategies = tuple(s.value for s in (Strategy.ONESHOT, Strategy.TWOSHOT))
+    search = Search(kernels, chosen.rows, kernels.problem.tokens, dense, strategies, worlds, told)
+    records = certificate.claims(kernels, search.run())
+    made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
+    _table(made)
+    return made, list(certificate.findings(kernels, records, require=require))
+
+
+def _multiprocessors(device: str) -> int | None:
+    if device != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).multi_processor_count)
+
+
+def _table(made: dict[str, Any]) -> None:
+    table = Table("claim", "verdict", "what was seen, or tried", "calls")
+    from fusecheck.invariance.certificate import sentence
+
+    for record in made["claims"]:
+        told = sentence(record).removeprefix(f"{record['claim']}: ")
+        table.add_row(record["claim"], record["verdict"], told, str(record["calls"] or ""))
+    console.print(table)
+    for each in made.get("predicted", []):
+        _say(f"predicted by the launch rule: from {each['rows']} rows on {each['launch']}")
+    _say(f"{made['evidence']['calls']} calls; not tried: {'; '.join(made['not_tried'])}")
+
+
+def _compare(first: Path, second: Path) -> None:
+    from fusecheck.invariance.certificate import compared, read_certificate
+
+    lines = compared(read_certificate(first), read_certificate(second))
+    for line in lines or ["the two certificates say the same"]:
+        _say(line)
+
+
+def _worlds(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--tp {text!r}, expected whole numbers such as 2 or 2,4") from None
+    return found
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

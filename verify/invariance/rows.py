@@ -1,0 +1,91 @@
+"""The rows that are watched and their company: what stands where in a batch, on one rank.
+
+Rows are numbered, and of three kinds: in those for `squares` two ranks hold x and -x, and the stream is the residual,
+made so that another order of the squares shows; those for `ranks` are of the family `cancelling`, so that another order
+of three ranks or more shows; those for `rounding` are Gaussian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.interface import RankInputs
+from fusecheck.invariance.calls import Call
+from fusecheck.invariance.sharp import sharpened
+from fusecheck.operations import Collective
+from fusecheck.problem import Problem
+
+FAMILIES = ("gaussian", "cancelling")
+COMPANY = {"rows": 1 << 20, "others": 1 << 21, "large": 1 << 20}
+"""The number of the row that stands at place 0, if nobody watched stands there."""
+
+LARGE = 1024.0
+
+
+class Rows:
+    """Makes the operands of calls on one rank; rows stay as they are whatever batch they are in.
+
+    Args:
+        problem: op, dtype, hidden, scalars and seed; of its tokens the largest batch.
+        device: where the tensors live.
+    """
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self.problem, self.device = problem, device
+        self.row = lru_cache(maxsize=1024)(self._row)
+        self._neighbours = lru_cache(maxsize=32)(self._made)
+
+    def of_rank(self, call: Call, rank: int) -> RankInputs:
+        """What the kernel receives on this rank."""
+        addends = call.addends or call.world_size or self.problem.world_size
+        partial, residual = (x.clone() for x in self._company(call, rank, addends))
+        for number, place in zip(call.watched, call.places, strict=True):
+            partial[place], residual[place] = self.row(number, rank, addends)
+        made = Inputs(self.problem, self.device)
+        layout = self.problem.layout
+        problem = self.problem
+        return RankInputs(partial, residual, made.gamma(), made.scale(), problem.eps, problem.weight_bias, layout)
+
+    def _company(self, call: Call, rank: int, addends: int) -> tuple[Tensor, Tensor]:
+        shape = (call.tokens, self.problem.hidden)
+        if call.company in ("zeros", "nan"):
+            fill = 0.0 if call.company == "zeros" else torch.nan
+            empty = torch.full(shape, fill, dtype=self.problem.format.dtype, device=self.device)
+            return empty, empty
+        partial, residual = self._neighbours(COMPANY[call.company], self.problem.tokens, rank, addends)
+        partial, residual = partial[: call.tokens], residual[: call.tokens]
+        return (partial * LARGE, residual * LARGE) if call.company == "large" else (partial, residual)
+
+    def _row(self, number: int, rank: int, addends: int) -> tuple[Tensor, Tensor]:
+        kind, problem = kind_of(number, addends), self.problem
+        family = FAMILIES[kind == "ranks"]
+        partial, residual = (made[0] for made in self._made(number, 1, rank, addends, family))
+        if kind != "squares" or not problem.op.norm:
+            return partial, residual
+        weight = Inputs(problem, self.device).gamma().float() + problem.weight_bias
+        stream = sharpened(residual, weight, problem.eps, problem.format, number)
+        if not problem.op.residual:
+            return (stream if rank == 0 else torch.zeros_like(stream)), residual
+        if problem.op.collective is Collective.NONE or addends == 1:
+            return torch.zeros_like(stream), stream
+        shared = self._made(number, 1, 0, addends)[0][0]
+        return (shared, -shared)[rank] if rank < 2 else torch.zeros_like(shared), stream
+
+    def _made(
+        self, first: int, count: int, rank: int, addends: int, family: str = FAMILIES[0]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of one family, [count, hidden]: the partial sums of this rank, and the residual."""
+        made = Inputs(replace(self.problem, family=family, tokens=count, world_size=addends), self.device)
+        rows = range(first, first + count)
+        residual = made.residual(rows)
+        return made.partial(rank, rows) if rank < addends else torch.zeros_like(residual), residual
+
+
+def kind_of(row: int, addends: int) -> str:
+    """What a watched row is made to show: `squares`, `ranks`, or `rounding`."""
+    return "rounding" if row % 4 == 3 else "ranks" if row % 4 == 1 and addends > 2 else "squares"

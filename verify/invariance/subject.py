@@ -1,0 +1,111 @@
+"""A backend on its ranks as the subject of a search: calls go out, digests come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusecheck import backends
+from fusecheck.errors import Inconclusive
+from fusecheck.interface import Strategy
+from fusecheck.invariance.calls import Call, Seen
+from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
+from fusecheck.problem import Problem
+from fusecheck.ranks.launch import Pools, open_pools, require_gpus
+from fusecheck.ranks.replies import culprits
+
+WORKER = "fusecheck.invariance.worker:InvarianceWorker"
+VIRTUAL = "fusecheck.invariance.virtual:VirtualInvarianceWorker"
+
+
+@dataclass
+class Kernels:
+    """A backend at one or several world sizes; a context manager that ends the ranks.
+
+    Attributes:
+        backend: its name.
+        problem: op, dtype, hidden, scalars, seed; of its tokens the largest batch.
+        device: `cpu` or `cuda`.
+        virtual: all ranks on one device and in one process.
+        timeout: seconds until a call counts as hung.
+        calls: made so far.
+    """
+
+    backend: str
+    problem: Problem
+    device: str = "cpu"
+    virtual: bool = False
+    timeout: float = 60.0
+    calls: int = 0
+    _open: dict[int, Pools | VirtualPools] = field(default_factory=dict)
+
+    def __enter__(self) -> Kernels:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pools in self._open.values():
+            pools.__exit__(kind, error, trace)
+        self._open.clear()
+
+    def takes(self, call: Call) -> str:
+        """Why the backend, or the device, refuses a call; empty where it is taken."""
+        problem = self._of(call)
+        if call.strategy:
+            problem = replace(problem, strategy=Strategy(call.strategy))
+        support = backends.backend(self.backend).supports(replace(problem, tokens=call.tokens))
+        if support.ok and self.virtual and self.device == "cuda":
+            support = residency(replace(problem, tokens=call.tokens))
+        return "" if support.ok else support.reason
+
+    def ask(self, call: Call) -> Seen:
+        """Make a call on every rank.
+
+        Raises:
+            Inconclusive: a rank failed, which is for `fusecheck kernel` to judge.
+        """
+        seen: Seen = {}
+        for rank, digests in enumerate(self._everyone("ask", call)):
+            for output, each in digests.items():
+                rows = seen.setdefault(output, {})
+                rows.update({(rank, row): x for row, x in zip(call.watched, each, strict=True)})
+        return seen
+
+    def show(self, call: Call) -> list[dict[str, Tensor]]:
+        """The watched rows on every rank, by output, each [watched, columns] on the CPU."""
+        everyone = self._everyone("show", call)
+        return [{name: _tensor(*x, rows=len(call.watched)) for name, x in each.items()} for each in everyone]
+
+    def _everyone(self, method: str, call: Call) -> list[Any]:
+        self.calls += 1 + len(call.before or ())
+        return self._call(method, self._of(call), call.to_record())
+
+    def _of(self, call: Call) -> Problem:
+        return replace(self.problem, world_size=call.world_size or self.problem.world_size)
+
+    def _call(self, method: str, problem: Problem, *arguments: Any) -> list[Any]:
+        pool = self._pools(problem.world_size).pools[0]
+        replies = pool.call(method, self.backend, problem.to_json(), *arguments, timeout=self.timeout)
+        if failures := culprits(replies):
+            raise Inconclusive(f"{self.backend}: {failures[0]}; `fusecheck kernel` judges such a call")
+        return [reply.value for reply in replies]
+
+    def _pools(self, world_size: int) -> Pools | VirtualPools:
+        if world_size not in self._open:
+            if self.device == "cuda":
+                require_gpus(1 if self.virtual else world_size)
+            options: dict[str, Any] = {"device": self.device}
+            if self.virtual:
+                self._open[world_size] = VirtualPools(VirtualPool(world_size, VIRTUAL, **options))
+            else:
+                self._open[world_size] = open_pools(WORKER, world_size, **options)
+        return self._open[world_size]
+
+
+def _tensor(dtype: str, content: bytes, *, rows: int) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype)).view(rows, -1)

@@ -1,0 +1,70 @@
+"""What runs on a rank: make the batch of a call, call the kernel, and digest the watched rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusecheck.case import alive, digest, returned
+from fusecheck.case.compare import comparable
+from fusecheck.case.workspaces import Workspaces
+from fusecheck.interface import Limits, Rank, RankOutputs, Strategy
+from fusecheck.invariance.calls import Call
+from fusecheck.invariance.rows import Rows
+from fusecheck.problem import Problem
+
+_parse = lru_cache(maxsize=8)(Problem.from_json)
+
+
+class InvarianceWorker:
+    """Asks one rank; its kernels stay open from call to call.
+
+    Args:
+        rank: this process's place in the group.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self._workspaces = Workspaces(rank)
+        self._rows = lru_cache(maxsize=4)(lambda problem: Rows(problem, rank.device))
+
+    def ask(self, backend: str, problem: str, call: dict[str, Any]) -> dict[str, list[int]]:
+        """The digest of each watched row, by output."""
+        return {name: digest.rows(tensor) for name, tensor in self._watched(backend, problem, call).items()}
+
+    def show(self, backend: str, problem: str, call: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
+        """The watched rows themselves, by output: the name of their dtype, and their bytes."""
+        seen = self._watched(backend, problem, call)
+        return {
+            name: (str(tensor.dtype).removeprefix("torch."), tensor.cpu().view(torch.uint8).numpy().tobytes())
+            for name, tensor in seen.items()
+        }
+
+    def _watched(self, backend: str, problem: str, record: dict[str, Any]) -> dict[str, Tensor]:
+        call, asked = Call.from_record(record), _parse(problem)
+        kernel = self._workspaces.backend(backend)
+        if call.before is not None:
+            self._workspaces.close(kernel.name)
+            for tokens in call.before:
+                self._call(backend, asked, Call(tokens))
+        outputs, step = self._call(backend, asked, call)
+        index = torch.tensor(call.places, dtype=torch.int64, device=self.rank.device)
+        named = comparable(returned.named(returned.decoded(outputs, step)), kernel.dataflow(step))
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+        return {
+            name: tensor.view(integers[tensor.element_size()])[index].view(tensor.dtype)
+            for name, tensor in named.items()
+        }
+
+    def _call(self, backend: str, asked: Problem, call: Call) -> tuple[RankOutputs, Problem]:
+        kernel = self._workspaces.backend(backend)
+        strategy = Strategy(call.strategy) if call.strategy else asked.strategy
+        step = replace(asked, tokens=call.tokens, strategy=strategy)
+        limits = Limits(asked.tokens, asked.hidden, asked.format.dtype)
+        opened = self._workspaces.kernel(kernel, limits)
+        inputs = self._rows(asked).of_rank(call, self.rank.index)
+        return self._workspaces.call(opened, inputs, step, alive.Arena(self.rank.device)), step
