@@ -45,7 +45,7 @@ def test_a_file_in_a_missing_folder_is_refused_before_the_run_by_every_command(
     known = [each for each in options(typer.main.get_command(cli.app)) if each[0][0] != "accuracy"]
     assert {words[0] for words, _ in known} == {
         *("kernel", "replay", "verify", "report", "judge", "pace", "exhaust", "latency", "golden", "graph", "faults"),
-        "protocol",
+        *("protocol", "invariance"),
     }
     monkeypatch.chdir(tmp_path)
     for words, option in known:
