@@ -146,6 +146,7 @@ def test_other_wrong_calls_are_one_line_too(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fusecheck verify` ask about one kernel at one world size."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(verify_command, "LARGER", ())
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
     few = Plan(
         tokens=(2,), hidden=(64,), families=("gaussian", "exact"), strategies=(Strategy.ONESHOT,), schedules=False
@@ -223,7 +224,8 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.kernel import plan
 from fusecheck.kernel.plan import Plan
 if __name__ == "__main__":
-    verify_command.WORLD_SIZES, verify_command.DATAFLOWS = (2,), {"trtllm": DATAFLOWS["trtllm"]}
+    verify_command.WORLD_SIZES, verify_command.LARGER = (2,), ()
+    verify_command.DATAFLOWS = {"trtllm": DATAFLOWS["trtllm"]}
     if sys.argv[2] == "--cases" and int(sys.argv[3]) < 9:
         plan.Plan = lambda **_: Plan(tokens=(2,), hidden=(64,), families=("exact",), schedules=False)
     main()
@@ -356,7 +358,7 @@ def test_a_budget_is_divided_and_never_exceeded(budget: float) -> None:
 
 @pytest.mark.parametrize("seconds", [5.0, 30.0, 600.0])
 def test_the_kernels_share_what_the_kernel_question_gets_less_the_starts_of_their_ranks(seconds: float) -> None:
-    kernels = len(DATAFLOWS) * len(verify_command.WORLD_SIZES)
+    kernels = len(DATAFLOWS) * len(verify_command.WORLD_SIZES + verify_command.LARGER)
     each = verify_command._share(seconds, kernels)
     assert 0.4 * seconds < kernels * each < 0.95 * seconds
 

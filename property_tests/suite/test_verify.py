@@ -25,6 +25,7 @@ from fusecheck.verify_command import console
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask about one kernel at one world size, on a machine without lm-eval."""
     monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(verify_command, "LARGER", ())
     monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
     _hide(monkeypatch)
 
