@@ -85,6 +85,7 @@ class FlashInferBackend:
 
     device = "cuda"
     operations = OPERATIONS
+    binaries = ("flashinfer",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]

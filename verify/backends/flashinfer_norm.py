@@ -33,6 +33,7 @@ class FlashInferNormBackend:
     """Backend `flashinfer-norm`: needs FlashInfer's module `norm`, and NCCL where there are several ranks."""
 
     name = "flashinfer-norm"
+    binaries = ("flashinfer",)
     device = "cuda"
 
     def supports(self, problem: Problem) -> Support:

@@ -58,6 +58,7 @@ class TensorRTLLMBackend:
     """
 
     device = "cuda"
+    binaries = ("tensorrt_llm",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]

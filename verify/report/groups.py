@@ -156,10 +156,15 @@ def _claims(part: Part) -> list[dict[str, Any]]:
 
 def _invariance_sentence(part: Part) -> str:
     made = part.summary.get("certificate", {})
-    broken = [f"{record['claim']} from {record['size']} on" for record in _claims(part) if "size" in record]
+    broken = [
+        f"{record['claim']} from {record['size']} on"
+        for record in _claims(part)
+        if "size" in record and "words" not in record
+    ]
     held = [record["claim"] for record in _claims(part) if record["verdict"] == "invariant"]
     says = f"breaks {', '.join(broken) or 'nothing'}; invariant over what was tried: {', '.join(held) or 'nothing'}"
-    return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}"
+    read = "".join(f"; {record['claim']}: {record['words']}" for record in _claims(part) if record.get("words"))
+    return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}{read}"
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
