@@ -57,8 +57,8 @@ def invariance(
         tuple[Path, Path] | None, typer.Option(help="Compare two certificates instead.", metavar="A B")
     ] = None,
     probe_calls: Annotated[
-        int, typer.Option(min=0, help="Calls by which one tree of additions is read, at most; 0 reads none.")
-    ] = 2000,
+        int, typer.Option(min=0, help="Calls in which trees of additions are read, at most; 0 reads no order.")
+    ] = 1000,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")] = None,
     case_timeout: Annotated[float, typer.Option(help="Seconds until a call counts as hung.")] = 60.0,
     json_file: JsonFile = None,

@@ -7,7 +7,7 @@ tell the tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -26,6 +26,10 @@ LEVELS = {
 
 NOTHING = 255
 """In place of a number of units: what came back is no number of units."""
+
+
+MOST_RUNS = 8
+"""Stretches of elements that are told of."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,10 @@ def _words(tree: Tree) -> str:
     if order == list(range(ranks)):
         return "in rank order"
     for first in range(ranks):
-        ring = [(first + step) % ranks for step in range(ranks)]
-        if order == sorted(ring[:2]) + ring[2:]:
-            return f"in a ring from rank {first} on"
+        for way, step in (("a", 1), ("a falling", -1)):
+            ring = [(first + k * step) % ranks for k in range(ranks)]
+            if order == sorted(ring[:2]) + ring[2:]:
+                return f"in {way} ring from rank {first} on"
     return f"serially, {', '.join(map(str, order))}" if order else f"as the tree {tree}"
 
 
@@ -157,18 +162,19 @@ def described(rows: Sequence[int], codes: NDArray[np.int64], orders: dict[int, O
     if len(orders) == 1:
         return next(iter(orders.values())).words
     if bool((codes == codes[:, :1]).all()):
-        return "; ".join(_runs("row", list(rows), codes[:, 0].tolist(), orders))
+        return _runs("row", list(rows), codes[:, 0].tolist(), orders)
     if bool((codes == codes[:1]).all()):
-        return "; ".join(_runs("column", list(range(codes.shape[1])), codes[0].tolist(), orders))
+        return _runs("column", list(range(codes.shape[1])), codes[0].tolist(), orders)
     flat = codes.reshape(-1)
-    named = [f"{orders[c].words} in {np.count_nonzero(flat == c)}" for c in orders]
-    return f"by element: {', '.join(named)} of {flat.size}"
+    return _runs("element", list(range(flat.size)), flat.tolist(), orders)
 
 
-def _runs(what: str, numbers: list[int], codes: list[int], orders: dict[int, Order]) -> Iterator[str]:
+def _runs(what: str, numbers: list[int], codes: list[int], orders: dict[int, Order]) -> str:
     """Stretches of one order, the first eight."""
     starts = [k for k in range(len(codes)) if not k or codes[k] != codes[k - 1]]
-    for start, end in list(zip(starts, [*starts[1:], len(codes)], strict=True))[:8]:
-        yield f"from {what} {numbers[start]} to {numbers[end - 1]} {orders[codes[start]].words}"
-    if len(starts) > 8:
-        yield f"and {len(starts) - 8} more stretches"
+    shown = [
+        f"from {what} {numbers[start]} to {numbers[end - 1]} {orders[codes[start]].words}"
+        for start, end in list(zip(starts, [*starts[1:], len(codes)], strict=True))[:MOST_RUNS]
+    ]
+    more = [f"and {len(starts) - MOST_RUNS} more stretches"] if len(starts) > MOST_RUNS else []
+    return "; ".join(shown + more)

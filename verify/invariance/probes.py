@@ -25,6 +25,9 @@ ORDER, TREE = "order of the ranks", "tree of the squares"
 ROWS = 64
 """Rows of a batch in which the order of the ranks is read, at most."""
 
+SIZES = 3
+"""Batch sizes between the smallest and the largest, at most, at which the order of the ranks is read."""
+
 REGIMES = 8
 """Stretches of batch sizes with a tree each, at most."""
 
@@ -41,14 +44,14 @@ class Probes:
         worlds: numbers of ranks.
         strategies: of the exchange.
         changes: batch sizes from which on the bits of a row are known to be others.
-        most: calls for one tree, at most.
+        most: calls in which trees are read, at most.
     """
 
     kernels: Kernels
     worlds: tuple[int, ...]
     strategies: tuple[str, ...]
     changes: tuple[int, ...] = ()
-    most: int = 2000
+    most: int = 1000
     _flow: Dataflow = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,16 +71,21 @@ class Probes:
     def _order(self) -> dict[str, Any]:
         if untold := masks.no_sum(self.kernels.problem):
             return {"verdict": "untold", "untold": untold, "tried": ""}
-        said: dict[str, list[str]] = {}
+        said: dict[str, str] = {}
         refuted: dict[str, Any] = {}
         for world in self.worlds:
-            for size in sorted({1, *(n for n in self.changes if n <= self._largest), self._largest}):
+            for size in sorted({1, *self.changes[:SIZES], self._largest}, reverse=True):
                 for strategy in self._taken(world, size):
                     words, wrong = self._read_order(world, size, strategy)
-                    said.setdefault(words, []).append(f"{world} ranks, {size} rows, {strategy or 'its own exchange'}")
+                    exchange = f" by {strategy}" if strategy else ""
+                    said[f"{size} rows on {world} ranks{exchange}"] = words
                     refuted = refuted or wrong
-        first = next(iter(said), "")
-        words = first if len(said) < 2 else "; ".join(f"{each} ({', '.join(where)})" for each, where in said.items())
+        groups: dict[str, list[str]] = {}
+        for where, each in said.items():
+            groups.setdefault(each, []).append(where)
+        first, *others = groups
+        words = first if not others else f"{first} in {', '.join(groups[first])}"
+        words += f"; in {', '.join(where for each in others for where in groups[each])} otherwise" if others else ""
         told = {"words": words, "tried": words, "orders": said}
         return told | ({"verdict": "breaks"} | refuted if refuted else {"verdict": "read"})
 
@@ -143,12 +151,15 @@ class Probes:
             return {"verdict": "untold", "untold": untold, "tried": ""}
         trees: list[tuple[int, Read]] = []
         failed: list[tuple[int, str]] = []
+        before = self.kernels.calls
         starts = sorted({1, *(n for n in self.changes if 1 < n <= self._largest)})
-        for start, end in zip(starts, [n - 1 for n in starts[1:]] + [self._largest], strict=True):
+        stretches = list(zip(starts, [n - 1 for n in starts[1:]] + [self._largest], strict=True))
+        for start, end in reversed(stretches):  # the more rows, the more questions a call
             if len(trees) + len(failed) >= REGIMES:
-                failed.append((start, f"more than {REGIMES} stretches of batch sizes"))
+                failed.append((1, f"more than {REGIMES} stretches of batch sizes"))
                 break
-            self._stretch(start, end, trees, failed)
+            self._stretch(start, end, trees, failed, self.most + before)
+        trees, failed = trees[::-1], failed[::-1]
         trees = [each for k, each in enumerate(trees) if not k or not each[1].tree.same(trees[k - 1][1].tree)]
         reasons = "; ".join(f"from {size} rows on not readable: {why}" for size, why in failed)
         if not trees:
@@ -170,22 +181,25 @@ class Probes:
         probe = {"tokens": size, "path": [list(question) for question in tree.path()]}
         return told | {"verdict": "breaks", "size": size, "output": "norm", "how": how, "probe": probe}
 
-    def _stretch(self, start: int, end: int, trees: list[tuple[int, Read]], failed: list[tuple[int, str]]) -> None:
+    def _stretch(
+        self, start: int, end: int, trees: list[tuple[int, Read]], failed: list[tuple[int, str]], last: int
+    ) -> None:
         """Read the tree of the largest batch, look for it in smaller ones, and read those in which it is another."""
+        left = max(last - self.kernels.calls, 0) * end
         try:
-            found = read(self._asking(end), self.kernels.problem.hidden, most=self.most * end)
+            found = next((each for _, each in trees if self._same(each.tree, end)), None)
+            found = found or read(self._asking(end), self.kernels.problem.hidden, most=left)
         except Unreadable as why:
             failed.append((start, str(why)))
             return
-        sizes = [size for size in doubling(self._largest) if start <= size < end]
-        other = [size for size in sizes if not self._same(found.tree, size)]
+        other = [n for n in doubling(self._largest) if start <= n < end and not self._same(found.tree, n)]
         low, high = (max(other), end) if other else (start - 1, start)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._same(found.tree, middle) else (middle, high)
-        if other and len(trees) + len(failed) < REGIMES:
-            self._stretch(start, low, trees, failed)
         trees.append((high, found))
+        if other and len(trees) + len(failed) < REGIMES:
+            self._stretch(start, low, trees, failed, last)
 
     def _same(self, tree: Tree, size: int) -> bool:
         return NO not in self._asking(size)(_checks(tree))

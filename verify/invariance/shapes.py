@@ -130,9 +130,9 @@ class Shape:
 
 @lru_cache(maxsize=8)
 def shapes(hidden: int) -> tuple[Shape, ...]:
-    """Every known shape for rows of `hidden` elements, the usual ones first."""
-    found = list(_shapes(hidden))
-    return (*found, Shape("serially", hidden, (Stage("serial", hidden, lambda x: x),)))
+    """Every known shape for rows of `hidden` elements; of several with one tree the plainest words come first."""
+    serially = Shape("serially", hidden, (Stage("serial", hidden, lambda x: x),))
+    return tuple(sorted((*_shapes(hidden), serially), key=lambda x: sum(map(x.words.count, ("(", " by ", " in ")))))
 
 
 def _shapes(hidden: int) -> Iterator[Shape]:

@@ -25,8 +25,14 @@ Asking: TypeAlias = "Generator[list[Question], list[int], Any]"
 SCALE = 8
 """Elements that are large in turn while the scale is checked."""
 
+WIDER = "the sum is wider than float32, compensated, or adds more than two terms at a time"
+MANY = "it has no known shape that few questions show, and more than the allowed number of calls would be needed"
+
 GUESSES = 256
 """Questions that tell the known shapes from each other, at most."""
+
+CONTROLS = 256
+"""Questions whose answer is no, about."""
 
 
 class Unreadable(Exception):  # noqa: N818 (an answer, not a failure)
@@ -64,6 +70,8 @@ def read(ask: Ask, hidden: int, *, most: int) -> Read:
     shape, tree = _known(asked, hidden)
     if tree is not None:
         return Read(tree, shape, known=True)
+    if asked.left < 1.5 * hidden * hidden.bit_length():
+        raise Unreadable(MANY)
     tree = _built(asked, hidden)
     _prove(asked, tree)
     return Read(tree, f"no known shape, {tree.depth} additions deep", known=False)
@@ -76,7 +84,7 @@ class _Budget:
 
     def __call__(self, questions: Sequence[Question]) -> list[int]:
         if len(questions) > self.left:
-            raise Unreadable("it has no known shape, and to build it from answers takes more questions than allowed")
+            raise Unreadable(MANY)
         self.left -= len(questions)
         answers = self.ask(questions)
         if UNCLEAR in answers:
@@ -145,14 +153,12 @@ def _prove(ask: Ask, tree: Tree) -> None:
 
 
 def _controls(ask: Ask, tree: Tree) -> None:
-    """Whoever keeps everything would have said yes to all that was asked before."""
-    answers = ask(tree.controls)
+    """Whoever keeps everything would have said yes to all that was asked before; some from all over the tree."""
+    controls = tree.controls[:: max(1, len(tree.controls) // CONTROLS)]
+    answers = ask(controls)
     if YES in answers:
-        large, first, second = tree.controls[answers.index(YES)]
-        raise Unreadable(
-            f"elements {first} and {second} are kept beside {large} in any order: the sum is wider than float32, "
-            "compensated, or of more than two terms at a time"
-        )
+        large, first, second = controls[answers.index(YES)]
+        raise Unreadable(f"elements {first}, {second} and {large} are kept beside each other in any order: {WIDER}")
 
 
 # ---------------------------------------------------------------------- from answers alone
@@ -195,7 +201,7 @@ def _in_order(pivot: int, others: list[int], drawn: random.Random) -> Asking:
     before, beside = answers[: len(rest)], answers[len(rest) :]
     for leaf, one, two in zip(rest, before, beside, strict=True):
         if one == two == YES:
-            raise Unreadable(f"the answers about elements {pivot}, {middle} and {leaf} contradict each other")
+            raise Unreadable(f"elements {pivot}, {middle} and {leaf} are kept beside each other in any order: {WIDER}")
     earlier = [leaf for leaf, one in zip(rest, before, strict=True) if one == YES]
     equal = [leaf for leaf, two in zip(rest, beside, strict=True) if two == YES]
     later = [leaf for leaf, *said in zip(rest, before, beside, strict=True) if YES not in said]

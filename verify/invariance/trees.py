@@ -99,9 +99,15 @@ class Tree:
 
     def total(self, values: Tensor) -> Tensor:
         """Add up [rows, leaves] in float32 as this tree does; [rows]."""
-        nodes = list(values.to(torch.float32).unbind(-1))
+        level = [0] * self.leaves
         for one, two in self.merges:
-            nodes.append(nodes[one] + nodes[two])
+            level.append(1 + max(level[one], level[two]))
+        nodes = torch.empty(len(level), len(values), device=values.device)
+        nodes[: self.leaves] = values.T
+        for height in range(1, max(level) + 1):
+            here = [node for node in range(self.leaves, len(level)) if level[node] == height]
+            one, two = (torch.tensor([self.merges[node - self.leaves][k] for node in here]) for k in (0, 1))
+            nodes[here] = nodes[one] + nodes[two]
         return nodes[-1]
 
     def __str__(self) -> str:
