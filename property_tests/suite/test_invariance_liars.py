@@ -12,16 +12,20 @@ import pytest
 import torch
 
 from fusecheck import backends
+from fusecheck.dataflow import Order
 from fusecheck.errors import UsageError
 from fusecheck.invariance.binaries import hashed
 from fusecheck.invariance.calls import Call
 from fusecheck.invariance.certificate import findings, probed, sentence
+from fusecheck.invariance.launch import launch
 from fusecheck.invariance.orders import Mask
 from fusecheck.invariance.probes import ORDER, TREE, Probes
+from fusecheck.invariance.subject import Kernels
+from fusecheck.invariance.sweep import line, shown
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.command_line import run
-from fusecheck.property_tests.suite.company import MULTIPROCESSORS, Choice, Company, Way, flashinfer_like
+from fusecheck.property_tests.suite.company import MULTIPROCESSORS, Choice, Company, Way, Where, flashinfer_like
 from fusecheck.property_tests.suite.in_process import InProcess
 
 MOST = 13
@@ -38,14 +42,14 @@ class Declared:
     words: str
     claim: str = ""
     size: int = 0
-    order: str = "any"
+    order: Order = "any"
     depth: int | None = None
     world_size: int = 1
     op: Operation = FUSED
     changes: tuple[int, ...] = ()
 
 
-SUM = {"world_size": 4, "op": Operation.named("ALL_REDUCE"), "order": "rank"}
+SUM: dict[str, Any] = {"world_size": 4, "op": Operation.named("ALL_REDUCE"), "order": "rank"}
 KERNELS = {
     "liar: ring": Declared(lambda _: Way(first=1), "in a ring from rank 1 on, in float32", ORDER, 13, **SUM),
     "liar: ring by block": Declared(
@@ -95,7 +99,7 @@ def _kernels_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def asked(kernels: InProcess, changes: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+def asked(kernels: Kernels, changes: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     world = kernels.problem.world_size
     return probed(kernels, Probes(kernels, (world,), ("ONESHOT", "TWOSHOT"), changes).records())
 
@@ -213,3 +217,27 @@ def test_sums_of_experts_are_asked_about_too(collective: str) -> None:
         alone, among = (kernels.ask(call) for call in (Call(1, (7,)), Call(6, (5, 7, 4), place=2, company="nan")))
         assert alone["norm"][0, 7] == among["norm"][0, 7]
         assert alone["norm"][0, 7] != among["norm"][0, 5]
+
+
+class Launched(Company):
+    """For the sweep: the launch rule at hidden 2048, with one batch size at which it is another."""
+
+    def __init__(self, odd: int = 0) -> None:
+        def choose(where: Where) -> Way:
+            rows = 99 if where.tokens == odd else where.tokens
+            return Way(launch(2048, rows, MULTIPROCESSORS).blocks)
+
+        super().__init__("launched", choose)
+
+
+@pytest.mark.parametrize("odd", [0, 7])
+def test_a_sweep_sets_what_is_predicted_beside_what_is_measured(monkeypatch: pytest.MonkeyPatch, odd: int) -> None:
+    monkeypatch.setattr(backends, "backend", lambda _: Launched(odd))
+    problem = Problem(op=Operation.named("RESIDUAL_RMS_NORM"), hidden=2048, tokens=14, world_size=1)
+    with InProcess("launched", problem) as kernels:
+        found = line(kernels, MULTIPROCESSORS)
+    both = {1: "128 threads x 8, warps, 2 blocks", 11: "256 threads x 8, warps, 1 block"}
+    assert found["predicted"] == found["measured"] == both
+    assert (found["misses"], found["extras"], found["unread"]) == ({}, {}, {})
+    assert found["other_sizes"] == ([odd] if odd else [])
+    assert ("agree" if not odd else "DIFFER") in shown(found)

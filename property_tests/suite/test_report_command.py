@@ -33,7 +33,7 @@ from fusecheck.report import Verdict
 SCHEMA = json.loads((resources.files("fusecheck.report") / "result.schema.json").read_text(encoding="utf-8"))
 
 
-PARTS = {"graph", "protocol", "accuracy", "faults", "latency"}
+PARTS = {"graph", "protocol", "invariance", "accuracy", "faults", "latency"}
 
 
 def put(folder: Path, record: dict[str, Any] | str) -> Path:
@@ -135,7 +135,10 @@ def test_other_wrong_calls_are_one_line_too(
         (("report", once, once), "is given twice"),
         (("report",), "Missing argument"),
         (("verify", "--budget", "soon"), "--budget 'soon', expected a time"),
-        (("verify", "--only", "all"), "--only 'all', expected none or of: graph, protocol, accuracy, faults, latency"),
+        (
+            ("verify", "--only", "all"),
+            "--only 'all', expected none or of: graph, protocol, invariance, accuracy, faults, latency",
+        ),
     ):
         assert run(monkeypatch, *arguments) == 2
         complaint = capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 console = Console()
 
+USUAL = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
+WORLDS = (2, 4, 8, 16, 1)
+"""Numbers of ranks of which the first that is taken is asked about, unless some are given."""
+
 STRATEGIES = (Strategy.ONESHOT.value, Strategy.TWOSHOT.value)
 
 
@@ -38,14 +42,17 @@ def invariance(
         typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.", autocompletion=some_backend),
     ] = "emulated",
     op: Annotated[
-        str, typer.Option(help="An operation of `fusecheck backends`.", autocompletion=some_ops)
-    ] = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8",
+        str | None,
+        typer.Option(help=f"An operation of `fusecheck backends`; else {USUAL}, if taken.", autocompletion=some_ops),
+    ] = None,
     hidden: Annotated[int, typer.Option(help="Elements of a row.")] = 1024,
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     tokens: Annotated[int, typer.Option(min=1, help="Rows of the largest batch.")] = 64,
     dense: Annotated[int, typer.Option(min=1, help="Every batch size up to this is tried, above every eighth.")] = 128,
     rows: Annotated[int, typer.Option(min=4, max=64, help="How many rows are watched.")] = 16,
-    tp: Annotated[str, typer.Option(help="Ranks, such as 2; of several, such as 2,4, all must give the same.")] = "2",
+    tp: Annotated[
+        str | None, typer.Option(help="Ranks, such as 2; of several, such as 2,4, all must give the same; else 2.")
+    ] = None,
     virtual_ranks: Annotated[bool, typer.Option("--virtual-ranks", help="All ranks on one GPU.")] = False,  # noqa: FBT002
     multiprocessors: Annotated[
         int | None, typer.Option(help="Of the chip, for predicted thresholds; asked of the GPU, where there is one.")
@@ -82,14 +89,20 @@ def invariance(
         raise UsageError(f"--device {device!r}, expected cpu or cuda")
     if not case_timeout > 0:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
-    worlds = _worlds(tp)
-    asked = Operation.named(op)
     from fusecheck.invariance.subject import Kernels
     from fusecheck.problem import Problem
 
-    problem = Problem(op=asked, dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden)
     where = device or backends.device_of(backend)
-    backends.backend(backend)
+    kernel = backends.backend(backend)
+    ops = [op] if op else [USUAL, *(each.name for each in getattr(kernel, "operations", ()))]
+    every = [_worlds(tp)] if tp else [(world,) for world in WORLDS]
+    problems = [
+        (worlds, Problem(op=Operation.named(each), dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden))
+        for each in ops
+        for worlds in every
+    ]
+    taken = (pair for pair in problems if kernel.supports(replace(pair[1], tokens=1)).ok)
+    worlds, problem = next(taken, problems[0])
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_one()):

@@ -146,9 +146,8 @@ class Probes:
         return {}
 
     # ------------------------------------------------------------------ the sum of squares
-    def _trees(self) -> dict[str, Any]:
-        if untold := masks.unreadable(self.kernels.problem):
-            return {"verdict": "untold", "untold": untold, "tried": ""}
+    def thresholds(self) -> tuple[list[tuple[int, Read]], list[tuple[int, str]]]:
+        """By the batch size from which on it is used, every tree that was read; and why none from others on."""
         trees: list[tuple[int, Read]] = []
         failed: list[tuple[int, str]] = []
         before = self.kernels.calls
@@ -160,7 +159,12 @@ class Probes:
                 break
             self._stretch(start, end, trees, failed, self.most + before)
         trees, failed = trees[::-1], failed[::-1]
-        trees = [each for k, each in enumerate(trees) if not k or not each[1].tree.same(trees[k - 1][1].tree)]
+        return [each for k, each in enumerate(trees) if not k or not each[1].tree.same(trees[k - 1][1].tree)], failed
+
+    def _trees(self) -> dict[str, Any]:
+        if untold := masks.unreadable(self.kernels.problem):
+            return {"verdict": "untold", "untold": untold, "tried": ""}
+        trees, failed = self.thresholds()
         reasons = "; ".join(f"from {size} rows on not readable: {why}" for size, why in failed)
         if not trees:
             return {"verdict": "untold", "untold": failed[0][1], "tried": ""}
@@ -187,21 +191,22 @@ class Probes:
         """Read the tree of the largest batch, look for it in smaller ones, and read those in which it is another."""
         left = max(last - self.kernels.calls, 0) * end
         try:
-            found = next((each for _, each in trees if self._same(each.tree, end)), None)
+            found = next((each for _, each in trees if self.same(each.tree, end)), None)
             found = found or read(self._asking(end), self.kernels.problem.hidden, most=left)
         except Unreadable as why:
             failed.append((start, str(why)))
             return
-        other = [n for n in doubling(self._largest) if start <= n < end and not self._same(found.tree, n)]
+        other = [n for n in doubling(self._largest) if start <= n < end and not self.same(found.tree, n)]
         low, high = (max(other), end) if other else (start - 1, start)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._same(found.tree, middle) else (middle, high)
+            low, high = (low, middle) if self.same(found.tree, middle) else (middle, high)
         trees.append((high, found))
         if other and len(trees) + len(failed) < REGIMES:
             self._stretch(start, low, trees, failed, last)
 
-    def _same(self, tree: Tree, size: int) -> bool:
+    def same(self, tree: Tree, size: int) -> bool:
+        """Whether a tree is that of a batch size too, by questions about its largest sums."""
         return NO not in self._asking(size)(_checks(tree))
 
     def _asking(self, size: int) -> Callable[[Sequence[Question]], list[int]]:

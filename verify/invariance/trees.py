@@ -106,8 +106,8 @@ class Tree:
         nodes[: self.leaves] = values.T
         for height in range(1, max(level) + 1):
             here = [node for node in range(self.leaves, len(level)) if level[node] == height]
-            one, two = (torch.tensor([self.merges[node - self.leaves][k] for node in here]) for k in (0, 1))
-            nodes[here] = nodes[one] + nodes[two]
+            first, second = ([self.merges[node - self.leaves][k] for node in here] for k in (0, 1))
+            nodes[here] = nodes[first] + nodes[second]
         return nodes[-1]
 
     def __str__(self) -> str:
