@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fusecheck import backends
+from fusecheck.errors import UsageError
 from fusecheck.interface import Strategy
 from fusecheck.invariance.launch import Launch, thresholds
 from fusecheck.invariance.probes import Probes
@@ -71,36 +72,45 @@ def words(shape: Launch) -> str:
 
 def sweep(asked: argparse.Namespace) -> dict[str, Any]:
     """Every line, and where it was measured."""
-    device = backends.device_of(asked.backend)
     cores = asked.multiprocessors or int(torch.cuda.get_device_properties(0).multi_processor_count)
-    options = {"world_size": asked.tp, "tokens": asked.tokens, "strategy": Strategy(asked.strategy)}
-    lines, refused = [], {}
-    for hidden in asked.hidden:
-        for pattern in asked.patterns:
-            name = f"RESIDUAL_RMS_NORM{pattern}"
-            try:
-                problem = Problem(op=Operation.named(name), hidden=hidden, **options)
-                support = backends.backend(asked.backend).supports(replace(problem, tokens=1))
-                reason = "" if support.ok else support.reason
-            except ValueError as error:
-                reason = str(error)
-            if reason:
-                refused[f"{name}, hidden {hidden}"] = reason
-                continue
-            with Kernels(asked.backend, problem, device, asked.virtual_ranks) as kernels:
+    problems, refused = _problems(asked)
+    lines: list[dict[str, Any]] = []
+    if problems:
+        with Kernels(asked.backend, problems[0], backends.device_of(asked.backend), asked.virtual_ranks) as kernels:
+            for problem in problems:  # on the same ranks, for to start them takes longer than to ask
+                kernels.problem = problem
                 lines.append(line(kernels, cores))
-            print(shown(lines[-1]), flush=True)
+                print(shown(lines[-1]), flush=True)
     how = {"backend": asked.backend, "world_size": asked.tp, "tokens": asked.tokens, "strategy": asked.strategy}
     where = {"multiprocessors": cores, "environment": environment()}
     command = f"python -m fusecheck.invariance.sweep --backend {asked.backend} --tp {asked.tp}"
     return {"command": command} | how | where | {"lines": lines, "refused": refused}
 
 
+def _problems(asked: argparse.Namespace) -> tuple[list[Problem], dict[str, str]]:
+    """What is asked about, and why not about the rest."""
+    options = {"world_size": asked.tp, "tokens": asked.tokens, "strategy": Strategy(asked.strategy)}
+    problems, refused = [], {}
+    for hidden in asked.hidden:
+        for pattern in asked.patterns:
+            name = f"RESIDUAL_RMS_NORM{pattern}"
+            try:
+                problem = Problem(op=Operation.named(name), hidden=hidden, **options)
+            except UsageError as error:
+                refused[f"{name}, hidden {hidden}"] = str(error)
+                continue
+            support = backends.backend(asked.backend).supports(replace(problem, tokens=1))
+            if support.ok:
+                problems.append(problem)
+            else:
+                refused[f"{name}, hidden {hidden}"] = support.reason
+    return problems, refused
+
+
 def shown(found: dict[str, Any]) -> str:
     """One line of the table."""
-    one, two = (
-        "; ".join(f"{rows}: {name}" for rows, name in found[side].items()) for side in ("predicted", "measured")
-    )
+    sides = (found["predicted"], found["measured"])
+    one, two = ("; ".join(f"{rows}: {name}" for rows, name in side.items()) for side in sides)
     agree = "agree" if one == two and not found["other_sizes"] and not found["unread"] else "DIFFER"
     return f"{found['operation']} {found['hidden']} | {one} | {two} | {agree} | {found['calls']} calls"
 
