@@ -12,10 +12,11 @@ from rich.console import Console
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
-from fusecheck.graph.config import NORM_PASS, QUANT_PASS
+from fusecheck.graph.config import FAMILY_PASS, NORM_PASS
 from fusecheck.graph.dialects import NAMES, library_named
+from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
-from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan
+from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan, named_model
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.question import Question
 from fusecheck.graph.session import Run
@@ -39,11 +40,14 @@ def graph(
     *,
     subject: Annotated[
         str, typer.Option("--pass", help="package.module:function, or the name of one of Fusecheck's own.")
-    ] = QUANT_PASS,
+    ] = FAMILY_PASS,
     after: Annotated[
         str, typer.Option(help=f"Which graph the pass gets: norm, after {NORM_PASS}; none, as exported.")
     ] = "norm",
-    produces: Annotated[str, typer.Option(help="What the pass makes: quant, or norm.")] = "quant",
+    produces: Annotated[
+        str,
+        typer.Option(help=f"What the pass makes: norm, quant (static FP8), all; or some of {', '.join(EVERY)}."),
+    ] = "",
     only: Annotated[str, typer.Option(help="Which graphs, comma-separated: rows, random, models.")] = ",".join(GROUPS),
     rows: Annotated[str, typer.Option("--rows", help="Which rows, comma-separated: F3, N8-*.")] = "*",
     given: Annotated[
@@ -58,8 +62,11 @@ def graph(
     why: Annotated[list[str] | None, typer.Option(help="The reason of each --waive.")] = None,
     waivers: Annotated[Path | None, typer.Option(help="YAML: a list of waive: and why:.")] = None,
     model: Annotated[
-        str, typer.Option(help=f"Models, comma-separated: {DECODER}, {', '.join(FAMILIES)}.")
-    ] = f"{DECODER},llama",
+        str,
+        typer.Option(
+            help=f"Models, comma-separated: {DECODER}, {', '.join(FAMILIES)}; :QUANTISER names that of their layers."
+        ),
+    ] = f"{DECODER},{DECODER}:group-fp8,{DECODER}:dynamic-fp8,llama",
     layers: Annotated[int, typer.Option(min=1, help="Of each model.")] = 2,
     random: Annotated[int, typer.Option(min=0, help="Random graphs.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Of the first random graph.")] = 0,
@@ -103,12 +110,14 @@ def graph(
 def _subject(name: str, after: str, produces: str) -> Subject:
     if after not in ("norm", "none"):
         raise UsageError(f"--after {after!r}, expected norm or none")
-    if produces not in ("quant", "norm"):
-        raise UsageError(f"--produces {produces!r}, expected quant or norm")
+    moves = {"": (), "norm": (), "quant": ("fp8",), "all": EVERY}.get(produces)
+    moves = tuple(produces.split(",")) if moves is None else moves
+    if not set(moves) <= set(EVERY):
+        raise UsageError(f"--produces {produces!r}, expected norm, quant, all, or some of {', '.join(EVERY)}")
     load_pass(name)
     if name == NORM_PASS:
         return Subject(name, after_norm=False, quantises=False)
-    return Subject(name, after_norm=after == "norm", quantises=produces == "quant")
+    return Subject(name, after == "norm", produces != "norm", moves)
 
 
 def _groups(only: str) -> tuple[str, ...]:
@@ -152,5 +161,4 @@ def _cases(
         yield from random_cases(random, seed)
     if "models" in groups:
         for name in model.split(","):
-            plan = ModelPlan(model=name.strip(), layers=layers)
-            yield GraphCase(f"{plan.model}, {layers} layers", plan)
+            yield GraphCase(f"{name.strip()}, {layers} layers", named_model(name, layers))

@@ -10,10 +10,12 @@ from typing import Any
 
 from fusecheck.graph.cases import NORM_OP, GraphCase, Subject, expected
 from fusecheck.graph.config import TransformConfig
+from fusecheck.graph.family import kind_of
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.findings import Check, GraphFinding, Kind
+from fusecheck.graph.inspection import PLAIN_ROLES
 from fusecheck.graph.model_plan import ModelPlan
-from fusecheck.operations import STATIC_OPS, FusionOp
+from fusecheck.operations import FusionOp
 
 
 class Status(str, Enum):
@@ -66,7 +68,7 @@ class GraphResult:
     def fused(self) -> int:
         """How many fused operators the graph has."""
         counts: Mapping[str, int] = self.report.get("counts", {})
-        return sum(counts.get(op.value, 0) for op in STATIC_OPS)
+        return sum(count for role, count in counts.items() if role not in PLAIN_ROLES)
 
     @property
     def judged(self) -> int:
@@ -116,7 +118,7 @@ def judge_outcomes(
                 message = f"the graph has {got} {role}, --expect says {wanted}"
                 result.findings.append(GraphFinding(Check.COUNTS, message, kind=kind))
     elif isinstance(plan, ModelPlan):
-        _judge_counts(result, plan.counts(quant=subject.quantises), plan, world_size)
+        _judge_counts(result, plan.counts(quant=kind_of(plan.quantiser) in subject.moved), plan, world_size)
     else:
         outcomes = {int(site): name for site, name in result.report["outcomes"].items()}
         for index in range(len(plan.sites)):
@@ -142,8 +144,8 @@ def _judge_counts(result: GraphResult, wanted: dict[str, int], plan: ModelPlan, 
     got = {role: count for role, count in result.report["counts"].items() if count}
     if got == wanted:
         return
-    fused = [op.value for op in STATIC_OPS]
-    quantising = fused[1:]
+    fused = [role for role in {**got, **wanted} if role not in PLAIN_ROLES]
+    quantising = [role for role in fused if "QUANT" in role]
     less = all(
         sum(got.get(role, 0) for role in roles) <= sum(wanted.get(role, 0) for role in roles)
         for roles in (fused, quantising)

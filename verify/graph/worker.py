@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from fusecheck import backends
 from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
 from fusecheck.graph.comparison import Comparison, Graphs
-from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
+from fusecheck.graph.config import ALL_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.dialects import library_named
@@ -50,7 +50,7 @@ class GraphJob:
     dialect: str = "fusecheck"
     tokens: tuple[int, ...] = (1, 5)
     export: bool = True
-    transforms: tuple[tuple[str, TransformConfig], ...] = tuple(BOTH_ENABLED.items())
+    transforms: tuple[tuple[str, TransformConfig], ...] = tuple(ALL_ENABLED.items())
 
 
 class GraphWorker:
