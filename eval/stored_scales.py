@@ -16,7 +16,8 @@ def read_scales(op: Operation, outputs: RankOutputs) -> Tensor:
         ValueError: they are not stored as the quantiser's first layout says.
     """
     assert outputs.scale is not None
-    return quantiser(op.quantiser).layout(*outputs.residual.shape, QuantFlow()).read(outputs.scale)
+    tokens, hidden = outputs.residual.shape
+    return quantiser(op.quantiser).layout(tokens, hidden, QuantFlow()).read(outputs.scale)
 
 
 def store_scales(op: Operation, scales: Tensor, hidden: int) -> Tensor:

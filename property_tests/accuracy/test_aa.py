@@ -70,10 +70,10 @@ def test_the_table_names_errors_levels_and_pairs(run: Path, tmp_path: Path) -> N
     assert result.exit_code == 0
     assert "A-A pairs from this run's own noise" in result.output
     assert result.output.count("kept") == 3
-    for arguments, said in (
-        (["--noise", run], "--noise: goes with --operating-characteristics"),
-        (["--operating-characteristics", "--noise", tmp_path], "has no arm unfused; give the --run-dir of a run"),
+    for arguments, folder, said in (
+        ([], run, "--noise: goes with --operating-characteristics"),
+        (["--operating-characteristics"], tmp_path, "has no arm unfused; give the --run-dir of a run"),
     ):
-        refused = call(arguments)
+        refused = call([*arguments, "--noise", folder])
         assert isinstance(refused.exception, UsageError)
         assert said in str(refused.exception)

@@ -119,7 +119,7 @@ def stock_prompts(settings: dict[str, Any], folder: Path) -> list[str]:
 
     seen: list[str] = []
 
-    class Recording(LM):
+    class Recording(LM):  # type: ignore[misc]
         tokenizer_name = "model"
 
         def chat_template(self, chat_template: object = False) -> str:
