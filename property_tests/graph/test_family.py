@@ -9,8 +9,10 @@ from fusecheck.errors import UsageError
 from fusecheck.graph.cases import GraphCase, Subject, row_cases
 from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.family import KINDS, fused_operation
+from fusecheck.graph.finalize_fusion import FuseFinalize
 from fusecheck.graph.findings import Check
 from fusecheck.graph.model_plan import named_model
+from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan, made
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.run import GraphChecker
@@ -45,8 +47,8 @@ HONEST_ROWS = "F18-nvfp4,F19,F19-nvfp4,F20-nvfp4,D9,D10"
 def subject(name: str) -> Subject:
     """A pass of the lapses by name."""
     found = getattr(lapses, name)
-    of_norm = issubclass(found, lapses.FuseNorm)
-    moves = ("moe_finalize",) if issubclass(found, lapses.FuseFinalize) else tuple(KINDS)
+    of_norm = issubclass(found, FuseNorm)
+    moves = ("moe_finalize",) if issubclass(found, FuseFinalize) else tuple(KINDS)
     return Subject(f"{found.__module__}:{name}.apply", not of_norm, not of_norm, () if of_norm else moves)
 
 
