@@ -7,6 +7,7 @@ import pytest
 from fusecheck.errors import UsageError
 from fusecheck.graph import vllm, vllm_host
 from fusecheck.graph.cases import Subject, adapted, row_cases
+from fusecheck.graph.findings import Check
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.schemas import published
@@ -26,12 +27,32 @@ def test_nothing_but_names_changes_on_the_way_there_and_back(quick_checker: Grap
 
 
 def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_checker: GraphChecker) -> None:
-    checker = quick_checker.for_subject(Subject(f"{HERE}:fuse", after_norm=False))
+    checker = quick_checker.for_subject(Subject(f"{HERE}:Fusing.apply", after_norm=False))
     checker.dialect = vllm.NAME
-    cases, _ = adapted(LIBRARY, row_cases(2, "F1,F2,F7,F12,F14,D3,N1,N3,N5-float32"))
+    cases, _ = adapted(LIBRARY, row_cases(2, "F1,F2,F7,F12,F14,D1,D3,N1,N2-none,N3,N5-float32"))
     for result in checker.check_all(cases):
         assert result.findings == [], result.case.name
         assert result.judged > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "checks"),
+    [
+        ("AnyWeight", "N5-float32", {Check.KERNEL, Check.UNFUSED, Check.PREDECESSOR}),
+        ("UnwrittenResidual", "N2-none", {Check.KERNEL}),
+        ("UnwrittenNorm", "D1", {Check.UNFUSED}),
+        ("ResultsSwapped", "F1", {Check.UNFUSED}),
+    ],
+)
+def test_what_vllms_users_have_met_is_found(
+    quick_checker: GraphChecker, name: str, row: str, checks: set[Check]
+) -> None:
+    checker = quick_checker.for_subject(Subject(f"{HERE}:{name}.apply", after_norm=False))
+    checker.dialect = vllm.NAME
+    cases, _ = adapted(LIBRARY, row_cases(2, row))
+    (result,) = checker.check_all(cases)
+    assert checks & {finding.check for finding in result.findings}, result.findings
+    assert result.status() is Status.BROKEN
 
 
 def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:

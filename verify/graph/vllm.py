@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from fusecheck.graph import nodes, vllm_host
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.schemas import installed, published, read_on
+from fusecheck.graph.structure import copy_graph
 from fusecheck.graph.vllm_entering import Entering
 from fusecheck.graph.vllm_host import STRATEGY
 from fusecheck.graph.vllm_leaving import Leaving
@@ -44,11 +45,11 @@ class Vllm:
     def enter(self, gm: GraphModule) -> GraphModule:
         """See `Library.enter`."""
         self.ready()
-        return Entering(gm).run()
+        return Entering(copy_graph(gm)).run()
 
     def leave(self, gm: GraphModule) -> GraphModule:
         """See `Library.leave`."""
-        return Leaving(gm).run()
+        return Leaving(copy_graph(gm)).run()
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""

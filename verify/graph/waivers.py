@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusecheck.errors import UsageError
+from fusecheck.graph.collinear import PAIRS
 from fusecheck.graph.findings import Check
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.rows import ROWS
@@ -98,7 +99,7 @@ def check_rows(waivers: Iterable[Waiver], names: Iterable[str]) -> None:
     Raises:
         UsageError: a waiver names no graph.
     """
-    known = {ALL, *names, *(row.name for row in ROWS)}
+    known = {ALL, *names, *PAIRS, *(row.name for row in ROWS)}
     for waiver in waivers:
         if waiver.row not in known and not re.fullmatch(r"random-\d+", waiver.row):
             raise UsageError(f"waiver {waiver.text!r}: no graph is called {waiver.row!r}, expected a row such as N1")
