@@ -63,7 +63,7 @@ class Fusing:
             for index, readers in self.results(normed, sums, quantise):
                 made = nodes.call(self.graph, operator.getitem, (fused, index), norm)
                 for reader in readers:
-                    reader.replace_all_uses_with(made)
+                    reader.replace_all_uses_with(made, delete_user_cb=lambda user: user is not quantise)
 
     def fits(self, x: Node, weight: Node) -> bool:
         """Whether the kernel can read the weight: it takes the activations' dtype for granted."""
@@ -76,7 +76,7 @@ class Fusing:
 
     def no_residual(self, x: Node) -> Node:
         """What is added where there is no residual."""
-        return nodes.call(self.graph, aten.zeros_like.default, (x,), x)
+        return nodes.call(self.graph, aten.zeros_like.default, (nodes.argument(x, 0),), x)
 
     def arguments(self, x: Node, residual: Node, weight: Node, eps: float, quantise: Node | None) -> dict[str, Any]:
         """Of the fused call."""
@@ -124,7 +124,15 @@ class UnwrittenResidual(Fusing):
 
     @override
     def no_residual(self, x: Node) -> Node:
-        return nodes.call(self.graph, aten.empty_like.default, (x,), x)
+        return nodes.call(self.graph, aten.empty_like.default, (nodes.argument(x, 0),), x)
+
+
+class ZerosLikeTheSum(Fusing):
+    """The zeros that stand in for no residual take their form from the plain sum over ranks, which so stays alive."""
+
+    @override
+    def no_residual(self, x: Node) -> Node:
+        return nodes.call(self.graph, aten.zeros_like.default, (x,), x)
 
 
 class UnwrittenNorm(Fusing):

@@ -24,6 +24,7 @@ NAME = "vllm"
 ABSENT = {
     "several readers": "q/k/v and gate/up are one layer in vLLM's models",
     "draft": "the pass sees no draft flag",
+    "writes": "AOTAutograd leaves no write in place",
     "no meta": "a compiled graph has a meta value on every node",
 }
 
@@ -62,6 +63,8 @@ class Vllm:
             layers = [reader for reader in site.readers if reader.kind in ("fp8", "quantize")]
             if len(layers) > 1:
                 return ABSENT["several readers"]
+            if site.write != "nothing":
+                return ABSENT["writes"]
             if not site.norm_meta:
                 return ABSENT["no meta"]
         if plan.draft:
