@@ -147,7 +147,8 @@ def count_roles(gm: GraphModule, dialect: Dialect) -> dict[str, int]:
         if fused is not None:
             roles[fused.value] += 1
         roles["all_reduce"] += dialect.is_all_reduce(node)
-        roles["merged"] += is_merged(node)
+        if is_merged(node):
+            roles["merged"] += 1
         roles["norm"] += dialect.is_norm(node)
     return dict(roles)
 
