@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, pair_cases, random_cases, row_cases
+from fusecheck.graph.collinear import PairPlan, is_pair
 from fusecheck.graph.config import FAMILY_PASS, NORM_PASS
 from fusecheck.graph.dialects import NAMES, library_named
 from fusecheck.graph.expectations import EVERY
@@ -46,7 +47,10 @@ def graph(
     ] = "norm",
     produces: Annotated[
         str,
-        typer.Option(help=f"What the pass makes: norm, quant (static FP8), all; or some of {', '.join(EVERY)}."),
+        typer.Option(
+            help="What the pass makes: norm, quant (static FP8), all, one-sum of two over ranks; or some of: "
+            + ", ".join(EVERY)
+        ),
     ] = "",
     only: Annotated[str, typer.Option(help="Which graphs, comma-separated: rows, random, models.")] = ",".join(GROUPS),
     rows: Annotated[str, typer.Option("--rows", help="Which rows, comma-separated: F3, N8-*.")] = "*",
@@ -97,12 +101,12 @@ def graph(
         require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
-    cases = list(_given(given, expect, dialect) if given else _cases(groups, rows, model, layers, random, seed, tp))
+    named = [] if given else pair_cases(rows) if question.subject.merges else row_cases(tp, rows)
+    cases = list(_given(given, expect, dialect) if given else _cases(groups, named, model, layers, random, seed))
     if expect and not any(isinstance(case.plan, FilePlan) for case in cases):
         raise UsageError("--expect is about a .pt2 file, expected --graph FILE.pt2; plans say what becomes of them")
-    lone = row_cases(1, rows) if not given and "rows" in groups and tp > 1 else []
     run = Run(question, case_timeout, accepted, make_run_dir("graph", run_dir), console)
-    code = run.finish({tp: cases, 1: lone} if lone else {tp: cases}, json_file)
+    code = run.finish(cases, json_file)
     if code:
         raise typer.Exit(code)
 
@@ -110,14 +114,17 @@ def graph(
 def _subject(name: str, after: str, produces: str) -> Subject:
     if after not in ("norm", "none"):
         raise UsageError(f"--after {after!r}, expected norm or none")
-    moves = {"": (), "norm": (), "quant": ("fp8",), "all": EVERY}.get(produces)
-    moves = tuple(produces.split(",")) if moves is None else moves
+    named: dict[str, tuple[str, ...]] = {"quant": ("fp8",), "all": EVERY} | dict.fromkeys(("", "norm", "one-sum"), ())
+    moves = named.get(produces, tuple(produces.split(",")))
     if not set(moves) <= set(EVERY):
-        raise UsageError(f"--produces {produces!r}, expected norm, quant, all, or some of {', '.join(EVERY)}")
+        known = f"norm, quant, one-sum, all, or some of {', '.join(EVERY)}"
+        raise UsageError(f"--produces {produces!r}, expected {known}")
+    if produces == "one-sum" and after != "none":
+        raise UsageError(f"--produces one-sum --after {after}, expected --after none: a norm pass takes the sums away")
     load_pass(name)
     if name == NORM_PASS:
         return Subject(name, after_norm=False, quantises=False)
-    return Subject(name, after == "norm", produces != "norm", moves)
+    return Subject(name, after == "norm", produces not in ("norm", "one-sum"), moves, merges=produces == "one-sum")
 
 
 def _groups(only: str) -> tuple[str, ...]:
@@ -138,6 +145,8 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
         name = "given" if len(texts) == 1 else f"given {number}"
         if text.startswith('{"model":'):
             yield GraphCase(name, ModelPlan.from_json(text))
+        elif is_pair(text):
+            yield GraphCase(name, PairPlan.from_json(text))
         elif text.startswith('{"file":'):
             yield GraphCase(name, FilePlan.from_json(text))
         elif text.lstrip().startswith("{"):
@@ -153,10 +162,10 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
 
 
 def _cases(
-    groups: tuple[str, ...], rows: str, model: str, layers: int, random: int, seed: int, tp: int
+    groups: tuple[str, ...], rows: list[GraphCase], model: str, layers: int, random: int, seed: int
 ) -> Iterator[GraphCase]:
     if "rows" in groups:
-        yield from row_cases(tp, rows)
+        yield from rows
     if "random" in groups:
         yield from random_cases(random, seed)
     if "models" in groups:
