@@ -25,7 +25,7 @@ from fusecheck.eval.rotary import Rotary, rotate
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.ops import NAMESPACE
-from fusecheck.graph.passes import fuse_both
+from fusecheck.graph.passes import fuse_all
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.problem import Problem
 
@@ -45,11 +45,11 @@ class Projection(nn.Module):
         super().__init__()
         weights = checkpoint.linear(name, *sizes, part=(rank.index, rank.world_size))
         if weights.input_scale is None or weights.weight_scale is None or weights.bias is not None:
-            raise UsageError(f"{name}: the exported graph takes FP8 linears without bias; choose another checkpoint")
+            told = "the exported graph takes FP8 linears with one static scale a tensor and no bias"
+            raise UsageError(f"{name}: {told}; choose another checkpoint")
         self.register_buffer("weight", weights.weight.to(rank.device))
-        for part in ("input_scale", "weight_scale"):
-            value = torch.tensor(getattr(weights, part), dtype=torch.float32, device=rank.device)
-            self.register_buffer(part, value)
+        self.register_buffer("input_scale", torch.tensor(weights.input_scale, device=rank.device))
+        self.register_buffer("weight_scale", weights.weight_scale.reshape(()).to(rank.device))
         self.reduce = name.endswith(("o_proj", "down_proj"))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class ExportedModel:
             exported = torch.export.export(decoder, (example,), dynamic_shapes=(dict(enumerate(sizes)),), strict=False)
         self.graph: GraphModule = exported.module(check_guards=False)
         idle = RankContext(rank, made, self.flow)
-        fuse_both(self.graph, SharedConfig(rank.index, rank.world_size, idle.gather_text))
+        fuse_all(self.graph, SharedConfig(rank.index, rank.world_size, idle.gather_text))
         left = [node.name for node in self.graph.graph.nodes if node.target is own.all_reduce.default]
         if left and rank.world_size > 1:
             raise UsageError(f"the passes left {len(left)} sums over ranks unfused, the first is {left[0]}")
