@@ -5,14 +5,18 @@ The roles' arguments have the same order in every dialect, so that passes and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.fx import Node
 
+from fusecheck.errors import UsageError
+from fusecheck.graph import nodes
 from fusecheck.graph.fused_ops import NAMESPACE
-from fusecheck.interface import FusionOp
+from fusecheck.interface import FusionOp, Operation
 
 Operator = Callable[..., object]
 
@@ -32,6 +36,11 @@ class Dialect:
         quant: (x, residual, weight, scale, eps, strategy) -> (codes, residual).
         out_quant: the same -> (norm, codes, residual); None where the dialect has none.
         gemma_norm: (x, weight, eps), by one plus the weight.
+        composition: any fused operator, by the name of its operation; see `ops.SCHEMAS`, as for the next ones.
+        made_quantize: (x, scale, quantiser, layout) -> (codes, scales), of a quantiser that makes its scales.
+        made_linear: a layer on such codes.
+        moe_finalize: a rank's sum of experts.
+        reduce_scatter, all_gather, shard: of rows that are spread over the ranks.
     """
 
     name: str
@@ -44,18 +53,41 @@ class Dialect:
     quant: Operator
     out_quant: Operator | None
     gemma_norm: Operator | None = None
+    composition: Operator | None = None
+    made_quantize: Operator | None = None
+    made_linear: Operator | None = None
+    moe_finalize: Operator | None = None
+    reduce_scatter: Operator | None = None
+    all_gather: Operator | None = None
+    shard: Operator | None = None
 
     def is_all_reduce(self, node: object) -> bool:
         """Whether a node is the all-reduce over the tensor-parallel group."""
         return calls(node, self.all_reduce)
 
+    def is_sum(self, node: object) -> bool:
+        """Whether a node is a sum over the group: the all-reduce, or of rows that stay spread over the ranks."""
+        return self.is_all_reduce(node) or calls(node, self.reduce_scatter)
+
+    @cached_property
+    def _norms(self) -> frozenset[int]:
+        return frozenset(key for norm in self.norms.values() for key in _identities(norm))
+
+    @cached_property
+    def _fused(self) -> dict[int, FusionOp]:
+        return {key: op for op, target in self.fused.items() for key in _identities(target)}
+
     def is_norm(self, node: object) -> bool:
         """Whether a node is a plain RMSNorm of any flavour."""
-        return any(calls(node, norm) for norm in self.norms.values())
+        return _called(node) in self._norms
 
     def weight_bias(self, node: object) -> float | None:
         """What a norm adds to its weight: nothing, or one for Gemma's; None for a node that is no such norm."""
         return 0.0 if self.is_norm(node) else 1.0 if calls(node, self.gemma_norm) else None
+
+    def is_finalize(self, node: object) -> bool:
+        """Whether a node is a rank's sum of experts."""
+        return calls(node, self.moe_finalize)
 
     def is_linear(self, node: object) -> bool:
         """Whether a node is a linear layer that quantises its input itself."""
@@ -63,7 +95,10 @@ class Dialect:
 
     def fused_op(self, node: object) -> FusionOp | None:
         """Which fused operation a node is, if any."""
-        return next((op for op, target in self.fused.items() if calls(node, target)), None)
+        if isinstance(node, Node) and calls(node, self.composition):
+            with contextlib.suppress(UsageError):  # a name of none: it raises where it runs
+                return Operation.named(str(nodes.named(node, "op")))
+        return self._fused.get(_called(node))
 
     @property
     def fused(self) -> dict[FusionOp, Operator]:
@@ -74,10 +109,17 @@ class Dialect:
 
 def calls(node: object, operator: Operator | None) -> bool:
     """Whether a node calls this operator, given as an overload; the graph may hold its packet instead."""
-    if not isinstance(node, Node) or node.op != "call_function" or operator is None:
-        return False
-    packet = getattr(operator, "overloadpacket", operator)
-    return node.target is operator or node.target is packet
+    return operator is not None and _called(node) in _identities(operator)
+
+
+def _called(node: object) -> int:
+    """The identity of what a node calls, 0 for a node that calls no function."""
+    return id(node.target) if isinstance(node, Node) and node.op == "call_function" else 0
+
+
+def _identities(operator: Operator) -> Iterable[int]:
+    """Of an overload and its packet, which live as long as the process."""
+    return id(operator), id(getattr(operator, "overloadpacket", operator))
 
 
 _own = torch.ops.fusecheck
@@ -97,5 +139,12 @@ FUSECHECK = Dialect(
     quant=_own.ar_residual_norm_quant_fp8.default,
     out_quant=_own.ar_residual_norm_out_quant_fp8.default,
     gemma_norm=_own.gemma_rms_norm.default,
+    composition=_own.fused.default,
+    made_quantize=_own.quantize.default,
+    made_linear=_own.quantized_linear.default,
+    moe_finalize=_own.moe_finalize.default,
+    reduce_scatter=_own.reduce_scatter.default,
+    all_gather=_own.all_gather.default,
+    shard=_own.shard.default,
 )
 """Fusecheck's own operators."""

@@ -9,11 +9,16 @@ from enum import Enum
 from typing import Any
 
 from fusecheck.graph.cases import NORM_OP, GraphCase, Subject, expected
+from fusecheck.graph.collinear import PairPlan
 from fusecheck.graph.config import TransformConfig
+from fusecheck.graph.family import kind_of
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.findings import Check, GraphFinding, Kind
+from fusecheck.graph.inspection import PLAIN_ROLES
 from fusecheck.graph.model_plan import ModelPlan
-from fusecheck.operations import STATIC_OPS, FusionOp
+from fusecheck.operations import FusionOp
+
+ONE_SUM = "one sum over ranks"
 
 
 class Status(str, Enum):
@@ -64,9 +69,9 @@ class GraphResult:
 
     @property
     def fused(self) -> int:
-        """How many fused operators the graph has."""
+        """How many fused operators the graph has, and sums over ranks of what a rank has summed."""
         counts: Mapping[str, int] = self.report.get("counts", {})
-        return sum(counts.get(op.value, 0) for op in STATIC_OPS)
+        return sum(count for role, count in counts.items() if role not in PLAIN_ROLES)
 
     @property
     def judged(self) -> int:
@@ -116,7 +121,11 @@ def judge_outcomes(
                 message = f"the graph has {got} {role}, --expect says {wanted}"
                 result.findings.append(GraphFinding(Check.COUNTS, message, kind=kind))
     elif isinstance(plan, ModelPlan):
-        _judge_counts(result, plan.counts(quant=subject.quantises), plan, world_size)
+        made = 1 if subject.merges else world_size  # as on one rank, where nothing fuses either
+        quant = kind_of(plan.quantiser) in subject.moved and not subject.merges
+        _judge_counts(result, plan.counts(quant=quant), plan, made)
+    elif isinstance(plan, PairPlan):
+        _judge_pairs(result, plan)
     else:
         outcomes = {int(site): name for site, name in result.report["outcomes"].items()}
         for index in range(len(plan.sites)):
@@ -136,14 +145,28 @@ def judge_outcomes(
             )
 
 
+def _judge_pairs(result: GraphResult, plan: PairPlan) -> None:
+    """All pairs of a graph are alike: all must become one sum over ranks each, or none."""
+    counts: Mapping[str, int] = result.report["counts"]
+    merged, wanted = counts.get("merged", 0), plan.pairs * plan.merges
+    result.outcomes[0] = (ONE_SUM if wanted else None, ONE_SUM if merged else None)
+    told = f"{merged} sums over ranks are of sums that a rank has made, expected {wanted}"
+    if merged < wanted:
+        result.findings.append(GraphFinding(Check.SITES, told, 0, kind="missed"))
+    elif merged > wanted and plan.add != "broadcast":
+        result.findings.append(GraphFinding(Check.SITES, told, 0, kind="against a rule"))
+    elif counts.get("all_reduce", 0) > wanted > 0:
+        result.left[0] = f"{wanted} sums over ranks expected, {counts['all_reduce']} are allowed"
+
+
 def _judge_counts(result: GraphResult, wanted: dict[str, int], plan: ModelPlan, world_size: int) -> None:
     if world_size == 1:
         wanted = {"all_reduce": 2 * plan.layers, "norm": wanted.get("norm", 0) + 2 * plan.layers}
     got = {role: count for role, count in result.report["counts"].items() if count}
     if got == wanted:
         return
-    fused = [op.value for op in STATIC_OPS]
-    quantising = fused[1:]
+    fused = [role for role in {**got, **wanted} if role not in PLAIN_ROLES]
+    quantising = [role for role in fused if "QUANT" in role]
     less = all(
         sum(got.get(role, 0) for role in roles) <= sum(wanted.get(role, 0) for role in roles)
         for roles in (fused, quantising)
