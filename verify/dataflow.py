@@ -15,7 +15,8 @@ from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.quantflow import QUANT_FLOWS, CodeOfNan, CodeRule, QuantFlow, Reads
 
-Accumulate = Literal["fp32", "native"]
+Accumulate = Literal["fp32", "native", "exact"]
+SumRounding = Literal["nearest", "truncate", "either"]
 Order = Literal["rank", "any"]
 Scaling = Literal["multiply", "divide", "either"]
 MeanRule = Literal["exact", "approx"]
@@ -39,7 +40,7 @@ class ExpertFlow:
         shared: the shared expert's output is added, on each rank that has one.
     """
 
-    accumulate: Accumulate = "native"
+    accumulate: Literal["fp32", "native"] = "native"
     product_rounded: bool = True
     scaling: Literal["after_experts", "never"] = "after_experts"
     shared: bool = True
@@ -54,7 +55,9 @@ class Dataflow:
     Attributes:
         name: how reports and the command line call it.
         source: the implementation that computes like this.
-        accumulate: dtype of every addition over ranks.
+        accumulate: dtype of every addition over ranks; `exact`: the true sum, rounded once, to float32 (a switch's).
+        sum_rounding: how each addition, and the finished sum where `round_sum` says so, is rounded: `truncate`
+            is toward zero (a switch's bf16); `either` leaves it open, each time.
         order: `rank` adds rank 0, 1, ... N-1 on every rank; `any` is any tree.
         round_sum: the sum is rounded before the residual is added.
         norm_reads_rounded: the norm reads the rounded residual_out, not the float32 sum.
@@ -90,6 +93,7 @@ class Dataflow:
     name: str
     source: str = field(compare=False, default="")
     accumulate: Accumulate = "native"
+    sum_rounding: SumRounding = "nearest"
     order: Order = "rank"
     round_sum: bool = True
     norm_reads_rounded: bool = True
@@ -113,6 +117,11 @@ class Dataflow:
     statistics: Reads | None = None
     experts: ExpertFlow = ExpertFlow()
     quants: tuple[tuple[str, QuantFlow], ...] = ()
+
+    @property
+    def order_free(self) -> bool:
+        """Whether no order of the ranks is left open: it is named, or the exact sum has none."""
+        return self.order == "rank" or self.accumulate == "exact"
 
     def declares(self, quantiser: str) -> bool:
         """Whether it says how a quantiser computes; of none and of one with a given scale every dataflow does."""

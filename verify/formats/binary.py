@@ -84,6 +84,15 @@ def round_to(x: Tensor, fmt: Format, ties: Ties = "even") -> Tensor:
     return torch.where(x.isnan(), x, rounded)
 
 
+def truncate_to(x: Tensor, fmt: Format) -> Tensor:
+    """Round float64 to `fmt` toward zero; the result is float64. No finite number becomes infinite."""
+    drop = 53 - fmt.precision
+    normal = (x.contiguous().view(torch.int64) & -(1 << drop)).view(torch.float64)
+    tiny = torch.copysign(torch.floor((x / fmt.quantum).abs()), x) * fmt.quantum
+    cut = torch.where(x.abs() < 2.0**fmt.emin, tiny, normal).clamp(-fmt.largest, fmt.largest)
+    return torch.where(x.isfinite(), cut, x)
+
+
 def ulp(x: Tensor, fmt: Format) -> Tensor:
     """Spacing of `fmt` in the binade that holds |x|, float64; the least subnormal at and around zero."""
     _, exponent = torch.frexp(x)
