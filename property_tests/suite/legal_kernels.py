@@ -138,8 +138,8 @@ def sum_partials(inputs: Inputs, flow: Dataflow, rng: Generator) -> Floats:
     def step(a: Floats, b: Floats) -> Floats:
         rounding = ways[rng.integers(len(ways))]
         if rounding == "truncate":
-            total, rest = _added([_flushed(a), _flushed(b)] if flushes else [a, b])
-            cut = chopped(total, rest, inputs.native if flow.accumulate == "native" else torch.float32)
+            wide, rest = _added([_flushed(a), _flushed(b)] if flushes else [a, b])
+            cut = chopped(wide, rest, inputs.native if flow.accumulate == "native" else torch.float32)
             return _flushed(cut) if flushes else cut
         total = add(a, b)
         return to_native(total, inputs.native) if flow.accumulate == "native" else total

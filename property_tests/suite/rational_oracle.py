@@ -17,7 +17,7 @@ Subnormals, infinities and NaN are outside its scope.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -75,10 +75,9 @@ class Row:
 # ------------------------------------------------------------------ the sum over ranks
 
 
-def _roundings(flow: Dataflow) -> list[Callable[[Real, Grid], Fraction]]:
+def _roundings(flow: Dataflow) -> Sequence[Callable[[Real, Grid], Fraction]]:
     """How a rounding of a sum may go."""
-    ways = {"nearest": [nearest], "truncate": [toward_zero], "either": [nearest, toward_zero]}
-    return ways[flow.sum_rounding]
+    return {"nearest": [nearest], "truncate": [toward_zero], "either": [nearest, toward_zero]}[flow.sum_rounding]
 
 
 def _rounded(ends: tuple[Fraction, Fraction], grid: Grid, flow: Dataflow) -> tuple[Fraction, Fraction]:

@@ -17,18 +17,19 @@ from unittest import mock
 import numpy as np
 import torch
 
-from fusecheck.dataflow import Dataflow
+from fusecheck.declaration import Accumulate, Dataflow, Order, SumRounding
 from fusecheck.numerics import enclosure, sums
 from fusecheck.oracle import Operands
 from fusecheck.property_tests.suite import legal_kernels
 from fusecheck.property_tests.suite.legal_kernels import Floats, Generator, Inputs
 from fusecheck.stages.residual import Residual
 
+ACCUMULATES: tuple[Accumulate, ...] = ("fp32", "native", "exact")
+ORDERS: tuple[Order, ...] = ("rank", "any")
+ROUNDINGS: tuple[SumRounding, ...] = ("nearest", "truncate", "either")
 FLOWS = [
     Dataflow(f"{accumulate} {order} {rounding}{' kept' * kept}", "", accumulate, rounding, order, round_sum=not kept)
-    for accumulate, order, rounding, kept in itertools.product(
-        ("fp32", "native", "exact"), ("rank", "any"), ("nearest", "truncate", "either"), (False, True)
-    )
+    for accumulate, order, rounding, kept in itertools.product(ACCUMULATES, ORDERS, ROUNDINGS, (False, True))
     if not (accumulate == "native" and kept) and not (accumulate == "exact" and order == "rank")
 ]
 """Every way to sum that can be declared; what is `kept` goes on in float32."""

@@ -50,6 +50,8 @@ def test_what_the_norm_reads_decides_whether_there_is_a_budget_and_its_name_does
     own = replace(DATAFLOWS["trtllm"], name="mine")
     assert off_nominal_share(own, BF16, 512) == off_nominal_share(DATAFLOWS["trtllm"], BF16, 512)
     assert off_nominal_share(replace(own, norm_reads_rounded=False, order="any"), BF16, 512) is None
+    assert off_nominal_share(replace(own, norm_reads_rounded=False, order="any", accumulate="exact"), BF16, 512)
+    assert off_nominal_share(replace(own, statistics="unrounded", order="any"), BF16, 512) is None
 
 
 def test_a_declaration_of_ones_own_is_held_to_the_budget() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.numerics import enclosure
 from fusecheck.property_tests.suite import legal_kernels, refutation, sum_refutation
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.refutation import Plan, Tally
@@ -108,6 +109,6 @@ def test_no_legal_sum_over_ranks_is_outside_and_every_broken_bound_of_sums_is_ca
 ) -> None:
     assert refutation.main(["--format", "sums", "--checks", "5e5", "--elements", "1024"]) == 0
     assert "sums: sound bounds hold; broken bounds caught" in capsys.readouterr().out
-    with mock.patch.object(sum_refutation.enclosure, "TRUNCATION", 1.0):
+    with mock.patch.object(enclosure, "TRUNCATION", 1.0):
         *_, last = sum_refutation.refute(200_000, 1024, seed=1)
     assert "native any truncate" in sum_refutation.verdict(last)[0]
