@@ -148,7 +148,7 @@ def float32(x: Floats) -> Floats:
 
 
 def residual_in_rank_order(call: Call, world_size: int, *, accumulate: str) -> Floats:
-    """residual_out when rank 0, 1, ... are added in this order, or exactly, and the sum is rounded before the residual."""
+    """residual_out when rank 0, 1, ... are added in this order or exactly and rounded before the residual."""
     total, *others = (partial.double().numpy() for partial in call.partials(world_size))
     for partial in others:
         kept = {"native": rounded(total + partial, call.dtype), "fp32": float32(total + partial)}

@@ -125,6 +125,18 @@ def test_an_inexact_reciprocal_has_its_slack_at_powers_of_two_unless_declared_ex
         assert float(factor) == float(low)  # the emulator does it, so a plug-in of its kind is right
 
 
+def test_a_truncated_sum_that_overflows_on_the_way_may_end_below_the_largest_number() -> None:
+    """Found by an emulated kernel: the partial sum stays at the largest number, and a small addend takes one step."""
+    addends = [torch.full((1, 8), value, dtype=torch.bfloat16) for value in (2.0**127, 2.0**127, -0.0625)]
+    zero, largest = torch.zeros(1, 8, dtype=torch.bfloat16), torch.finfo(torch.bfloat16).max
+    truncated = Dataflow("truncated", sum_rounding="truncate", order="any", depth=None)
+    total = Arithmetic(replace(truncated, order="rank"), 0, 3).total(addends)
+    assert 0.99 * largest < float(total[0, 0]) < largest
+    where = (torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    low, high = Oracle(truncated, Operands(addends, zero, zero[0], 1.0, 1e-6)).residual_ends(where)
+    assert bool(((low <= total[0].double()) & (total[0].double() <= high)).all())
+
+
 def test_a_row_that_is_scaled_before_it_is_squared_may_hold_any_finite_number() -> None:
     flow = Dataflow("scaled", scaled_squares=True)
     huge = torch.full((1, 64), 2.0**100, dtype=torch.bfloat16)

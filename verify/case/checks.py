@@ -105,8 +105,11 @@ class Checker:
         tally.add(overlap.between_neighbours(self._kernel(backend, step), step))
 
     def streams(self, backend: Backend, step: Step, tally: Tally) -> None:
-        """CUDA only: calls from two streams, in turn on one workspace and at once on two."""
+        """CUDA only: calls from two streams, in turn on one workspace and, where there can be, at once on two."""
         kernel = self._kernel(backend, step)
+        if getattr(backend, "one_workspace", False):
+            tally.add(overlap.on_two_streams(kernel, None, step))
+            return
         second = backend.open(self.workspaces.rank, limits_of(step.problem, None))
         try:
             tally.add(overlap.on_two_streams(kernel, second, step))

@@ -66,7 +66,13 @@ def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     ends = total - error, total + error
     if flow.accumulate != "native":
         ends = _rounded(ends, flow, FP32)
-    return _rounded(ends, flow, fmt) if flow.round_sum or flow.accumulate == "native" else ends
+    if flow.round_sum or flow.accumulate == "native":
+        ends = _rounded(ends, flow, fmt)
+    if flow.sum_rounding == "nearest" or flow.accumulate == "exact" or len(partials) <= 2:
+        return ends
+    # Toward zero a partial sum that overflows is the largest number, and the next addends start from there.
+    overflows = total.isfinite() & (magnitude > fmt.largest)
+    return ends[0].masked_fill(overflows, -torch.inf), ends[1].masked_fill(overflows, torch.inf)
 
 
 def _rounded(ends: Interval, flow: Dataflow, fmt: Format) -> Interval:
