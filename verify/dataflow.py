@@ -185,7 +185,7 @@ _LIKE = {
     "aiter": ("aiter", "torchao-even", "torchao"),
     "unfused": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
     "torch": ("torch", "vllm-native", "torchao"),
-    "nccl": ("torch", "vllm-native", "torchao"),
+    "nccl": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
     "multimem": ("torch", "vllm-native", "torchao"),
 }
 """Whose quantisers go with a dataflow, the first that there is, by the longest beginning of its name."""

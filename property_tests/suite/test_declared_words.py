@@ -16,8 +16,10 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.case.run import collect, request
 from fusecheck.formats.binary import BF16
 from fusecheck.formats.element import E4M3
+from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs
 from fusecheck.numerics import enclosure
+from fusecheck.numerics.sums import sum_partials
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.property_tests.suite import legal_kernels
 from fusecheck.ranks import Reply
@@ -123,6 +125,30 @@ def test_an_inexact_reciprocal_has_its_slack_at_powers_of_two_unless_declared_ex
         assert not admits(replace(inexact, exact_pow2=True))
         factor = Arithmetic(inexact, 0, 1).reciprocal(torch.tensor([scale]))
         assert float(factor) == float(low)  # the emulator does it, so a plug-in of its kind is right
+
+
+def totals(family: str, ranks: int) -> dict[str, torch.Tensor]:
+    """The sums over ranks of a family's case, as each kind of addition forms them, in rank order."""
+    problem = Problem(tokens=32, hidden=256, world_size=ranks, family=family)
+    partials = Inputs(problem, torch.device("cpu")).partials(range(problem.tokens))
+    kinds: dict[str, Dataflow] = {
+        "native": Dataflow("native"),
+        "truncated": Dataflow("truncated", sum_rounding="truncate"),
+        "fp32": Dataflow("fp32", accumulate="fp32", round_sum=False),
+        "exact": Dataflow("exact", accumulate="exact", round_sum=False),
+    }
+    return {name: sum_partials(partials, flow, flushing=False).double() for name, flow in kinds.items()}
+
+
+def test_there_are_inputs_on_which_all_sums_agree_and_inputs_that_tell_each_from_the_others() -> None:
+    first, *others = totals("exact", 8).values()
+    assert all(torch.equal(first, other) for other in others)
+    found = totals("cancelling", 8)
+    apart = {(a, b): float((found[a] != found[b]).double().mean()) for a in found for b in found if a < b}
+    assert min(apart.values()) > 0.01, apart
+    assert bool((found["truncated"].abs() <= found["exact"].abs()).all()) is False  # partial sums of both signs
+    plain = totals("gaussian", 2)
+    assert bool((plain["truncated"].abs() <= plain["exact"].abs()).all())
 
 
 def test_a_truncated_sum_that_overflows_on_the_way_may_end_below_the_largest_number() -> None:

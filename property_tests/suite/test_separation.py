@@ -16,15 +16,20 @@ WORLD_SIZE = 4
 COVERED = {
     "trtllm": {"trtllm-nccl"},
     "trtllm-fp32": {"trtllm-nccl"},
-    "flashinfer-fp32": {"flashinfer-mnnvl-twoshot"},
-    "flashinfer-mnnvl-twoshot": {"flashinfer-fp32"},
-    "torch-symm": {"trtllm-nccl", "unfused"},
-    "unfused": {"trtllm-nccl"},
+    "flashinfer-fp32": {"flashinfer-mnnvl-twoshot", "flashinfer-mnnvl-chunked"},
+    "flashinfer-mnnvl-twoshot": {"flashinfer-fp32", "flashinfer-mnnvl-chunked"},
+    "flashinfer-cutedsl": {"trtllm-nccl"},
+    "torch-symm": {"trtllm-nccl", "unfused", "nccl-nvls"},
+    "unfused": {"trtllm-nccl", "nccl-nvls"},
+    "nccl-nvls": {"trtllm-nccl", "multimem-bf16"},
+    "multimem-bf16": {"trtllm-nccl", "nccl-nvls"},
+    "multimem-fp32": {"trtllm-nccl", "unfused", "nccl-nvls"},
 }
-"""By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order and one
-rounding of a float32 sum; an undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm
-multiplies by the reciprocal of the scale, torch-symm and the separate ops divide by it, which seldom makes another
-code: in some of these cases it does."""
+"""By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order, the exact sum
+and one rounding of a float32 sum; either rounding contains both, and the emulated kernel truncates where it is declared;
+an undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm multiplies by the reciprocal
+of the scale, torch-symm and the separate ops divide by it, which seldom makes another code: in some of these cases it
+does."""
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fusecheck.backends.flashinfer import installed, refused_here
 from fusecheck.backends.operands import allocate, check_dense
-from fusecheck.backends.unfused import all_reduce, check
+from fusecheck.backends.unfused import all_reduce, check, in_switch
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
@@ -48,9 +49,10 @@ class FlashInferNormBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `flashinfer-norm-quant`."""
+        """The dataflow `flashinfer-norm-quant`; where NCCL may add up in the switch, with either rounding."""
         del problem
-        return dataflow("flashinfer-norm-quant")
+        declared = dataflow("flashinfer-norm-quant")
+        return replace(declared, sum_rounding="either", reproducible=False) if in_switch() else declared
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Load the kernels; nothing else is kept.

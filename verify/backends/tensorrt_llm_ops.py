@@ -64,8 +64,8 @@ def outputs_of(returned: Sequence[Tensor], op: Operation, layout: str = "") -> R
     if "quant" in named:
         named["quant"] = named["quant"].view(torch.uint8 if op.quantiser == "nvfp4" else torch.float8_e4m3fn)
     if "scale" in named:
-        tokens = returned[expected.index("residual")].shape
-        found = quantiser(op.quantiser).layout(*tokens, QuantFlow(), layout or None)
+        tokens, hidden = returned[expected.index("residual")].shape
+        found = quantiser(op.quantiser).layout(tokens, hidden, QuantFlow(), layout or None)
         named["scale"] = named["scale"].view(torch.uint8).view(found.shape)
     return RankOutputs(**{"residual": None} | named)
 
@@ -117,7 +117,7 @@ class AllReduceKernel:
         if rank.group is None:
             raise ValueError("tensorrt_llm needs a process group of the ranks, and virtual ranks have none")
         self._rank, self._strategy = rank, strategy
-        self._group: Any = rank.group.boxed()  # type: ignore[attr-defined]
+        self._group: Any = rank.group.boxed()
         self._op = operator("allreduce_pg")
         self._table = workspace(rank) if fused else None
 

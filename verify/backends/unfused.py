@@ -8,7 +8,8 @@ activations' dtype where the dataflow `unfused` says so.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,17 @@ E4M3_MAX = 448.0
 """The largest finite E4M3 value."""
 
 DTYPES = (torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def in_switch() -> bool:
+    """Whether NCCL may add up in the switch here: there is multicast memory, and NCCL_NVLS_ENABLE is not 0."""
+    if os.environ.get("NCCL_NVLS_ENABLE") == "0" or not torch.cuda.is_available():
+        return False
+    from torch._C import _autograd, _distributed_c10d
+
+    memory: Any = getattr(_distributed_c10d, "_SymmetricMemory", None)
+    return memory is not None and bool(memory.has_multicast_support(_autograd.DeviceType.CUDA, 0))
 
 
 def all_reduce(partial: Tensor, group: ProcessGroup | None, world_size: int) -> Tensor:
@@ -96,9 +108,9 @@ class UnfusedBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `unfused`: any order over the ranks and of the squares, division by scale."""
+        """The dataflow `unfused`, any order over the ranks and division by scale; or `nccl-nvls`, see `in_switch`."""
         del problem
-        return dataflow("unfused")
+        return dataflow("nccl-nvls" if in_switch() else "unfused")
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Need nothing but the process group, or the board of virtual ranks.
