@@ -26,8 +26,8 @@ COVERED = {
     "multimem-fp32": {"trtllm-nccl", "unfused", "nccl-nvls"},
 }
 """By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order, the exact sum
-and one rounding of a float32 sum; either rounding contains both, and the emulated kernel truncates where it is declared;
-an undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm multiplies by the reciprocal
+and one rounding of a float32 sum; either rounding contains both, and where that is declared the emulator truncates; an
+undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm multiplies by the reciprocal
 of the scale, torch-symm and the separate ops divide by it, which seldom makes another code: in some of these cases it
 does."""
 

@@ -29,11 +29,6 @@ class Format:
     dtype: torch.dtype
 
     @property
-    def unit_roundoff(self) -> float:
-        """The unit roundoff, 2^-precision."""
-        return 2.0**-self.precision
-
-    @property
     def quantum(self) -> float:
         """The least subnormal."""
         return 2.0 ** (self.emin - self.precision + 1)
