@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from fusecheck.report import Interruption
+from fusecheck.interrupts import Interruption
 
 Tell = Callable[[str], None]
 """Takes one line that says what begins."""

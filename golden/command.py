@@ -13,9 +13,10 @@ from fusecheck import backends
 from fusecheck.case.run import WORKER, Caller
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.golden import check, record
+from fusecheck.interrupts import Interruption
 from fusecheck.kernel.virtual import VirtualPool
 from fusecheck.ranks import Pool, require_gpus
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir, check_place
 
 HERE = Path(__file__).parent

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fusecheck.errors import Inconclusive
 from fusecheck.formats.element import E4M3
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.interrupts import Interruption
+from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 CHUNK = 2**26

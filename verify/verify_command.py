@@ -14,6 +14,7 @@ from rich.console import Console
 from fusecheck.backends import device_of
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.interrupts import Interruption
 from fusecheck.manual import some_backend
 from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
@@ -101,16 +102,17 @@ def verify_all(
     asked = Asked(seed, cases, most_elements, division.kernel, backend)
     run, refused = asked.run()
     directory = make_run_dir("verify", _place(resume, run_dir))
-    kernel = reuse.recall(directory / "kernel", asked.arguments()) if resume else None
+    kernel = (reuse.recall(directory / "kernel", asked.arguments()) if resume else None) or {}
     reused = ["kernel"] if kernel else []
-    kernel = kernel or _ask_kernel(asked, run, directory)
     deadline = None if seconds is None else began + seconds
-    stopped = bool(kernel["summary"]["interrupted"])
-    steps = Steps(directory, console, deadline, resume=resume is not None, stopped=stopped, required=required)
-    for name, reason in refused.items():
-        steps.leave_out(name, reason, unanswered=False)
-    for step in wanted:
-        steps.take(step, division.forms.get(step.name), wanted=step.name in chosen)
+    with Interruption(raising=False) as stop:
+        steps = Steps(directory, console, deadline, stop, resume=resume is not None, required=required)
+        kernel = kernel or _ask_kernel(asked, run, directory)
+        stop.noted |= bool(kernel["summary"]["interrupted"])
+        for name, reason in refused.items():
+            steps.leave_out(name, reason, unanswered=False)
+        for step in wanted:
+            steps.take(step, division.forms.get(step.name), wanted=step.name in chosen)
     reused += steps.reused
     verdict = Verdict.worst([Verdict(kernel["verdict"]), *steps.verdicts()])
     record = write_result(

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from fusecheck.report import Interruption
+from fusecheck.interrupts import IMPORT, Interruption, Noted
 
 
 class _Thing:
@@ -18,7 +18,7 @@ class _Thing:
 def lose_a_ctrl_c() -> None:
     """Press it within the callback of a weak reference, out of which Python raises nothing."""
     thing = _Thing()
-    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    reference = weakref.ref(thing, lambda _: press())
     del thing
     assert reference() is None
 
@@ -60,5 +60,44 @@ def test_a_context_within_another_leaves_the_handler_to_it() -> None:
     with Interruption() as outer:
         with Interruption():
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        press()
     assert outer.happened
+
+
+def press() -> None:
+    """Ctrl-C, as it comes from the terminal."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_context_that_does_not_raise_notes_it_even_within_an_import_and_one_within_it_still_ends() -> None:
+    signal.signal(signal.SIGINT, Noted())
+    seen = []
+    with Interruption(raising=False) as outer:
+        exec(compile("press()", IMPORT, "exec"), {"press": press})
+        assert outer.noted
+        with Interruption() as inner:
+            press()
+            seen.append("it was not raised")
+    assert (seen, inner.happened, outer.happened) == ([], True, True)
+
+
+def test_ctrl_c_behind_a_run_does_not_keep_its_record_from_being_written() -> None:
+    handler = Noted()
+    signal.signal(signal.SIGINT, handler)
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    with Interruption():
+        pass
+    press()
+    assert handler.happened
+    with Interruption() as another:
+        press()
+    assert another.happened
+
+
+def test_ctrl_c_behind_a_run_that_broke_ends_the_program() -> None:
+    signal.signal(signal.SIGINT, Noted())
+    with pytest.raises(ValueError, match="broken"), Interruption():
+        raise ValueError("broken")
+    with pytest.raises(KeyboardInterrupt):
+        press()

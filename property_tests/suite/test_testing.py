@@ -209,7 +209,8 @@ def test_in_a_group_each_rank_gives_its_own_addend_and_gets_the_same_verdict(ran
         ("code", "NotConforming: ranks agree: quant differs between ranks"),
         ("code everywhere", r"NotConforming: quant: every rank element[3,5]"),
         ("gamma", "UsageError: gamma differs between ranks, expected the same on all of them"),
-        ("eps", "UsageError: eps, weight_bias or scale differs between ranks"),
+        ("eps", "UsageError: eps differs between ranks"),
+        ("dataflow", "UsageError: dataflow differs between ranks"),
         ("shape", "UsageError: rank 1: residual_in has shape [6, 256], expected [5, 256]"),
         ("dtype", "UsageError: rank 1: partials[0] is torch.float64, expected torch.bfloat16 or torch.float16"),
         ("output", "UsageError: rank 1 holds partials [6, 256] torch.bfloat16 and the outputs quant, residual"),
@@ -219,6 +220,10 @@ def test_what_one_rank_has_wrong_is_raised_on_every_rank_alike(ranks: Pool, spoi
     raised = said(ranks.call("judge", spoil, timeout=30))
     assert len(set(raised)) == 1
     assert raised[0].startswith(message)
+
+
+def test_in_a_group_the_ranks_exchange_what_they_hold_the_partials_and_what_they_found_and_no_more(ranks: Pool) -> None:
+    assert set(said(ranks.call("collectives", timeout=30))) == {"all_gather_object, all_gather, all_gather_object"}
 
 
 def test_in_a_group_a_wrong_declaration_fails_with_the_right_one_named(ranks: Pool) -> None:

@@ -14,6 +14,7 @@ import pytest
 from fusecheck import verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.interrupts import Interruption
 from fusecheck.parts.agenda import STEPS, Form, Step
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.property_tests.suite.command_line import run
@@ -69,7 +70,7 @@ def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     _hide(monkeypatch)
-    steps = Steps(tmp_path, console, None, required=required)
+    steps = Steps(tmp_path, console, None, Interruption(), required=required)
     latency = STEPS[-1]
     steps.take(latency, latency.quick, wanted=True)
     assert steps.verdicts() == expected

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -54,6 +57,8 @@ class TestingRank:
             arguments["gamma"] = gamma * 2
         elif spoil == "eps" and mine:
             arguments["eps"] = 1e-5
+        elif spoil == "dataflow" and mine:
+            dataflow = "trtllm-fp32"
         elif spoil == "shape" and mine:
             partial = partial[:-1]
         elif spoil == "dtype" and mine:
@@ -61,6 +66,25 @@ class TestingRank:
         elif spoil == "output" and mine:
             return self._said((residual, None, quant), partial, arguments, dataflow)
         return self._said((residual, norm, quant), partial, arguments, dataflow)
+
+    def collectives(self) -> str:
+        """The collective calls of one judgement."""
+        called: list[str] = []
+
+        def noting(name: str) -> Callable[..., Any]:
+            real = getattr(torch.distributed, name)
+
+            def call(*arguments: Any, **options: Any) -> Any:
+                called.append(name)
+                return real(*arguments, **options)
+
+            return call
+
+        with ExitStack() as stack:
+            for name in ("all_gather", "all_gather_object"):
+                stack.enter_context(mock.patch.object(torch.distributed, name, noting(name)))
+            self.judge(dataflow="trtllm-fp32")
+        return ", ".join(called)
 
     def same(self, differs: bool) -> str:
         """A tensor that is equal on all ranks, or not."""

@@ -16,7 +16,8 @@ from fusecheck.faults.catalogue import GROUPS, Fault, catalogue
 from fusecheck.faults.hunt import Budget
 from fusecheck.faults.results import Result
 from fusecheck.faults.run import FaultRun, Settings
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.interrupts import Interruption
+from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir, place
 
 console = Console()

@@ -23,9 +23,9 @@ from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
 from fusecheck.graph.config import NORM_PASS
 from fusecheck.graph.run import GraphChecker
 from fusecheck.inputs.cells import hash64
+from fusecheck.interrupts import Interruption
 from fusecheck.kernel.table import Case
 from fusecheck.ranks import Pool, values
-from fusecheck.report import Interruption
 from fusecheck.verdict import Stage
 
 WORKER = "fusecheck.faults.worker:FaultWorker"

@@ -20,7 +20,8 @@ from fusecheck.graph.question import Question, history_needed, needs_ranks
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.screen import SHOWN, GraphProgress, Replays, finding_records, replay_line, show, summarise
-from fusecheck.report import Interruption, Verdict, write_result
+from fusecheck.interrupts import Interruption
+from fusecheck.report import Verdict, write_result
 
 
 @dataclass
@@ -68,7 +69,10 @@ class Run:
                 if mine:
                     with self._checker(world_size) as checker:
                         checker.check_all(mine, lambda result: self._seen(result, progress))
-        replays = {} if stop.happened else self._replays(work)
+        replays: Replays = {}
+        if not stop.happened:
+            with Interruption():
+                replays = self._replays(work)
         verdict = self._verdict(complete=not stop.happened)
         summary = summarise(self.results, self.question, progress.seconds) | self._about(interrupted=stop.happened)
         show(self.results, summary, verdict, lambda each: replay_line(each, self.question, replays), self.console)

@@ -20,9 +20,10 @@ from fusecheck.errors import UsageError
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, FusionOp, Strategy
+from fusecheck.interrupts import Interruption
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply, require_gpus
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 PEER_RATE = 79

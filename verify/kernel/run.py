@@ -13,6 +13,7 @@ from fusecheck import backends
 from fusecheck.case.run import WORKER
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend, Support
+from fusecheck.interrupts import Interruption
 from fusecheck.journal import Journal
 from fusecheck.kernel.isolation import Isolation
 from fusecheck.kernel.plan import Plan
@@ -23,7 +24,6 @@ from fusecheck.kernel.turn import Budget, Conditions, Turn
 from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
 from fusecheck.problem import Problem
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
-from fusecheck.report import Interruption
 
 SAMPLES = 64
 """Cases that a kernel may refuse until it is said to refuse all."""

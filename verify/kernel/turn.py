@@ -13,6 +13,7 @@ from fusecheck.case.question import Question
 from fusecheck.case.run import Outcome, explain, request, run_case
 from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Support
+from fusecheck.interrupts import Interruption
 from fusecheck.journal import Journal
 from fusecheck.kernel.isolation import Isolation, Restartable
 from fusecheck.kernel.plan import Plan
@@ -20,7 +21,6 @@ from fusecheck.kernel.report import KernelReport, Subject
 from fusecheck.kernel.shares import Share
 from fusecheck.kernel.table import Case, Cell
 from fusecheck.problem import Problem
-from fusecheck.report import Interruption
 from fusecheck.verdict import Stage
 
 MOST_FINDINGS = 50

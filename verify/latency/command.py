@@ -16,11 +16,12 @@ from rich.table import Table
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.models import model as model_named
 from fusecheck.interface import STATIC_OPS, FusionOp
+from fusecheck.interrupts import Interruption
 from fusecheck.latency import analysis
 from fusecheck.latency.analysis import Site, Timing
 from fusecheck.latency.plot import draw
 from fusecheck.ranks import Pool, require_gpus
-from fusecheck.report import Interruption, Verdict, make_run_dir, write_result
+from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 from fusecheck.report.result import write_aside
 

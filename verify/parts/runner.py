@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from fusecheck.errors import UsageError
+from fusecheck.interrupts import Interruption
 from fusecheck.parts.agenda import Form, Step
 from fusecheck.parts.reuse import keep, recall
 from fusecheck.ranks.mpi import detect
@@ -29,6 +30,9 @@ HANG_SECONDS = 1800.0
 OWN_END_SECONDS, TOLD_END_SECONDS = 3.0, 7.0
 """After Ctrl-C: a part has had the signal from the terminal too and may write what it has; then it is told again."""
 
+POLL_SECONDS = 0.5
+"""How often a part that runs is looked at, and Ctrl-C heeded."""
+
 OUTPUT = "output.txt"
 """In a part's folder: what it printed."""
 
@@ -40,8 +44,8 @@ class Steps:
         directory: of the run; each part gets a folder in it.
         console: where to say what runs.
         deadline: of all parts, on the monotonic clock; None for no budget.
+        stop: tells whether the user has had enough; in its context, which does not raise.
         resume: whether a part that passed in `directory` before, and is still valid, is not run again.
-        stopped: whether the user has already had enough.
         required: parts that have to be answered, whatever it is that keeps them.
     """
 
@@ -50,13 +54,13 @@ class Steps:
         directory: Path,
         console: Console,
         deadline: float | None,
+        stop: Interruption,
         *,
         resume: bool = False,
-        stopped: bool = False,
         required: Collection[str] = (),
     ) -> None:
         self._directory, self._console, self._deadline = directory, console, deadline
-        self._resume, self._stopped = resume, stopped
+        self._resume, self._stop = resume, stop
         self._required = required
         self.done: dict[str, dict[str, Any]] = {}
         self.not_run: list[dict[str, Any]] = []
@@ -97,7 +101,7 @@ class Steps:
     def _refusal(self, step: Step, *, wanted: bool) -> Lack | None:
         if not wanted:
             return Lack("left out by --only", mendable=False)
-        if self._stopped:
+        if self._stop.noted:
             return Lack("interrupted", mendable=True)
         if detect() is not None:
             told = f"ranks of mpirun run the kernel question only; run fusecheck {step.name} by itself"
@@ -113,20 +117,18 @@ class Steps:
         self._console.print(about, highlight=False)
         with (folder / OUTPUT).open("w", encoding="utf-8") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-            try:
-                code = self._await(process, name, form, limit)
-            except KeyboardInterrupt:
-                self._stopped = True
-                code = _end(process, (OWN_END_SECONDS, None), (TOLD_END_SECONDS, signal.SIGINT))
+            code = self._await(process, name, form, limit)
         self._collect(name, form, folder, code, limit)
 
     def _await(self, process: subprocess.Popen[bytes], name: str, form: Form, limit: float) -> int | None:
-        """The exit code, or None when its time was up."""
+        """The exit code, or None when its time was up; after Ctrl-C it may write what it has."""
         began = time.monotonic()
         with self._console.status(name) as status:
             while (passed := time.monotonic() - began) < limit:
+                if self._stop.noted:
+                    return _end(process, (OWN_END_SECONDS, None), (TOLD_END_SECONDS, signal.SIGINT))
                 with suppress(subprocess.TimeoutExpired):
-                    return process.wait(timeout=min(1.0, limit - passed))
+                    return process.wait(timeout=min(POLL_SECONDS, limit - passed))
                 remaining = f"about {form.seconds - passed:.0f} s left" if passed < form.seconds else "nearly done"
                 status.update(f"{name}: {passed:.0f} s, {remaining}")
         _end(process)
@@ -136,10 +138,10 @@ class Steps:
         with suppress(UsageError):
             record = read_run(folder)
             self.done[name] = record
-            if code in (0, 1) and not self._stopped:
+            if code in (0, 1) and not self._stop.noted:
                 keep(folder, (name, *form.arguments))
             return
-        if self._stopped:
+        if self._stop.noted:
             reason = "interrupted"
         elif code is None:
             reason = f"not done after {limit:.0f} s and stopped; give more --budget, or none"
@@ -183,6 +185,6 @@ def _end(process: subprocess.Popen[bytes], *gentle: tuple[float, signal.Signals 
     for seconds, number in (*gentle, (5.0, signal.SIGTERM), (5.0, signal.SIGKILL)):
         if number is not None:
             process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=seconds)
     return None

@@ -1,6 +1,5 @@
 """What a run leaves behind: its verdict, `result.json`, JUnit, a page, and the environment it ran in."""
 
-from fusecheck.report.interruption import Interruption
 from fusecheck.report.result import Verdict, environment, make_run_dir, write_markdown, write_result
 
-__all__ = ["Interruption", "Verdict", "environment", "make_run_dir", "write_markdown", "write_result"]
+__all__ = ["Verdict", "environment", "make_run_dir", "write_markdown", "write_result"]

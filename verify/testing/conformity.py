@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fusecheck.dataflow import DATAFLOWS, Dataflow
-from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.testing import judging
 from fusecheck.testing.call import Call, check
-from fusecheck.testing.ranks import Ranks
+from fusecheck.testing.ranks import Ranks, unequal
+from fusecheck.testing.told import Told, check_alike
 from fusecheck.verdict import Stage, Tally
 
 if TYPE_CHECKING:
@@ -131,15 +131,22 @@ def conforms(
     outputs = {name: tensor for name, tensor in given.items() if tensor is not None}
     own = [partials] if isinstance(partials, Tensor) else list(partials)
 
-    def checked() -> tuple[Call, Dataflow | None]:
-        call = Call(tuple(own), residual_in, gamma, scale, eps, weight_bias, outputs, quantiser, layout)
-        check(call)
-        return call.detached(), None if dataflow is None else judging.named(dataflow)
+    call = Call(tuple(own), residual_in, gamma, scale, eps, weight_bias, outputs, quantiser, layout)
+    if group is None:
+        return conformity_of(call, dataflow)
 
-    call, declared = ranks.alike(checked)
-    if group is not None:
-        call = _gathered(call, ranks)
-    return _judge(call, ranks, declared)
+    declared = None
+
+    def told() -> Told:
+        nonlocal declared
+        check(call)
+        declared = None if dataflow is None else judging.named(dataflow)
+        return Told.of(call, declared)
+
+    everyones = ranks.alike(told)
+    check_alike(everyones)
+    call = replace(call.detached(), partials=tuple(ranks.gather(call.partials[0].detach())))
+    return _judge(call, ranks, declared, unequal([each.outputs for each in everyones]))
 
 
 def assert_conforms(*outputs: Tensor | None, **arguments: Any) -> Conformity:
@@ -170,40 +177,10 @@ def conformity_of(call: Call, dataflow: str | Dataflow | None) -> Conformity:
     return _judge(call.detached(), Ranks(None), None if dataflow is None else judging.named(dataflow))
 
 
-def _gathered(call: Call, ranks: Ranks) -> Call:
-    """The call with every rank's addend, once the ranks have shown that they hold the same operands.
-
-    Raises:
-        UsageError: they do not; on every rank.
-    """
-    shapes = ranks.exchange((call.shape, str(call.partials[0].dtype), len(call.partials), sorted(call.outputs)))
-    for rank, each in enumerate(shapes):
-        if each != shapes[0]:
-            raise UsageError(f"rank {rank} holds {_told(each)}, expected {_told(shapes[0])}, as rank 0")
-    if len(call.partials) != 1:
-        raise UsageError(f"partials holds {len(call.partials)} tensors beside group=, expected this rank's own one")
-    operands = {"residual_in": call.residual_in, "gamma": call.gamma}
-    if isinstance(call.scale, Tensor):
-        operands["scale"] = call.scale
-    scalars = ranks.exchange((call.eps, call.weight_bias, float(call.scale) if call.scale is not None else None))
-    unequal = ranks.differing({name: tensor for name, tensor in operands.items() if tensor is not None})
-    if not unequal and any(each != scalars[0] for each in scalars):
-        unequal = ["eps, weight_bias or scale"]
-    if unequal:
-        raise UsageError(f"{unequal[0]} differs between ranks, expected the same on all of them")
-    return replace(call, partials=tuple(ranks.gather(call.partials[0])))
-
-
-def _told(signature: tuple[tuple[int, int], str, int, list[str]]) -> str:
-    shape, dtype, _, outputs = signature
-    return f"partials {list(shape)} {dtype} and the outputs {', '.join(outputs)}"
-
-
-def _judge(call: Call, ranks: Ranks, declared: Dataflow | None) -> Conformity:
-    """Judge this rank's outputs and merge what all ranks found."""
-    unequal = ranks.differing(call.outputs)
+def _judge(call: Call, ranks: Ranks, declared: Dataflow | None, differing: Sequence[str] = ()) -> Conformity:
+    """Judge this rank's outputs and merge what all ranks found; `differing` names outputs that differ between ranks."""
     # Where the ranks hold the same bits, each judges its share of the rows for all.
-    rows = range(call.shape[0]) if unequal else ranks.share(call.shape[0])
+    rows = range(call.shape[0]) if differing else ranks.share(call.shape[0])
     if declared is None and ranks.count == 1:
         for flow, found in judging.explanations(call, rows):
             return Conformity(flow.name, partial(judging.explaining, call, rows), found)
@@ -217,12 +194,12 @@ def _judge(call: Call, ranks: Ranks, declared: Dataflow | None) -> Conformity:
     if not searched and any(judging.outside(each) for each in everyones):
         explained = _common(ranks, judging.explaining(call, rows))
     merged = {tally.stage: Tally(tally.stage) for each in everyones for tally in each}
-    findings = [f"{Stage.AGREE.value}: {name} differs between ranks" for name in unequal]
+    findings = [f"{Stage.AGREE.value}: {name} differs between ranks" for name in differing]
     for stage, whole in merged.items():
         for rank, tally in ((rank, tally) for rank, each in enumerate(everyones) for tally in each):
             if tally.stage is stage:
                 whole.add(tally)
-                findings += [_line(tally, _who(rank, ranks.count, unequal))] if tally.outside else []
+                findings += [_line(tally, _who(rank, ranks.count, differing))] if tally.outside else []
     return Conformity(declared.name, partial(list, explained), list(merged.values()), findings)
 
 
@@ -231,10 +208,10 @@ def _common(ranks: Ranks, mine: list[str]) -> list[str]:
     return [name for name in everyones[0] if all(name in each for each in everyones)]
 
 
-def _who(rank: int, count: int, unequal: list[str]) -> str:
+def _who(rank: int, count: int, differing: Sequence[str]) -> str:
     if count == 1:
         return ""
-    return f"rank {rank} " if unequal else "every rank "
+    return f"rank {rank} " if differing else "every rank "
 
 
 def _line(tally: Tally, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -46,22 +46,23 @@ class Ranks:
         torch.distributed.all_gather_object(everyones, mine, group=self.group)
         return [each for each in everyones if each is not None]
 
-    def alike(self, act: Callable[[], T]) -> T:
-        """Do something that may be refused; where one rank refuses, all raise the same.
+    def alike(self, act: Callable[[], T]) -> list[T]:
+        """Do something that may be refused, and get what every rank made of it; where one refuses, all raise the same.
 
         Raises:
             UsageError: the first rank's that refused.
         """
-        value, refused = None, ""
+        made, refused = None, ""
         try:
-            value = act()
+            made = act()
         except UsageError as error:
             refused = str(error)
-        for rank, message in enumerate(self.exchange(refused)):
-            if message:
+        everyones: list[T] = []
+        for rank, (message, theirs) in enumerate(self.exchange((refused, made))):
+            if theirs is None:
                 raise UsageError(f"rank {rank}: {message}" if self.count > 1 else message)
-        assert value is not None
-        return value
+            everyones.append(theirs)
+        return everyones
 
     def gather(self, mine: Tensor) -> list[Tensor]:
         """Every rank's tensor of this shape and dtype, in rank order; a collective call."""
@@ -78,10 +79,17 @@ class Ranks:
 
     def differing(self, tensors: dict[str, Tensor]) -> list[str]:
         """The names of tensors whose bits are not the same on all ranks; a collective call."""
-        if self.count == 1:
-            return []
-        everyones = self.exchange({name: digest_of(tensor) for name, tensor in tensors.items()})
-        return [name for name in tensors if any(each.get(name) != everyones[0].get(name) for each in everyones)]
+        return [] if self.count == 1 else unequal(self.exchange(digests(tensors)))
+
+
+def digests(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """A digest of each tensor's bits."""
+    return {name: digest_of(tensor) for name, tensor in tensors.items()}
+
+
+def unequal(everyones: Sequence[Mapping[str, object]]) -> list[str]:
+    """The names, in the first rank's order, under which not all ranks hold the same."""
+    return [name for name, value in everyones[0].items() if any(each.get(name) != value for each in everyones)]
 
 
 def digest_of(tensor: Tensor) -> int:
