@@ -13,20 +13,22 @@ from fusecheck.ranks import Pool, values
 
 WORLD_SIZE = 4
 
+ANY_NATIVE = {"trtllm-nccl", "nccl-nvls", "multimem-bf16"}
 COVERED = {
     "trtllm": {"trtllm-nccl"},
-    "trtllm-fp32": {"trtllm-nccl"},
+    "trtllm-fp32": {"trtllm-nccl", "flashinfer-cutedsl", "flashinfer-mnnvl-chunked"},
     "flashinfer-fp32": {"flashinfer-mnnvl-twoshot", "flashinfer-mnnvl-chunked"},
     "flashinfer-mnnvl-twoshot": {"flashinfer-fp32", "flashinfer-mnnvl-chunked"},
-    "flashinfer-cutedsl": {"trtllm-nccl"},
-    "torch-symm": {"trtllm-nccl", "unfused", "nccl-nvls"},
-    "unfused": {"trtllm-nccl", "nccl-nvls"},
+    "flashinfer-cutedsl": {"trtllm-nccl", "flashinfer-mnnvl-chunked"},
+    "torch-symm": {"unfused", *ANY_NATIVE},
+    "unfused": ANY_NATIVE,
     "nccl-nvls": {"trtllm-nccl", "multimem-bf16"},
     "multimem-bf16": {"trtllm-nccl", "nccl-nvls"},
-    "multimem-fp32": {"trtllm-nccl", "unfused", "nccl-nvls"},
+    "multimem-fp32": {"unfused", "flashinfer-mnnvl-chunked", *ANY_NATIVE},
 }
 """By kernel: the other dataflows whose licences contain it. Native sums in any order contain rank order, the exact sum
-and one rounding of a float32 sum; either rounding contains both, and where that is declared the emulator truncates; an
+and one rounding of a float32 sum, and of four ranks, toward zero, those to nearest; float32 sums in any order contain
+rank order and the exact sum; either rounding contains both, and where that is declared the emulator truncates; an
 undeclared scaling contains both; the two of FlashInfer are the same arithmetic; trtllm multiplies by the reciprocal
 of the scale, torch-symm and the separate ops divide by it, which seldom makes another code: in some of these cases it
 does."""
