@@ -1,7 +1,8 @@
-"""`fusecheck accuracy calibrate`: a bf16 checkpoint as an FP8 one with static scales, in ModelOpt's form.
+"""`fusecheck accuracy calibrate`: a bf16 checkpoint as an FP8 one.
 
-Activation scales are the largest magnitude that each linear reads over given prompts, divided by 448; weight scales the
-same of the weight. The prompts run through the model in float32 with FP8 off.
+Scales of weights are the largest magnitude of what shares one, divided by 448. Static scales of activations are the
+same of what each linear reads over given prompts, which run through the model in float32 with FP8 off. The other forms
+need no prompts: their activations get scales as they arise.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fusecheck.backends.unfused import E4M3_MAX, quantise
+from fusecheck.backends.unfused import E4M3_MAX
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.config import read_json
 from fusecheck.eval.data import EMBEDDED, read_rows
 from fusecheck.eval.engine import Row
-from fusecheck.eval.gguf_import import require_empty
+from fusecheck.eval.gguf_import import require_empty, write_json
 from fusecheck.eval.linear import Linear
 from fusecheck.eval.llama import Llama
 from fusecheck.eval.paths import Feed, OraclePath
+from fusecheck.eval.quantise_weights import quantise_weight, quantization_config, scale_name
+from fusecheck.eval.recipe import FORMS, Form
 from fusecheck.eval.tokens import Tokens
 from fusecheck.interface import Rank
 
@@ -118,7 +123,7 @@ def _text(path: Path, number: int, line: str) -> str:
 def calibrate(
     source: Path, out: Path, prompts: Sequence[str], *, device: str = "cpu", tell: Callable[[str], None] | None = None
 ) -> dict[str, float]:
-    """Write the FP8 checkpoint of `source` into `out`.
+    """Write the FP8 checkpoint of `source` with static scales into `out`, in ModelOpt's form.
 
     Args:
         source: a bf16 or fp16 checkpoint folder with its tokenizer.
@@ -133,25 +138,42 @@ def calibrate(
     Raises:
         UsageError: a broken or quantised checkpoint, no prompt, a linear that reads nothing but zeros or NaN.
     """
-    require_empty(out)
     tell = tell or (lambda _: None)
-    with Checkpoint(source) as checkpoint:
-        if checkpoint.recipe is not None:
-            raise UsageError(f"{source}: is quantised already, expected bf16 or fp16 weights")
-        checkpoint.check()
+    with _open_plain(source, out) as checkpoint:
         rows = [ids[:LONGEST] for ids in Tokens(source, checkpoint.shape).encode_all(prompts) if len(ids)]
         if not rows:
             raise UsageError("no prompt has a token; give texts that are not empty")
         tell(f"reading {len(rows)} prompts, {sum(map(len, rows)):,} tokens")
         scales = activation_scales(checkpoint, rows, torch.device(device))
         tell("quantising")
-        tensors = dict(_quantised(checkpoint, scales))
-        plain = [name for name in checkpoint.names() if name not in tensors]
-        tensors |= {name: checkpoint.whole(name) for name in plain}
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        inputs = {f"{name}.input_scale": torch.tensor(value) for name, value in scales.items()}
+        _write_tensors(checkpoint, FORMS["static"], inputs, out)
     _write_configs(source, out)
     return scales
+
+
+def quantise_checkpoint(source: Path, out: Path, form: Form, tell: Callable[[str], None] | None = None) -> int:
+    """Write the FP8 checkpoint of `source` in a form whose activations need no calibration; returns its linears.
+
+    Raises:
+        UsageError: a broken or quantised checkpoint, or a size that the form's groups do not divide.
+    """
+    with _open_plain(source, out) as checkpoint:
+        checkpoint.require_form(form)
+        (tell or (lambda _: None))("quantising")
+        count = _write_tensors(checkpoint, form, {}, out)
+    _write_configs(source, out, quantization_config(form))
+    return count
+
+
+def _open_plain(source: Path, out: Path) -> Checkpoint:
+    """A whole checkpoint that is not quantised."""
+    require_empty(out)
+    checkpoint = Checkpoint(source)
+    if checkpoint.recipe is not None:
+        raise UsageError(f"{source}: is quantised already, expected bf16 or fp16 weights")
+    checkpoint.check()
+    return checkpoint
 
 
 def activation_scales(checkpoint: Checkpoint, rows: Sequence[Row], device: torch.device) -> dict[str, float]:
@@ -174,22 +196,33 @@ def activation_scales(checkpoint: Checkpoint, rows: Sequence[Row], device: torch
     return found
 
 
-def _quantised(checkpoint: Checkpoint, scales: dict[str, float]) -> Iterable[tuple[str, Tensor]]:
+def _write_tensors(checkpoint: Checkpoint, form: Form, scales: dict[str, Tensor], out: Path) -> int:
+    """Write the weights as codes with their scales, these scales of activations, and all else as it is."""
+    tensors, count = dict(scales), 0
     for module, outputs, inputs in checkpoint.linears():
         weight = checkpoint.tensor(f"{module}.weight", (outputs, inputs)).float()
-        scale = weight.abs().amax() / E4M3_MAX
-        yield f"{module}.weight", quantise(weight, scale)
-        yield f"{module}.weight_scale", scale.reshape(())
-        yield f"{module}.input_scale", torch.tensor(scales[module], dtype=torch.float32)
+        codes, scale = quantise_weight(weight, form)
+        tensors[f"{module}.weight"] = codes
+        tensors[f"{module}.{scale_name(form)}"] = scale.reshape(()) if form.weights == "tensor" else scale
+        count += 1
+    tensors |= {name: checkpoint.whole(name) for name in checkpoint.names() if name not in tensors}
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return count
 
 
-def _write_configs(source: Path, out: Path) -> None:
+def _write_configs(source: Path, out: Path, recipe: dict[str, Any] | None = None) -> None:
+    """Write config.json with the recipe, or ModelOpt's file of static scales beside it, and copy the rest."""
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
-    shutil.copyfile(source / "config.json", out / "config.json")
-    recipe = {
-        "producer": {"name": "fusecheck accuracy calibrate"},
-        "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]},
-    }
-    (out / "hf_quant_config.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    config = read_json(source / "config.json")
+    if recipe is None:
+        beside = {
+            "producer": {"name": "fusecheck accuracy calibrate"},
+            "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]},
+        }
+        write_json(out / "hf_quant_config.json", beside)
+    else:
+        config |= {"quantization_config": recipe}
+    write_json(out / "config.json", config)

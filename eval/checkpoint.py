@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusecheck.errors import UsageError
-from fusecheck.eval.config import Recipe, Shape, read_json, read_recipe, read_shape
+from fusecheck.eval.config import Shape, read_json, read_shape
+from fusecheck.eval.recipe import Form, Recipe, read_recipe
+from fusecheck.quantisers.group_fp8 import GROUP
 
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Linears that are split by output rows; the other two, o_proj and down_proj, by input columns."""
@@ -27,13 +28,16 @@ class LinearWeights:
 
     Attributes:
         weight: [out, in]; float8_e4m3fn codes, or the checkpoint's own dtype where it is not quantised.
-        weight_scale: dequantisation scale of the codes; None where there are none.
-        input_scale: dequantisation scale of the activations; None likewise.
+        form: how it is quantised; None where it is not.
+        weight_scale: dequantisation scales of the codes, float32, [1, 1], [out, 1], or [out / 128, in / 128] with the
+            last of each side cut short; None where there are no codes.
+        input_scale: dequantisation scale of the activations; None where they have scales of their own, or no codes.
         bias: [out] or None.
     """
 
     weight: Tensor
-    weight_scale: float | None = None
+    form: Form | None = None
+    weight_scale: Tensor | None = None
     input_scale: float | None = None
     bias: Tensor | None = None
 
@@ -136,27 +140,47 @@ class Checkpoint:
         cut: Tensor = source[window] if split == 0 else source[:, window]
         return cut.contiguous()
 
-    def scale(self, name: str) -> float:
-        """Read a per-tensor scale.
+    def input_scale(self, module: str) -> float:
+        """Read a linear's static scale of activations.
 
         Raises:
             UsageError: it is missing, not a single float, zero, negative, NaN or infinite.
         """
+        return float(self._scales(f"{module}.input_scale", (1, 1)))
+
+    def weight_scale(self, module: str, outputs: int, inputs: int) -> Tensor:
+        """Read the scales of a whole linear's weight, float32, of the shape that the recipe's form gives them.
+
+        Raises:
+            UsageError: they are missing, of another shape, no floats, or not all positive and finite.
+        """
+        assert self.recipe is not None
+        return self._scales(f"{module}.{self.recipe.weight_scale}", self.recipe.form.scale_shape(outputs, inputs))
+
+    def _scales(self, name: str, shape: tuple[int, int]) -> Tensor:
         if name not in self._where:
             raise UsageError(
                 f"{self.folder}: has no {name}; every quantised linear needs one, calibrate and export again"
             )
         value: Tensor = self._file(self._where[name]).get_tensor(name)
-        if value.numel() != 1 or value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            got = f"{value.dtype} {list(value.shape)}"
+        # One a tensor is written as [] or [1], one a channel as [out] or [out, 1].
+        alike = {shape, shape[:1]} | ({()} if shape == (1, 1) else set())
+        if tuple(value.shape) not in alike or value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            wanted = "one float32, bfloat16 or float16 a tensor" if shape == (1, 1) else f"float32 {list(shape)}"
             raise UsageError(
-                f"{name} is {got}, expected one float32, bfloat16 or float16 a tensor; scales a channel, a group or a "
-                "token are not computed here"
+                f"{name} is {value.dtype} {list(value.shape)}, expected {wanted}, as the configuration says"
             )
-        scale = value.item()
-        if not (math.isfinite(scale) and scale > 0):
-            raise UsageError(f"{name} is {scale}, expected a positive finite number; calibrate and export again")
-        return scale
+        scales = value.float().reshape(shape)
+        wrong = scales[~(scales.isfinite() & (scales > 0))]
+        if len(wrong):
+            raise UsageError(
+                f"{name} is {wrong[0].item()}, expected a positive finite number; calibrate and export again"
+            )
+        return scales
+
+    def form(self, module: str) -> Form | None:
+        """How a linear is quantised; None where it is not."""
+        return self.recipe.form if self.recipe is not None and self.recipe.covers(module) else None
 
     def linear(self, module: str, outputs: int, inputs: int, part: tuple[int, int] = (0, 1)) -> LinearWeights:
         """Read one rank's share of a linear of a checked checkpoint; `module` is its name without `.weight`.
@@ -165,13 +189,49 @@ class Checkpoint:
             UsageError: a missing or misshapen tensor, or a broken scale.
         """
         column = module.rsplit(".", 1)[-1] in COLUMN
-        weight = self.tensor(f"{module}.weight", (outputs, inputs), split=0 if column else 1, part=part)
+        split = 0 if column else 1
+        weight = self.tensor(f"{module}.weight", (outputs, inputs), split=split, part=part)
         bias = None
         if column and self.has(f"{module}.bias"):
             bias = self.tensor(f"{module}.bias", (outputs,), split=0, part=part)
-        if self.recipe is None or not self.recipe.covers(module):
+        form = self.form(module)
+        if form is None:
             return LinearWeights(weight, bias=bias)
-        return LinearWeights(weight, self.scale(f"{module}.weight_scale"), self.scale(f"{module}.input_scale"), bias)
+        scales = self.weight_scale(module, outputs, inputs)
+        if part[1] > 1 and scales.shape[split] > 1:
+            scales = scales.chunk(part[1], split)[part[0]].contiguous()
+        return LinearWeights(weight, form, scales, self.input_scale(module) if form.static else None, bias)
+
+    def require_divisible(self, world_size: int) -> None:
+        """Refuse a tensor-parallel size that would cut a head, or a group or block that shares a scale.
+
+        Raises:
+            UsageError: what does not divide.
+        """
+        self.shape.require_divisible(world_size)
+        if self.recipe is not None:
+            self.require_form(self.recipe.form, world_size)
+
+    def require_form(self, form: Form, world_size: int = 1) -> None:
+        """Refuse a form whose groups or blocks do not divide a rank's share of the linears.
+
+        Raises:
+            UsageError: the first linear that they do not divide.
+        """
+        for module, outputs, inputs in self.linears() if form.weights == "block" else ():
+            if self.recipe is not None and not self.recipe.covers(module):
+                continue
+            column = module.rsplit(".", 1)[-1] in COLUMN
+            sides = {"inputs": (inputs, 1 if column else world_size)}
+            if column and world_size > 1:  # a whole weight may end within a block
+                sides["outputs"] = outputs, world_size
+            for side, (size, ranks) in sides.items():
+                if size // ranks % GROUP:
+                    remedy = "a smaller --tp" if size % GROUP == 0 else "another form of the checkpoint"
+                    raise UsageError(
+                        f"{module}: {size // ranks} {side} on each of {ranks} ranks, expected a multiple of the "
+                        f"{GROUP} that share a scale; use {remedy}"
+                    )
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
         """Yield name, outputs and inputs of every linear of the decoder."""
@@ -212,15 +272,16 @@ class Checkpoint:
         for module, outputs, inputs in self.linears():
             source = self._of_shape(f"{module}.weight", (outputs, inputs))
             self._check_bias(module)
-            covered = self.recipe is not None and self.recipe.covers(module)
-            if covered != (source.get_dtype() == "F8_E4M3"):
-                expected = "E4M3 codes" if covered else "no FP8"
+            form = self.form(module)
+            if (form is not None) != (source.get_dtype() == "F8_E4M3"):
+                expected = "E4M3 codes" if form is not None else "no FP8"
                 raise UsageError(
                     f"{module}.weight is {source.get_dtype()}, but the configuration says {expected}; export it again"
                 )
-            if covered:
-                self.scale(f"{module}.weight_scale")
-                self.scale(f"{module}.input_scale")
+            if form is not None:
+                self.weight_scale(module, outputs, inputs)
+            if form is not None and form.static:
+                self.input_scale(module)
         for name, shape in self._plain():
             self._of_shape(name, shape)
 

@@ -91,6 +91,12 @@ def accuracy(
         bool, typer.Option("--operating-characteristics", help="Simulate the gate and print how it does.")
     ] = False,
     simulations: Annotated[int, typer.Option("--simulations", min=100, help="Simulated runs a cell.")] = 20000,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise", help="With --operating-characteristics: a finished run, from whose two unfused arms to simulate."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Order of --sequential; simulations.")] = 0,
     expected_flips: Annotated[
         float | None, typer.Option("--expect-flips", min=0.01, max=100, help="Flips in percent, for --plan.")
@@ -109,6 +115,8 @@ def accuracy(
         return
     if sum((plan, sequential, aa, operating)) > 1:
         raise UsageError("--plan, --sequential, --aa, --operating-characteristics: give one of them")
+    if noise is not None and not operating:
+        raise UsageError("--noise: goes with --operating-characteristics, or with `fusecheck accuracy compare`")
     settings = read_settings(shared.margins, quick=quick)
     names = read_tasks(tasks) or list(QUICK_TASKS if quick else GOLDEN_TASKS)
     require_margins(names, settings)
@@ -117,6 +125,11 @@ def accuracy(
 
         share = None if expected_flips is None else expected_flips / 100
         print_block(plan_block(names, settings, limit=limit, seconds=seconds, flips=share), open_console(), full=True)
+        return
+    if noise is not None:
+        from fusecheck.eval.aa import aa_block
+
+        print_block(aa_block(noise, settings, pairs=simulations, seed=seed), open_console(), full=True)
         return
     if operating:
         from fusecheck.eval.operating import operating_blocks

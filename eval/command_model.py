@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fusecheck.errors import UsageError
 from fusecheck.eval.progress import Progress
 
 
@@ -34,6 +35,15 @@ def calibrate_checkpoint(
     source: Annotated[Path, typer.Argument(help="A bf16 or fp16 checkpoint folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     *,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--form",
+            help="static: a scale a tensor (ModelOpt). dynamic: a scale a token and a channel (compressed-tensors). "
+            "group: a scale for 128 activations and for 128 x 128 weights (DeepSeek). group-ue8m0: the same, powers "
+            "of two.",
+        ),
+    ] = "static",
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", help="A text a line, or JSON lines; questions of MMLU and GSM8K if not given."),
@@ -41,13 +51,22 @@ def calibrate_checkpoint(
     count: Annotated[int, typer.Option("--count", min=1, help="Prompts to read.")] = 64,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Turn a bf16 checkpoint into an FP8 one: E4M3, static scales, one a tensor, in ModelOpt's form.
+    """Turn a bf16 checkpoint into an FP8 one: E4M3, in the form of published checkpoints.
 
-    The scale of activations is the largest magnitude over the prompts, divided by 448.
+    A static scale of activations is the largest magnitude over the prompts, divided by 448; the other forms read none.
     """
-    from fusecheck.eval.calibrate import calibrate, read_prompts
+    from fusecheck.eval.calibrate import calibrate, quantise_checkpoint, read_prompts
+    from fusecheck.eval.recipe import FORMS
 
-    texts = read_prompts(prompts, count)
+    if form not in FORMS:
+        raise UsageError(f"--form {form}: expected one of: {', '.join(FORMS)}")
+    if prompts is not None and not FORMS[form].static:
+        raise UsageError(f"--prompts: --form {form} reads none, its activations get scales as they arise; leave it out")
     with Progress() as progress:
-        scales = calibrate(source, out, texts, device=device, tell=progress)
-    typer.echo(f"{len(scales)} linears quantised, {len(texts)} prompts read; written to {out}")
+        if FORMS[form].static:
+            texts = read_prompts(prompts, count)
+            linears = len(calibrate(source, out, texts, device=device, tell=progress))
+            read = f"{len(texts)} prompts read; "
+        else:
+            linears, read = quantise_checkpoint(source, out, FORMS[form], progress), ""
+    typer.echo(f"{linears} linears quantised, {read}written to {out}")

@@ -1,8 +1,7 @@
-"""What a checkpoint's configuration files say: the model's shape and its FP8 recipe. Read as JSON; no code is run."""
+"""What a checkpoint's config.json says of the model's shape. Read as JSON; no code is run."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,25 +65,6 @@ class Shape:
         for name, count in counts.items():
             if count % world_size:
                 raise UsageError(f"--tp {world_size} does not divide {name}={count}; use one of {fitting}")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the linears are quantised; `excluded` holds name patterns of those that are not."""
-
-    producer: str
-    excluded: tuple[str, ...]
-
-    def covers(self, module: str) -> bool:
-        """Say whether the linear of this name (without `.weight`) holds E4M3 codes."""
-        return not any(_matches(module, pattern) for pattern in self.excluded)
-
-
-def _matches(module: str, pattern: str) -> bool:
-    if pattern.startswith("re:"):
-        # compressed-tensors' regular expressions; the forms in use are prefixes, suffixes and wildcards.
-        pattern = pattern[3:].replace(".*", "*").replace("\\.", ".").strip("^$")
-    return fnmatch.fnmatchcase(module, pattern) or module.startswith(pattern + ".") or module.endswith("." + pattern)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -195,70 +175,3 @@ def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     if any(isinstance(end, bool) or not isinstance(end, int) for end in found):
         raise UsageError(f"{folder}: eos_token_id is {found}, expected whole numbers; copy the checkpoint again")
     return tuple(dict.fromkeys(found))
-
-
-def read_recipe(folder: Path) -> Recipe | None:
-    """Read the FP8 recipe of a ModelOpt or compressed-tensors checkpoint; None for one that is not quantised.
-
-    Raises:
-        UsageError: a recipe other than E4M3 weights and activations with static per-tensor scales.
-    """
-    beside = folder / "hf_quant_config.json"
-    if beside.is_file():
-        return _modelopt(beside, read_json(beside).get("quantization") or {})
-    path = folder / "config.json"
-    inside = read_json(path).get("quantization_config")
-    if inside is None:
-        return None
-    method = _object(path, "quantization_config", inside).get("quant_method")
-    if method == "modelopt":
-        return _modelopt(path, inside)
-    if method == "compressed-tensors":
-        return _compressed(path, inside)
-    if method == "fp8":
-        return _fp8(path, inside)
-    raise UsageError(f"{path}: quant_method is {method!r}, expected modelopt, compressed-tensors or fp8")
-
-
-def _fp8(path: Path, recipe: dict[str, Any]) -> Recipe:
-    """The form of AutoFP8 and of vLLM's own `fp8`: per-tensor scales, static activations."""
-    scheme, block = recipe.get("activation_scheme"), recipe.get("weight_block_size")
-    if scheme != "static" or block is not None:
-        raise UsageError(
-            f"{path}: quant_method fp8 with activation_scheme {scheme!r} and weight_block_size {block!r}; "
-            "expected 'static' and none: one scale a tensor"
-        )
-    return Recipe("fp8", _names(path, recipe, "ignored_layers") or _names(path, recipe, "modules_to_not_convert"))
-
-
-def _modelopt(path: Path, recipe: Any) -> Recipe:
-    recipe = _object(path, "quantization", recipe)
-    if recipe.get("quant_algo") != "FP8":
-        raise UsageError(f"{path}: quant_algo is {recipe.get('quant_algo')!r}, expected 'FP8' (static, per tensor)")
-    return Recipe("modelopt", _names(path, recipe, "exclude_modules") or _names(path, recipe, "ignore"))
-
-
-def _object(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: {name} is a JSON {type(value).__name__}, expected an object; copy it again")
-    return value
-
-
-def _names(path: Path, recipe: dict[str, Any], field: str) -> tuple[str, ...]:
-    names = recipe.get(field) or []
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UsageError(f"{path}: {field} is {names!r}, expected a list of module names")
-    return tuple(names)
-
-
-def _compressed(path: Path, recipe: dict[str, Any]) -> Recipe:
-    groups = list(_object(path, "config_groups", recipe.get("config_groups") or {}).values())
-    if len(groups) != 1:
-        raise UsageError(f"{path}: {len(groups)} config_groups, expected one for all linears")
-    for side in ("weights", "input_activations"):
-        scheme = _object(path, side, _object(path, "config_groups", groups[0]).get(side) or {})
-        got = {k: scheme.get(k) for k in ("num_bits", "type", "strategy")} | {"dynamic": bool(scheme.get("dynamic"))}
-        if got != {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}:
-            told = ", ".join(f"{k} {v}" for k, v in got.items())
-            raise UsageError(f"{path}: {side} are {told}; expected 8-bit float, strategy tensor, not dynamic")
-    return Recipe("compressed-tensors", _names(path, recipe, "ignore"))

@@ -45,11 +45,11 @@ class Projection(nn.Module):
         super().__init__()
         weights = checkpoint.linear(name, *sizes, part=(rank.index, rank.world_size))
         if weights.input_scale is None or weights.weight_scale is None or weights.bias is not None:
-            raise UsageError(f"{name}: the exported graph takes FP8 linears without bias; choose another checkpoint")
+            told = "the exported graph takes FP8 linears with one static scale a tensor and no bias"
+            raise UsageError(f"{name}: {told}; choose another checkpoint")
         self.register_buffer("weight", weights.weight.to(rank.device))
-        for part in ("input_scale", "weight_scale"):
-            value = torch.tensor(getattr(weights, part), dtype=torch.float32, device=rank.device)
-            self.register_buffer(part, value)
+        self.register_buffer("input_scale", torch.tensor(weights.input_scale, device=rank.device))
+        self.register_buffer("weight_scale", weights.weight_scale.reshape(()).to(rank.device))
         self.reduce = name.endswith(("o_proj", "down_proj"))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -123,8 +123,8 @@ def import_gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> in
     write_tokenizer(file, out, tokenizer)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     ends = end_ids(file)
-    _write_json(out / "generation_config.json", {"eos_token_id": ends, "do_sample": False})
-    _write_json(out / "config.json", {**config, "eos_token_id": ends})
+    write_json(out / "generation_config.json", {"eos_token_id": ends, "do_sample": False})
+    write_json(out / "config.json", {**config, "eos_token_id": ends})
     return len(tensors)
 
 
@@ -138,7 +138,8 @@ def require_empty(out: Path) -> None:
         raise UsageError(f"{out}: holds a checkpoint already; give a folder that is new or empty")
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as checkpoints have it, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

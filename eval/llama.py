@@ -88,7 +88,7 @@ class Llama:
             UsageError: a tensor or scale is missing or broken, or the world size does not divide the heads.
         """
         self.shape = s = checkpoint.shape
-        s.require_divisible(rank.world_size)
+        checkpoint.require_divisible(rank.world_size)
         self.rank, self.dtype = rank, DTYPES[s.dtype]
         self.embedding = checkpoint.tensor("model.embed_tokens.weight", (s.vocabulary, s.hidden)).to(rank.device)
         self.layers = [self._layer(checkpoint, i) for i in range(s.layers)]

@@ -89,6 +89,25 @@ class WorstQuestion:
 
 
 @dataclass(frozen=True)
+class TraceFound:
+    """What a trace found, in words.
+
+    Attributes:
+        headline: one sentence.
+        shown: an element of the first deviating site; empty where none deviates, or the site has no element to show.
+        sites: calls of the kernel in a forward.
+        questions: that were traced.
+        places: deviating sites in order: where, which stage, on how many questions.
+    """
+
+    headline: str
+    shown: str
+    sites: int
+    questions: int
+    places: Sequence[tuple[str, str, int]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The outcome of a comparison.
 
@@ -106,7 +125,7 @@ class Comparison:
         warnings: what a reader should know, and does not change the verdict.
         facts: what each run says of itself.
         settings: the rule.
-        trace: where the fused arm leaves what its kernel declares, in words; empty where nobody asked.
+        trace: where the fused arm leaves what its kernel declares; None where nobody asked.
         interrupted: what the run was doing when Ctrl-C ended it; empty where it came to its end.
     """
 
@@ -123,7 +142,7 @@ class Comparison:
     warnings: Sequence[str]
     facts: Mapping[str, Mapping[str, str]]
     settings: GateSettings
-    trace: str = ""
+    trace: TraceFound | None = None
     interrupted: str = ""
 
     def cut_short(self, doing: str) -> Comparison:

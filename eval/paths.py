@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.backends.unfused import rms_norm
 from fusecheck.eval.collective import sum_over_ranks
-from fusecheck.eval.linear import Linear
+from fusecheck.eval.linear import Codes, Linear
+from fusecheck.eval.recipe import Form
 from fusecheck.eval.trace_rank import WatchedKernel
-from fusecheck.interface import FusionOp, Kernel, Rank, RankInputs, Strategy
+from fusecheck.interface import Kernel, Rank, RankInputs, Strategy
+from fusecheck.operations import Collective, Operation, compose
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,11 @@ class Feed:
 
     Attributes:
         norm: [tokens, hidden], or None where every reader takes the codes.
-        codes: float8_e4m3fn [tokens, hidden], or None.
-        scale: of the codes, as a number; None without codes.
+        codes: of the normed activations, or None.
     """
 
     norm: Tensor | None
-    codes: Tensor | None = None
-    scale: float | None = None
+    codes: Codes | None = None
 
 
 Tap = Callable[[RankInputs], None]
@@ -60,18 +60,16 @@ class KernelPath:
     def start(self, x: Tensor, norm: Norm, readers: Sequence[Linear]) -> Feed:
         """Norm the embeddings [tokens, hidden]: no partial sums yet, so no kernel."""
         normed = rms_norm(x, norm.gamma, norm.eps, 0.0)
-        scale = shared_scale(readers)
-        if scale is None:
-            return Feed(normed)
-        return Feed(normed, quantise(normed, scale), readers[0].input_scale_value)
+        quantised = bool(readers) and readers[0].quantised
+        return Feed(normed, readers[0].quantise(normed) if quantised else None)
 
     def join(self, partial: Tensor, residual: Tensor, norm: Norm, readers: Sequence[Linear]) -> tuple[Feed, Tensor]:
-        """Sum the ranks' partials, add the residual, norm, and quantise for the readers that share a scale.
+        """Sum the ranks' partials, add the residual, norm, and quantise for the readers that share the first's codes.
 
         Returns:
             What the readers read, and the new residual [tokens, hidden].
         """
-        scale, op = shared_scale(readers), self.choose_op(readers)
+        scale, op = readers[0].input_scale if readers else None, self.choose_op(readers)
         if scale is None:
             scale = torch.ones(1, dtype=torch.float32, device=partial.device)
         inputs = RankInputs(partial.contiguous(), residual, norm.gamma, scale, norm.eps, 0.0)
@@ -82,10 +80,9 @@ class KernelPath:
         out = self.kernel.run(inputs, op=op, strategy=Strategy.AUTO)
         self.calls += 1
         self.rows += partial.shape[0]
-        value = readers[0].input_scale_value if op.returns_quant else None
-        return Feed(out.norm, out.quant, value), out.residual
+        return Feed(out.norm, readers[0].received(out, op) if op.returns_quant else None), out.residual
 
-    def choose_op(self, readers: Sequence[Linear]) -> FusionOp:
+    def choose_op(self, readers: Sequence[Linear]) -> Operation:
         """Say what the kernel must return for these readers."""
         return choose_op(readers)
 
@@ -94,16 +91,14 @@ class KernelPath:
         if not linear.quantised:
             assert feed.norm is not None
             return linear.from_native(feed.norm)
-        if feed.codes is not None and feed.scale == linear.input_scale_value:
+        if feed.codes is not None and feed.codes.key == linear.key:
             return linear.from_codes(feed.codes)
         assert feed.norm is not None
         return self.apply(feed.norm, linear)
 
     def apply(self, x: Tensor, linear: Linear) -> Tensor:
         """Quantise [tokens, in] where the linear wants codes, and apply it."""
-        if linear.input_scale is None:
-            return linear.from_native(x)
-        return linear.from_codes(quantise(x, linear.input_scale))
+        return linear.from_codes(linear.quantise(x)) if linear.quantised else linear.from_native(x)
 
 
 class OraclePath:
@@ -136,15 +131,15 @@ class OraclePath:
         return linear.from_wide(x)
 
 
-def shared_scale(readers: Sequence[Linear]) -> Tensor | None:
-    """Return the first reader's activation scale, float32 [1], or None where it takes no codes."""
-    return readers[0].input_scale if readers else None
-
-
-def choose_op(readers: Sequence[Linear]) -> FusionOp:
+def choose_op(readers: Sequence[Linear]) -> Operation:
     """Ask the kernel for codes where the first reader takes them, and for the norm where any reader needs it."""
-    if not readers or not readers[0].quantised:
-        return FusionOp.RESIDUAL_RMS_NORM
-    if all(reader.input_scale_value == readers[0].input_scale_value for reader in readers):
-        return FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
-    return FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+    if not readers or readers[0].form is None:
+        return Operation.RESIDUAL_RMS_NORM
+    differ = any(reader.key != readers[0].key for reader in readers)
+    return operation(readers[0].form, norm_out=differ)
+
+
+def operation(form: Form, *, norm_out: bool) -> Operation:
+    """What a kernel is asked for where activations of this form follow; with the norm beside the codes or without."""
+    name = compose(Collective.ALL_REDUCE, residual=True, quantiser=form.activations, norm_out=norm_out).name
+    return Operation.named(name)

@@ -112,7 +112,8 @@ def _oracle_clause(outcome: Comparison) -> str:
 
 def blocks(outcome: Comparison) -> list[Block]:
     """All blocks that have something to say, in reading order."""
-    found = [*_tables(outcome), _validity(outcome), *_breakdowns(outcome), _peers(outcome), _arms(outcome)]
+    found = [*_tables(outcome), _traced(outcome), _validity(outcome), *_breakdowns(outcome)]
+    found += [_peers(outcome), _arms(outcome)]
     if outcome.warnings:
         found.insert(0, Block("Warnings", notes=list(outcome.warnings)))
     return [b for b in found if b.rows or b.notes]
@@ -281,6 +282,16 @@ def _breakdowns(outcome: Comparison) -> Iterator[Block]:
                 for r in task.rows
             ],
         )
+
+
+def _traced(outcome: Comparison) -> Block:
+    if outcome.trace is None:
+        return Block("")
+    trace = outcome.trace
+    rows = [[where, stage, f"{count:,} of {trace.questions:,}"] for where, stage, count in trace.places]
+    notes = [trace.headline, *([f"at the first: {trace.shown}"] if trace.shown else [])]
+    columns = ("deviating site, of all in order", "stage", "questions traced")
+    return Block("Where the fused arm leaves what its kernel declares", columns, rows, notes, keep=8)
 
 
 def _peers(outcome: Comparison) -> Block:

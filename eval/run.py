@@ -17,15 +17,19 @@ from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import Shape
 from fusecheck.eval.engine import BATCHES, Engine, batch_plans
 from fusecheck.eval.fold import CLASSES
+from fusecheck.eval.linear import SEPARATE
 from fusecheck.eval.offline import go_offline
+from fusecheck.eval.paths import operation
 from fusecheck.eval.progress import Tell
+from fusecheck.eval.recipe import Form
 from fusecheck.eval.tasks import Prepared, prepare
 from fusecheck.eval.tokens import Tokens
-from fusecheck.interface import FusionOp
+from fusecheck.interface import Backend
 from fusecheck.kernel.run import check_device
 from fusecheck.problem import Problem
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "model"
+UNFUSED_BACKEND = "unfused"
 ARMS = (ORACLE, UNFUSED, FUSED, NOISE)
 
 
@@ -36,6 +40,7 @@ class Job:
     Attributes:
         folder: the checkpoint.
         shape: its sizes.
+        form: how its linears are quantised; None where they are not.
         tokens: its tokenizer.
         digest: of its weights.
         tp: ranks.
@@ -48,6 +53,7 @@ class Job:
 
     folder: Path
     shape: Shape
+    form: Form | None
     tokens: Tokens
     digest: str
     tp: int
@@ -63,7 +69,8 @@ class Job:
 
     def backend_of(self, arm: str) -> str:
         """The backend that an arm goes through; the oracle goes through none."""
-        return {ORACLE: "", FUSED: self.backend}.get(arm, "unfused")
+        unfused = UNFUSED_BACKEND if self.form is None or self.form.static else f"{UNFUSED_BACKEND}:{SEPARATE}"
+        return {ORACLE: "", FUSED: self.backend}.get(arm, unfused)
 
 
 def open_job(
@@ -83,19 +90,32 @@ def open_job(
         Inconclusive: there are fewer GPUs than ranks.
     """
     with Checkpoint(folder) as checkpoint:
-        shape = checkpoint.shape
-        shape.require_divisible(tp)
+        shape, form = checkpoint.shape, None if checkpoint.recipe is None else checkpoint.recipe.form
+        checkpoint.require_divisible(tp)
         checkpoint.check()
         tokens = Tokens(folder, shape)
         digest = checkpoint.digest()
-    op = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
+    op = operation(form or Form(), norm_out=True)
     problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
     fused = load_backend(backend)
     check_device(fused, device, 1 if virtual else tp)
     support = fused.supports(problem)
     if not support.ok:
         raise UsageError(f"--backend {backend} does not take this model at --tp {tp}: {support.reason}")
-    return Job(folder, shape, tokens, digest, tp, backend, device, batch, virtual, chat or PLAIN)
+    if form is not None and not form.static:
+        _require_same_scales(fused, problem, form)
+    return Job(folder, shape, form, tokens, digest, tp, backend, device, batch, virtual, chat or PLAIN)
+
+
+def _require_same_scales(fused: Backend, problem: Problem, form: Form) -> None:
+    """Refuse a kernel whose scales are of another kind than the checkpoint was made for: that is no fusion alone."""
+    rounded = fused.dataflow(problem).quant(form.activations).pow2 != "no"
+    if rounded != form.powers:
+        does, wants = ("rounds", "does not") if rounded else ("does not round", "does")
+        raise UsageError(
+            f"--backend {fused.name} {does} scales of {form.activations} to powers of two, the checkpoint {wants}; "
+            "choose another backend, or calibrate in another --form"
+        )
 
 
 def run_arms(
@@ -205,7 +225,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
     settings = {"model_args": told, "batch_size": plan.rows, "device": job.device}
     write_results(results, settings, folder, job.chat, job.folder)
     calls = sum(c["calls"] for c in counters)
-    fused = arm != ORACLE and job.backend_of(arm) != "unfused"
+    fused = arm != ORACLE and not job.backend_of(arm).startswith(UNFUSED_BACKEND)
     return ArmRecord(
         arm=arm,
         backend=job.backend_of(arm),

@@ -17,7 +17,7 @@ from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
 from fusecheck.eval.chat import PLAIN, Chat
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
-from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.outcome import Comparison, Options, TraceFound
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.report_blocks import interruption
 from fusecheck.eval.report_files import findings, summary, to_json, to_junit
@@ -105,8 +105,8 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
     return outcome
 
 
-def _trace(arguments: RunArguments, outcome: Comparison, runs: dict[str, Run], folder: Path, tell: Tell) -> str:
-    """Trace the questions that flipped; what to print of it."""
+def _trace(arguments: RunArguments, outcome: Comparison, runs: dict[str, Run], folder: Path, tell: Tell) -> TraceFound:
+    """Trace the questions that flipped."""
     from fusecheck.eval.run import GOLDEN, open_job
     from fusecheck.eval.trace import change_of, choose, prompts, trace, write_trace
 
@@ -170,8 +170,10 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
             write_aside(path, text)
     # Last: a reader that closes the pipe ends the program here.
     print_comparison(outcome, console, full=full)
-    if outcome.trace:
-        console.print(Text(outcome.trace), soft_wrap=True)
+    if outcome.trace is not None:
+        from fusecheck.eval.trace import in_lines
+
+        console.print(Text(in_lines(outcome.trace)), soft_wrap=True)
     console.print(Text(f"written to {folder}"), soft_wrap=True)
     return outcome.verdict.exit_code
 

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends import backend
-from fusecheck.backends.unfused import quantise
-from fusecheck.dataflow import Dataflow
+from fusecheck.backends.unfused import quantise, rms_norm
+from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
 from fusecheck.eval.paths import Feed, KernelPath, choose_op
-from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.eval.stored_scales import read_scales, store_scales
+from fusecheck.interface import Backend, Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.problem import Problem
+from fusecheck.quantisers.group_fp8 import group_fp8
 
 
 class Spoiled:
@@ -34,6 +37,8 @@ class Spoiled:
 
     title = "a wrapper that changes nothing"
     right = True
+    quantisers: tuple[str, ...] = ()
+    """Where it shows; empty: with every one."""
 
     def __init__(self, kernel: Kernel, rank: Rank) -> None:
         self._kernel, self._rank = kernel, rank
@@ -42,14 +47,14 @@ class Spoiled:
         """What the right kernel gets."""
         return inputs
 
-    def after(self, outputs: RankOutputs, inputs: RankInputs) -> RankOutputs:
+    def after(self, outputs: RankOutputs, inputs: RankInputs, op: Operation) -> RankOutputs:
         """What comes of its outputs; `inputs` are the caller's."""
-        del inputs
+        del inputs, op
         return outputs
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the right kernel between the two."""
-        return self.after(self._kernel.run(self.before(inputs), op=op, strategy=strategy), inputs)
+        return self.after(self._kernel.run(self.before(inputs), op=op, strategy=strategy), inputs, op)
 
     def close(self) -> None:
         """Close the right kernel."""
@@ -62,7 +67,7 @@ class RowIn32(Spoiled):
     title = "1 row in 32 with another scale"
     right = False
 
-    def after(self, outputs: RankOutputs, inputs: RankInputs) -> RankOutputs:
+    def after(self, outputs: RankOutputs, inputs: RankInputs, op: Operation) -> RankOutputs:
         """Quantise these rows again."""
         if outputs.quant is None:
             return outputs
@@ -76,6 +81,7 @@ class ScaleTimes2(Spoiled):
 
     title = "scale times 2"
     right = False
+    quantisers = (GIVEN_SCALE,)
 
     def before(self, inputs: RankInputs) -> RankInputs:
         """Give twice the scale."""
@@ -87,10 +93,66 @@ class ScaleToPowerOfTwo(Spoiled):
 
     title = "scale rounded down to a power of two"
     right = False
+    quantisers = (GIVEN_SCALE,)
 
     def before(self, inputs: RankInputs) -> RankInputs:
         """Round the scale."""
         return replace(inputs, scale=torch.exp2(torch.floor(torch.log2(inputs.scale))))
+
+
+class _StoredScales(Spoiled):
+    """The scales that the kernel made are stored in the wrong place."""
+
+    right = False
+
+    def moved(self, scales: Tensor) -> Tensor:
+        """The scales as they are stored, [tokens, groups]."""
+        return scales
+
+    def after(self, outputs: RankOutputs, inputs: RankInputs, op: Operation) -> RankOutputs:
+        """Store them anew."""
+        if outputs.scale is None:
+            return outputs
+        moved = self.moved(read_scales(op, outputs))
+        return replace(outputs, scale=store_scales(op, moved, outputs.residual.shape[1]))
+
+
+class TokenNeighbour(_StoredScales):
+    """Each row stores the scale of the row before it."""
+
+    title = "each token's scale is its neighbour's"
+    quantisers = ("dynamic-fp8",)
+
+    def moved(self, scales: Tensor) -> Tensor:
+        """Move by a row."""
+        return scales.roll(1, 0)
+
+
+class GroupShifted(_StoredScales):
+    """Each group stores the scale of the one before it."""
+
+    title = "scales shifted by one group"
+    quantisers = ("group-fp8", "group-fp8-packed")
+
+    def moved(self, scales: Tensor) -> Tensor:
+        """Move by a group."""
+        return scales.roll(1, 1)
+
+
+class PowersLate(Spoiled):
+    """The codes are made with the scale before it is rounded to a power of two; the rounded one is stored."""
+
+    title = "scale rounded to a power of two after quantising"
+    right = False
+    quantisers = ("group-fp8-packed",)
+
+    def after(self, outputs: RankOutputs, inputs: RankInputs, op: Operation) -> RankOutputs:
+        """Quantise again."""
+        if outputs.quant is None:
+            return outputs
+        norm = rms_norm(outputs.residual, inputs.gamma, inputs.eps, inputs.weight_bias)
+        made, rules = group_fp8(), dataflow("unfused/vllm").quant("group-fp8")
+        return replace(outputs, quant=made.codes(norm, made.scales(norm, rules), rules).view(outputs.quant.dtype))
 
 
 class Eps(Spoiled):
@@ -133,19 +195,22 @@ class FirstScale(Spoiled):
 
     title = "first consumer's scale for all"
     right = False
+    quantisers = (GIVEN_SCALE,)
 
 
 class FirstScalePath(KernelPath):
     """The graph gives every reader of a norm the first one's codes, though a reader has another scale."""
 
-    def choose_op(self, readers: Sequence[Linear]) -> FusionOp:
+    def choose_op(self, readers: Sequence[Linear]) -> Operation:
         """Never ask for the norm beside codes."""
         op = choose_op(readers)
-        return op if op is FusionOp.RESIDUAL_RMS_NORM else FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+        return op if op is Operation.RESIDUAL_RMS_NORM else Operation.RESIDUAL_RMS_NORM_QUANT_FP8
 
     def read(self, feed: Feed, linear: Linear) -> Tensor:
         """Take the codes whatever their scale."""
-        return super().read(feed if feed.codes is None else replace(feed, scale=linear.input_scale_value), linear)
+        if feed.codes is None or linear.key is None or linear.input_scale is None:
+            return super().read(feed, linear)
+        return super().read(replace(feed, codes=replace(feed.codes, scales=linear.input_scale, key=linear.key)), linear)
 
 
 KINDS: dict[str, type[Spoiled]] = {
@@ -154,6 +219,9 @@ KINDS: dict[str, type[Spoiled]] = {
     "row_in_32": RowIn32,
     "scale_times_2": ScaleTimes2,
     "scale_power_of_two": ScaleToPowerOfTwo,
+    "token_neighbour": TokenNeighbour,
+    "group_shifted": GroupShifted,
+    "powers_late": PowersLate,
     "eps_1e3": Eps,
     "sums_in_bf16": SumInBf16,
     "sums_in_fp8": SumInFp8,
@@ -177,7 +245,10 @@ class SpoiledBackend:
         self.device: str | None = getattr(self._right, "device", None)
 
     def supports(self, problem: Problem) -> Support:
-        """As the right one."""
+        """As the right one, where the bug shows."""
+        if self.kind.quantisers and problem.op.quantiser not in self.kind.quantisers:
+            wanted = " or ".join(self.kind.quantisers)
+            return Support(ok=False, reason=f"the bug needs {wanted}, not {problem.op.quantiser}: nothing would change")
         return self._right.supports(problem)
 
     def dataflow(self, problem: Problem) -> Dataflow:

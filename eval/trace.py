@@ -15,7 +15,7 @@ from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED
 from fusecheck.eval.endpoints import join
 from fusecheck.eval.engine import BatchPlan, batches, padded
-from fusecheck.eval.outcome import Comparison
+from fusecheck.eval.outcome import Comparison, TraceFound
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.rows import context_of, read_rows
 from fusecheck.eval.run import Job
@@ -169,17 +169,22 @@ def to_json(found: Trace, change: float) -> dict[str, Any]:
     }
 
 
-def write_trace(found: Trace, change: float, folder: Path) -> str:
-    """Write trace.json and return what to print."""
+def write_trace(found: Trace, change: float, folder: Path) -> TraceFound:
+    """Write trace.json and return what the report shows."""
     record = to_json(found, change)
     write_aside(folder / "trace.json", json.dumps(record, indent=1) + "\n")
-    lines = [f"trace: {record['headline']}"]
-    if found.first is not None and found.first.shown:
-        lines.append(f"  {found.first.shown}")
-    stages = Counter(stage for _, stage, _ in found.places)
+    shown = "" if found.first is None else found.first.shown
+    places = [(place(site), stage, count) for site, stage, count in found.places]
+    return TraceFound(record["headline"], shown, found.sites, len(found.questions), places)
+
+
+def in_lines(found: TraceFound) -> str:
+    """A trace for the terminal."""
+    lines = [f"trace: {found.headline}", *([f"  {found.shown}"] if found.shown else [])]
     if found.places:
-        counts = ", ".join(f"{stage} at {count}" for stage, count in stages.items())
-        lines.append(f"  deviating: {counts} of {found.sites} sites")
+        counts = Counter(stage for _, stage, _ in found.places)
+        told = ", ".join(f"{stage} at {count}" for stage, count in counts.items())
+        lines.append(f"  deviating: {told} of {found.sites} sites")
     return "\n".join(lines)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusecheck.case.returned import mapped, named
 from fusecheck.dataflow import Dataflow
 from fusecheck.eval.collective import every_rank
+from fusecheck.eval.stored_scales import read_scales
 from fusecheck.interface import Kernel, Operation, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.verdict import Stage, Tally, judge_rows, raw
@@ -81,8 +83,9 @@ class WatchedKernel:
         """The kernel's owner closes it."""
 
     def _judge(
-        self, inputs: RankInputs, partials: list[Tensor], op: Operation, outputs: RankOutputs
+        self, inputs: RankInputs, partials: list[Tensor], op: Operation, returned: RankOutputs
     ) -> Deviation | None:
+        outputs = returned if returned.scale is None else replace(returned, scale=read_scales(op, returned))
         texts = tuple(range(len(self._lengths)))
         apart = self._differing_texts(outputs)
         if apart:
@@ -116,23 +119,16 @@ class WatchedKernel:
             inputs.weight_bias,
             op,
         )
-        part = replace(
-            outputs,
-            residual=outputs.residual[rows],
-            norm=None if outputs.norm is None else outputs.norm[rows],
-            quant=None if outputs.quant is None else outputs.quant[rows],
-        )
-        tallies = judge_rows(Oracle(self._flow, operands), part, 0)
+        tallies = judge_rows(Oracle(self._flow, operands), mapped(outputs, lambda output: output[rows]), 0)
         return next((tally for tally in tallies if tally.outside), None)
 
     def _differing_texts(self, outputs: RankOutputs) -> tuple[int, ...]:
         """The texts on which this rank's outputs are not rank 0's, NaN being equal to NaN."""
         wrong = torch.zeros(outputs.residual.shape[0], dtype=torch.bool, device=outputs.residual.device)
-        for output in (outputs.residual, outputs.norm, outputs.quant):
-            if output is not None:
-                first = every_rank(raw(output), self._rank)[0].view(output.dtype)
-                same = (raw(first) == raw(output)) | (first.float().isnan() & output.float().isnan())
-                wrong |= ~same.all(-1)
+        for output in named(outputs).values():
+            first = every_rank(raw(output), self._rank)[0].view(output.dtype)
+            same = (raw(first) == raw(output)) | (first.float().isnan() & output.float().isnan())
+            wrong |= ~same.all(-1)
         return tuple(text for text in range(len(self._lengths)) if bool(wrong[self._rows(text)].any()))
 
 

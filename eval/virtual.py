@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fusecheck.case.returned import named
+from fusecheck.eval.stored_scales import read_scales, store_scales
 from fusecheck.eval.worker import EvalRank
-from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import Backend, Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.kernel.virtual import MOST_ELEMENTS
 from fusecheck.ranks.virtual import Crew, VirtualRank
 
@@ -25,7 +27,7 @@ class InParts:
     def __init__(self, kernel: Kernel, rows: int) -> None:
         self._kernel, self._rows = kernel, rows
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernel on each part and join the outputs."""
         tokens = inputs.partial.shape[0]
         if tokens <= self._rows:
@@ -35,12 +37,17 @@ class InParts:
             window = slice(start, start + self._rows)
             part = replace(inputs, partial=inputs.partial[window], residual=inputs.residual[window])
             parts.append(self._kernel.run(part, op=op, strategy=strategy))
-        joined: dict[str, Any] = {}
-        for name in (field.name for field in fields(RankOutputs)):
-            pieces = [getattr(part, name) for part in parts]
+        pieces = [named(part) for part in parts]
+        joined: dict[str, Any] = {"residual": None}
+        for name in pieces[0]:
+            if name == "scale":
+                # Where each lies depends on the number of rows.
+                scales = torch.cat([read_scales(op, part) for part in parts])
+                joined[name] = store_scales(op, scales, inputs.partial.shape[1])
+                continue
             # As bytes: not every release of torch joins FP8.
-            raw = [piece.view(torch.uint8) for piece in pieces if piece is not None]
-            joined[name] = torch.cat(raw).view(pieces[0].dtype) if raw else None
+            raw = torch.cat([piece[name].view(torch.uint8) for piece in pieces])
+            joined[name] = raw.view(pieces[0][name].dtype)
         return RankOutputs(**joined)
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ from fusecheck.backends.operands import check_layout
 from fusecheck.backends.unfused import UnfusedKernel
 from fusecheck.eval.arm import ORACLE, UNFUSED
 from fusecheck.eval.checkpoint import LinearWeights
-from fusecheck.eval.linear import Linear
+from fusecheck.eval.linear import Codes, Linear
+from fusecheck.eval.recipe import Form
 from fusecheck.eval.worker import EvalRank
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.property_tests.accuracy.tiny_models import GOLDEN, SoloRank
@@ -113,7 +114,13 @@ def test_every_call_of_an_arm_keeps_to_the_device(device: OnDevice, arm: str, wo
 
 def make_linear(outputs: int, inputs: int, bias: Tensor | None = None) -> Linear:
     weight = torch.ones(outputs, inputs).to(torch.float8_e4m3fn)
-    return Linear(LinearWeights(weight, 0.5, 0.25, bias), DEVICE, torch.bfloat16)
+    return Linear(LinearWeights(weight, Form(), torch.full((1, 1), 0.5), 0.25, bias), DEVICE, torch.bfloat16)
+
+
+def codes_of(linear: Linear, codes: Tensor) -> Codes:
+    assert linear.key is not None
+    assert linear.input_scale is not None
+    return Codes(codes, linear.input_scale, linear.key)
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "products"), [(48, 64, 1), (40, 64, 0), (48, 72, 0)])
@@ -122,7 +129,7 @@ def test_shapes_that_the_fp8_product_refuses_are_multiplied_in_float32(
 ) -> None:
     linear = make_linear(outputs, inputs)
     codes = torch.ones(5, inputs).to(torch.float8_e4m3fn).to(DEVICE)
-    out = linear.from_codes(codes)
+    out = linear.from_codes(codes_of(linear, codes))
     assert (out.dtype, tuple(out.shape), out.device) == (torch.bfloat16, (5, outputs), DEVICE)
     assert len(device.products) == products
 
@@ -152,9 +159,10 @@ def test_the_fp8_product_is_the_exact_emulation_rounded_once() -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(48, 64, generator=generator).to(torch.float8_e4m3fn)
     codes = torch.randn(33, 64, generator=generator).mul(50).clamp(-448, 448).to(torch.float8_e4m3fn)
-    linear = Linear(LinearWeights(weight, 0.0375, 0.013), torch.device("cpu"), torch.bfloat16)
-    emulated = linear.from_codes(codes)
-    native = linear.native_product(codes)
+    weights = LinearWeights(weight, Form(), torch.full((1, 1), 0.0375), 0.013)
+    linear = Linear(weights, torch.device("cpu"), torch.bfloat16)
+    emulated = linear.from_codes(codes_of(linear, codes))
+    native = linear.native_product(codes_of(linear, codes))
     exact = (codes.double() @ weight.double().t()) * 0.0375 * 0.013
     step = exact.abs() * 2.0**-7 + 1e-12
     assert bool(((native.double() - exact).abs() <= step).all())
@@ -164,5 +172,5 @@ def test_the_fp8_product_is_the_exact_emulation_rounded_once() -> None:
 
 def test_a_bias_is_added_before_the_one_rounding(device: OnDevice) -> None:
     linear = make_linear(48, 64, torch.ones(48))
-    out = linear.from_codes(torch.ones(5, 64).to(torch.float8_e4m3fn).to(DEVICE))
+    out = linear.from_codes(codes_of(linear, torch.ones(5, 64).to(torch.float8_e4m3fn).to(DEVICE)))
     assert (out.dtype, out.device, len(device.products)) == (torch.bfloat16, DEVICE, 1)

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from fusecheck.backends import backend
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
-from fusecheck.eval.checkpoint import Checkpoint
+from fusecheck.eval.checkpoint import Checkpoint, LinearWeights
 from fusecheck.eval.engine import Engine
-from fusecheck.eval.linear import Linear, widen
+from fusecheck.eval.linear import Codes, Linear, widen
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath, choose_op
+from fusecheck.eval.recipe import Form
 from fusecheck.eval.worker import EvalRank
 from fusecheck.interface import FusionOp, Limits, RankInputs
 from fusecheck.property_tests.accuracy.tiny_models import (
@@ -200,14 +201,13 @@ def test_widening_gives_every_code_its_value() -> None:
 def test_a_product_of_codes_is_the_exact_sum_rounded_once() -> None:
     tensors = random_tensors(CONFIG, 3, quantised=True)
     name = "model.layers.0.mlp.down_proj"
-    from fusecheck.eval.checkpoint import LinearWeights
-
     scale = float(tensors[f"{name}.weight_scale"])
-    linear = Linear(LinearWeights(tensors[f"{name}.weight"], scale, 0.5), torch.device("cpu"), torch.bfloat16)
+    weights = LinearWeights(tensors[f"{name}.weight"], Form(), torch.full((1, 1), scale), 0.5)
+    linear = Linear(weights, torch.device("cpu"), torch.bfloat16)
     codes = (torch.randn(16, 128, generator=torch.Generator().manual_seed(1)) * 50).to(torch.float8_e4m3fn)
     exact = codes.double() @ tensors[f"{name}.weight"].double().t() * scale * 0.5
     rounded = exact.to(torch.bfloat16)
-    got = linear.from_codes(codes)
+    got = linear.from_codes(Codes(codes, torch.tensor([0.5]), 0.5))
     # A float32 sum can fall on the other side of a rounding boundary, by one bf16 step and rarely.
     apart = got != rounded
     assert apart.float().mean() < 0.02

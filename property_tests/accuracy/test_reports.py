@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
-from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.outcome import Comparison, Options, TraceFound
 from fusecheck.eval.report_blocks import blocks, headline, shorten
 from fusecheck.eval.report_files import findings, summary, to_json, to_junit
 from fusecheck.eval.report_text import print_comparison, to_markdown
@@ -185,3 +186,17 @@ def test_text_is_made_visible_and_cut_to_length() -> None:
     assert visible("a\x00\x1b\x7f\u202eb\n") == "a␀␛␡\ufffdb\n"
     assert shorten("abcdef", 4) == "abc…"
     assert shorten("abcd", 4) == "abcd"
+
+
+def test_a_trace_stands_on_every_page(outcome: Comparison, tmp_path: Path) -> None:
+    told = "accuracy changed by -1.23 pt; first deviating site: layer 1 after the MLP, stage scale"
+    places = [("layer 1 after the MLP", "scale", 7), ("layer 2 after attention", "code", 5)]
+    traced = replace(outcome, trace=TraceFound(told, f"row 3: {HOSTILE}", 8, 9, places))
+    block = next(b for b in blocks(traced) if b.title.startswith("Where the fused arm leaves"))
+    assert block.rows[1] == ["layer 2 after attention", "code", "5 of 9"]
+    write_result(tmp_path, "accuracy", "fail", summary(traced), findings(traced))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for text in (page.text, to_markdown(traced), printed(traced)):
+        assert "first deviating site: layer 1 after the MLP, stage scale" in text
+    assert "layer 2 after attention" in page.text
+    assert not any(b.title.startswith("Where the fused arm leaves") for b in blocks(outcome))

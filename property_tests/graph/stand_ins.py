@@ -50,7 +50,7 @@ class Transform:
         assert strategies <= {shared_config.dist_config.allreduce_strategy}
         shared = SharedConfig(shared_config.local_rank, shared_config.world_size, transforms=BOTH_ENABLED)
         known = {node.name for node in gm.graph.nodes}
-        LIBRARY.enter(self.work.apply(LIBRARY.leave(gm), shared))
+        gm = LIBRARY.enter(self.work.apply(LIBRARY.leave(gm), shared))
         for node in gm.graph.nodes:
             if node.name not in known:
                 node.meta.pop("val", None)

@@ -12,7 +12,7 @@ from fusecheck.graph.cases import GraphCase, Subject
 from fusecheck.graph.findings import Check
 from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.graph.plan import GraphPlan, SitePlan
-from fusecheck.graph.results import Status, systemic
+from fusecheck.graph.results import GraphResult, Status, systemic
 from fusecheck.graph.rows import ROWS
 from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.subject import load_pass
@@ -20,6 +20,9 @@ from fusecheck.graph.subject import load_pass
 HERE = "fusecheck.property_tests.graph"
 PLAIN = GraphCase("plain", GraphPlan(sites=(SitePlan(), SitePlan())))
 BY_NAME = {row.name: row for row in ROWS}
+_DEAD = SitePlan(residual="dead")
+GROWING = {"one": (SitePlan(),), "two": (_DEAD, SitePlan()), "three": (_DEAD, _DEAD, SitePlan())}
+"""Graphs of two, three and four inputs."""
 PROBES = (
     *("F1", "F2", "F4", "F6-reshape", "F6-halves", "F7", "F10-flashinfer", "F14", "D1", "D4", "D7"),
     *("N1", "N2-alpha", "N2-none", "N3", "N3-dtype", "N5", "N5-float32", "N5-single", "N6"),
@@ -126,6 +129,24 @@ def test_a_rank_that_hangs_or_dies_is_reported_and_the_next_graph_is_checked(
         own = checker.for_subject(Subject())
         own.timeout = 120.0
         assert own.check(PLAIN).ok
+
+
+@pytest.mark.usefixtures("borrowed_ranks")
+def test_of_graphs_that_are_given_together_the_one_that_ends_a_rank_is_reported() -> None:
+    dead, third = (Subject(f"{HERE}.subjects:{name}") for name in ("dies_on_a_dead_residual", "dies_at_the_third"))
+    with GraphChecker(dead, 2, tokens=(), export=False, timeout=90, lanes=1) as checker:
+        assert _ended(checker.check_all([probe("F1"), probe("F7")])) == ["F7"]
+        checker = checker.for_subject(third)
+        growing = [GraphCase(name, GraphPlan(sites=sites)) for name, sites in GROWING.items()]
+        assert _ended(checker.check_all(growing[:2])) == []
+        # Alone in new ranks no graph ends one: what happened is said all the same, with what came before.
+        results = checker.check_all(growing[1:])
+        assert _ended(results) == ["three"]
+        assert [case.name for case in results[-1].earlier][-3:] == ["one", "two", "two"]
+
+
+def _ended(results: list[GraphResult]) -> list[str]:
+    return [each.case.name for each in results if any(finding.check is Check.RUNS for finding in each.findings)]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_an_entry_point_may_not_take_a_built_in_name(install: Install) -> None:
         ("qqq", "unknown backend 'qqq', expected one of: emulated, unfused"),
         ("", "unknown backend ''"),
         ("emulated:flashinfr", "unknown dataflow 'flashinfr'"),
-        ("unfused:fast", "backend 'unfused:fast': UnfusedBackend has no variant 'fast'"),
+        ("unfused:fast", "unknown implementation in 'unfused/fast', expected one of: aiter, deepgemm"),
         ("no_such_module_here:Kernel", "importing 'no_such_module_here' raised ModuleNotFoundError"),
         ("fusecheck.errors:Kernel", "module 'fusecheck.errors' has no attribute 'Kernel'"),
         ("fusecheck.errors:", "unknown backend 'fusecheck.errors:'"),

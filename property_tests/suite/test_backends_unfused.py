@@ -131,6 +131,7 @@ def test_nccl_is_judged_by_either_rounding_where_it_may_add_up_in_the_switch(
     unfused.in_switch.cache_clear()
     try:
         assert backends.backend("unfused").dataflow(Problem()).name == name
+        assert backends.backend("unfused:vllm").dataflow(Problem()).name == f"{name}/vllm"
         flow = backends.backend("flashinfer-norm").dataflow(Problem())
         assert (flow.sum_rounding == "either") is (name == "nccl-nvls")
     finally:

@@ -70,8 +70,11 @@ def quantise(norm: Tensor, scale: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def finish(summed: Tensor, inputs: RankInputs, op: Operation) -> RankOutputs:
-    """The ops behind the all-reduce, whose result is `summed`, [tokens, hidden]: add, RMSNorm, quantise."""
+def finish(summed: Tensor, inputs: RankInputs, op: Operation, flow: Dataflow | None = None) -> RankOutputs:
+    """The ops behind the all-reduce, whose result is `summed`, [tokens, hidden]: add, RMSNorm, quantise.
+
+    Scales that are not given come by the rules of `flow`, dataflow `unfused` if none is named.
+    """
     total = summed if "total" in op.returns else None
     if not op.norm:
         return RankOutputs(None, total=total)
@@ -81,36 +84,47 @@ def finish(summed: Tensor, inputs: RankInputs, op: Operation) -> RankOutputs:
     if op.quantiser == GIVEN_SCALE:
         quant = quantise(norm, inputs.scale)
     elif op.quantiser != "none":
-        quant, scale = quantise_with(op.quantiser, norm, inputs)
+        quant, scale = quantise_with(op.quantiser, norm, inputs, flow)
     return RankOutputs(residual if op.residual else None, norm if op.returns_norm else None, quant, scale, total)
 
 
-def quantise_with(name: str, norm: Tensor, inputs: RankInputs) -> tuple[Tensor, Tensor]:
+def quantise_with(name: str, norm: Tensor, inputs: RankInputs, flow: Dataflow | None = None) -> tuple[Tensor, Tensor]:
     """Codes and scales as they are stored, by the steps of the emulated kernel and the rules of dataflow `unfused`."""
-    rules = dataflow("unfused").quant(name)
+    rules = (flow or dataflow("unfused")).quant(name)
     quantising = Quantising(quantiser(name), rules, inputs.scale, norm.dtype, inputs.layout)
     scales, codes = quantising.run(norm.float())
     return quantising.pack(codes), quantising.lay_out(scales, norm.shape[1])
 
 
 class UnfusedBackend:
-    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks."""
+    """Backend `unfused`: runs wherever `torch.distributed` does, also on a single rank, and on virtual ranks.
 
-    name = "unfused"
+    `unfused:vllm` and the like call that implementation's quantisers behind the norm.
+    """
+
     operations = COMPOSITIONS
+
+    def __init__(self, implementation: str = "") -> None:
+        """Choose whose quantisers are called; torch ops by default.
+
+        Raises:
+            UsageError: no quantiser is computed by an implementation of that name.
+        """
+        self.flow = dataflow(f"unfused/{implementation}" if implementation else "unfused")
+        self.name = f"unfused:{implementation}" if implementation else "unfused"
 
     def supports(self, problem: Problem) -> Support:
         """Take every Problem of a known quantiser; the strategy is the collective library's own business."""
         if problem.dtype not in ("bf16", "fp16"):
             return Support(ok=False, reason=f"dtype={problem.dtype} is neither bf16 nor fp16")
-        if not dataflow("unfused").declares(problem.op.quantiser):
+        if not self.flow.declares(problem.op.quantiser):
             return Support(ok=False, reason=f"quantiser {problem.op.quantiser} is none of its own")
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `unfused`, any order over the ranks and division by scale; or `nccl-nvls`, see `in_switch`."""
         del problem
-        return dataflow("nccl-nvls" if in_switch() else "unfused")
+        return dataflow(self.flow.name.replace("unfused", "nccl-nvls")) if in_switch() else self.flow
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Need nothing but the process group, or the board of virtual ranks.
@@ -121,14 +135,14 @@ class UnfusedBackend:
         del limits
         if rank.world_size > 1 and getattr(rank, "board", None) is None and rank.group is None:
             raise ValueError(f"no process group for {rank.world_size} ranks, expected one from torch.distributed")
-        return UnfusedKernel(rank)
+        return UnfusedKernel(rank, self.flow)
 
 
 class UnfusedKernel:
     """The unfused ops on one rank."""
 
-    def __init__(self, rank: Rank) -> None:
-        self.rank = rank
+    def __init__(self, rank: Rank, flow: Dataflow | None = None) -> None:
+        self.rank, self._flow = rank, flow or dataflow("unfused")
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the four ops; a collective call.
@@ -141,12 +155,12 @@ class UnfusedKernel:
         board, summed = getattr(self.rank, "board", None), inputs.partial
         if op.has_experts:
             assert inputs.experts is not None
-            summed = Arithmetic(dataflow("unfused"), 0, 1).sum_experts(inputs.experts)
+            summed = Arithmetic(self._flow, 0, 1).sum_experts(inputs.experts)
         if op.collective is not Collective.NONE and board is not None:
             summed = functools.reduce(torch.add, board.gather(self.rank.index, summed))
         elif op.collective is not Collective.NONE:
             summed = all_reduce(summed, self.rank.group, self.rank.world_size)
-        return finish(summed, inputs, op)
+        return finish(summed, inputs, op, self._flow)
 
     def close(self) -> None:
         """Nothing was taken."""

@@ -21,6 +21,7 @@ from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.schemas import installed as operators
 from fusecheck.graph.schemas import published, read_on
+from fusecheck.graph.structure import copy_graph
 
 NAME = "autodeploy"
 PACKAGE = "tensorrt_llm"
@@ -56,14 +57,12 @@ class AutoDeploy:
     def enter(self, gm: GraphModule) -> GraphModule:
         """See `Library.enter`."""
         theirs = operators(NAME, PACKAGE)
-        _retarget(gm, {getattr(own, role).default: theirs[role] for role in theirs})
-        return gm
+        return _retargeted(gm, {getattr(own, role).default: theirs[role] for role in theirs})
 
     def leave(self, gm: GraphModule) -> GraphModule:
         """See `Library.leave`."""
         theirs = operators(NAME, PACKAGE)
-        _retarget(gm, {theirs[role]: getattr(own, role).default for role in theirs})
-        return gm
+        return _retargeted(gm, {theirs[role]: getattr(own, role).default for role in theirs})
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""
@@ -78,8 +77,9 @@ class AutoDeploy:
         return replace(plan, sites=tuple(replace(site, strategy=strategy) for site in plan.sites))
 
 
-def _retarget(gm: GraphModule, targets: dict[Any, Any]) -> None:
-    """Call other operators with the same arguments by position; packets stay packets."""
+def _retargeted(gm: GraphModule, targets: dict[Any, Any]) -> GraphModule:
+    """A copy that calls other operators with the same arguments by position; packets stay packets."""
+    gm = copy_graph(gm)
     packets = {old.overloadpacket: new.overloadpacket for old, new in targets.items()}
     for node in gm.graph.nodes:
         new = targets.get(node.target) or packets.get(node.target)
@@ -91,6 +91,7 @@ def _retarget(gm: GraphModule, targets: dict[Any, Any]) -> None:
         node.kwargs = {schema.arguments[at[name]].name: value for name, value in node.kwargs.items() if name in at}
         node.target = new
     gm.recompile()
+    return gm
 
 
 # Transforms ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import MAX_TOKENS
+from fusecheck.graph.collinear import PAIRS, PairPlan
 from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.library import Library
@@ -28,11 +29,18 @@ class Subject:
         name: `package.module:function`, or the short name of one of Fusecheck's own.
         after_norm: it gets the graph that the norm pass made, else the graph as exported.
         quantises: it makes quantising operators, else only norms.
+        merges: it makes one sum over ranks of several, and no fused operator.
     """
 
     name: str = QUANT_PASS
     after_norm: bool = True
     quantises: bool = True
+    merges: bool = False
+
+    @property
+    def produces(self) -> str:
+        """What it makes, as the command line says it."""
+        return "one-sum" if self.merges else "quant" if self.quantises else "norm"
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -49,12 +57,14 @@ class GraphCase:
         plan: what to build.
         title: in words.
         export: whether its rewritten graph is exported again, which takes as long as all else.
+        alone: it is one rank's, whatever the number of ranks.
     """
 
     name: str
-    plan: GraphPlan | ModelPlan | FilePlan
+    plan: GraphPlan | ModelPlan | FilePlan | PairPlan
     title: str = ""
     export: bool = True
+    alone: bool = False
 
 
 def row_cases(world_size: int, pattern: str = "*") -> list[GraphCase]:
@@ -63,13 +73,30 @@ def row_cases(world_size: int, pattern: str = "*") -> list[GraphCase]:
     Raises:
         UsageError: a part of the pattern names no row.
     """
+    mine = [row for row in ROWS if world_size > 1 or row.world_size == 1]
+    named = _named(pattern, [row.name for row in ROWS])
+    return [
+        GraphCase(row.name, row.plan, row.title, alone=row.world_size == 1 < world_size)
+        for row in mine
+        if row.name in named
+    ]
+
+
+def pair_cases(pattern: str = "*") -> list[GraphCase]:
+    """The named cases of sums over ranks that are added, of those that a comma-separated pattern names.
+
+    Raises:
+        UsageError: a part of the pattern names none.
+    """
+    return [GraphCase(name, PAIRS[name][1], PAIRS[name][0]) for name in _named(pattern, list(PAIRS))]
+
+
+def _named(pattern: str, names: list[str]) -> list[str]:
     wanted = pattern.split(",")
     for part in wanted:
-        if not any(fnmatchcase(row.name, part) for row in ROWS):
-            raise UsageError(f"no row is called {part!r}, expected one of: {', '.join(row.name for row in ROWS)}")
-    mine = [row for row in ROWS if (row.world_size or max(world_size, 2)) == world_size]
-    named = [row for row in mine if any(fnmatchcase(row.name, part) for part in wanted)]
-    return [GraphCase(row.name, row.plan, row.title) for row in named]
+        if not any(fnmatchcase(name, part) for name in names):
+            raise UsageError(f"no row is called {part!r}, expected one of: {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, part) for part in wanted)]
 
 
 def random_case(name: str, plan: GraphPlan) -> GraphCase:
@@ -103,6 +130,8 @@ def expected(
     transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
 ) -> Expectation:
     """What must become of a site, given which passes run and how they are configured."""
+    if subject.merges:
+        return Expectation(None, (), (), "the pass makes no fused operator")
     full = expectation(plan, index, world_size)
     if full.fused is None:
         return full

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, pair_cases, random_cases, row_cases
+from fusecheck.graph.collinear import PairPlan, is_pair
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS
 from fusecheck.graph.dialects import NAMES, library_named
 from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
@@ -43,7 +44,9 @@ def graph(
     after: Annotated[
         str, typer.Option(help=f"Which graph the pass gets: norm, after {NORM_PASS}; none, as exported.")
     ] = "norm",
-    produces: Annotated[str, typer.Option(help="What the pass makes: quant, or norm.")] = "quant",
+    produces: Annotated[
+        str, typer.Option(help="What the pass makes: quant, norm, or one-sum of two over ranks.")
+    ] = "quant",
     only: Annotated[str, typer.Option(help="Which graphs, comma-separated: rows, random, models.")] = ",".join(GROUPS),
     rows: Annotated[str, typer.Option("--rows", help="Which rows, comma-separated: F3, N8-*.")] = "*",
     given: Annotated[
@@ -90,12 +93,12 @@ def graph(
         require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
-    cases = list(_given(given, expect, dialect) if given else _cases(groups, rows, model, layers, random, seed, tp))
+    named = [] if given else pair_cases(rows) if question.subject.merges else row_cases(tp, rows)
+    cases = list(_given(given, expect, dialect) if given else _cases(groups, named, model, layers, random, seed))
     if expect and not any(isinstance(case.plan, FilePlan) for case in cases):
         raise UsageError("--expect is about a .pt2 file, expected --graph FILE.pt2; plans say what becomes of them")
-    lone = row_cases(1, rows) if not given and "rows" in groups and tp > 1 else []
     run = Run(question, case_timeout, accepted, make_run_dir("graph", run_dir), console)
-    code = run.finish({tp: cases, 1: lone} if lone else {tp: cases}, json_file)
+    code = run.finish(cases, json_file)
     if code:
         raise typer.Exit(code)
 
@@ -103,12 +106,14 @@ def graph(
 def _subject(name: str, after: str, produces: str) -> Subject:
     if after not in ("norm", "none"):
         raise UsageError(f"--after {after!r}, expected norm or none")
-    if produces not in ("quant", "norm"):
-        raise UsageError(f"--produces {produces!r}, expected quant or norm")
+    if produces not in ("quant", "norm", "one-sum"):
+        raise UsageError(f"--produces {produces!r}, expected quant, norm or one-sum")
+    if produces == "one-sum" and after != "none":
+        raise UsageError(f"--produces one-sum --after {after}, expected --after none: a norm pass takes the sums away")
     load_pass(name)
     if name == NORM_PASS:
         return Subject(name, after_norm=False, quantises=False)
-    return Subject(name, after_norm=after == "norm", quantises=produces == "quant")
+    return Subject(name, after == "norm", quantises=produces == "quant", merges=produces == "one-sum")
 
 
 def _groups(only: str) -> tuple[str, ...]:
@@ -129,6 +134,8 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
         name = "given" if len(texts) == 1 else f"given {number}"
         if text.startswith('{"model":'):
             yield GraphCase(name, ModelPlan.from_json(text))
+        elif is_pair(text):
+            yield GraphCase(name, PairPlan.from_json(text))
         elif text.startswith('{"file":'):
             yield GraphCase(name, FilePlan.from_json(text))
         elif text.lstrip().startswith("{"):
@@ -144,10 +151,10 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
 
 
 def _cases(
-    groups: tuple[str, ...], rows: str, model: str, layers: int, random: int, seed: int, tp: int
+    groups: tuple[str, ...], rows: list[GraphCase], model: str, layers: int, random: int, seed: int
 ) -> Iterator[GraphCase]:
     if "rows" in groups:
-        yield from row_cases(tp, rows)
+        yield from rows
     if "random" in groups:
         yield from random_cases(random, seed)
     if "models" in groups:

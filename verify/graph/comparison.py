@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,10 +15,10 @@ from torch.fx import GraphModule
 
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.context import RankContext
-from fusecheck.graph.execution import ForcedRun, RecordingRun, Values, bits, count_differing, kept, value_bits
+from fusecheck.graph.execution import ForcedRun, Loaded, RecordingRun, Values, bits, count_differing, value_bits
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.fused_ops import resolve
-from fusecheck.graph.inspection import Sites, count_roles, fused_nodes
+from fusecheck.graph.inspection import Sites, fused_nodes
 from fusecheck.graph.interpreter import Run
 from fusecheck.graph.meta import MetaCheckedRun
 from fusecheck.interface import FusionOp
@@ -58,6 +57,8 @@ class Comparison:
         self.context, self.sites, self.dialect, self.built, self.graphs = context, sites, sites.dialect, built, graphs
         self.report, self.own_tokens = report, own_tokens
         self._known = {node.name for node in graphs.before.graph.nodes}
+        self._before, self._predecessor = Loaded(graphs.before), Loaded(graphs.predecessor)
+        self._after = Loaded(graphs.after)
         self._fused = fused_nodes(graphs.after, sites)
 
     def execute(self, tokens: int, *, moves_quantise_only: bool) -> None:
@@ -66,7 +67,7 @@ class Comparison:
         label = "" if tokens == self.own_tokens else f"at {tokens} tokens, not the exported {self.own_tokens}: "
         recording = RecordingRun(self.graphs.before, self.sites)
         given = _copies(inputs)
-        with kept(self.graphs.before) as written:
+        with self._before.kept() as written:
             unfused = recording.run(*given)
         written |= _written(given, inputs)
         with self._judged(Check.PREDECESSOR, label):
@@ -74,15 +75,15 @@ class Comparison:
             fused = self._run_fused(inputs, label, written)
             predecessor = fused
             if exact:
-                with kept(self.graphs.predecessor):
+                with self._predecessor.kept():
                     predecessor = Run(self.graphs.predecessor).run(*_copies(inputs))
             self._compare(Check.PREDECESSOR, label, fused, predecessor, exact=exact)
             self._replicated(fused, label)
             _, differing = count_differing(fused, unfused)
             self.report.differing += differing
         with self._judged(Check.UNFUSED, label):
-            forced = ForcedRun(self.graphs.after, self.sites, self.context, recording.values)
-            with kept(self.graphs.after):
+            forced = ForcedRun(self.graphs.after, self.sites, self.context, recording)
+            with self._after.kept():
                 outputs = forced.run(*_copies(inputs))
             self.report.kernel_elements += forced.elements
             self.report.separate_elements += forced.separate
@@ -103,7 +104,7 @@ class Comparison:
         given = _copies(inputs)
         calls = Counter(self.context.calls)
         run = MetaCheckedRun(self.graphs.after, self._known)
-        with kept(self.graphs.after) as changed:
+        with self._after.kept() as changed:
             outputs: Values = run.run(*given)
         changed |= _written(given, inputs)
         for finding in run.findings if not self.report.found(Check.META) else ():
@@ -164,48 +165,8 @@ class Comparison:
             told = " ".join(f"{type(error).__name__}: {error}".split())
             self._add(GraphFinding(check, f"{label}running the rewritten graph raised {told[:400]}"))
 
-    def export(self) -> None:
-        """Export the rewritten graph, and count its operators."""
-        wanted = count_roles(self.graphs.after, self.dialect)
-        try:
-            exported = _export(self.graphs.after, self.built, self.own_tokens)
-        except Exception as error:
-            try:
-                _export(self.graphs.before, self.built, self.own_tokens)
-            except Exception:
-                self.report.skipped[Check.EXPORT.value] = "the unfused graph cannot be exported either"
-                return
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            self._add(GraphFinding(Check.EXPORT, f"torch.export raised {told[:300]}"))
-            return
-        if (got := count_roles(exported, self.dialect)) != wanted:
-            self._add(GraphFinding(Check.EXPORT, f"the exported graph has {got}, expected {wanted}"))
-
     def _add(self, finding: GraphFinding) -> None:
         self.report.findings.append(replace(finding, rank=self.context.rank.index))
-
-
-def _export(gm: GraphModule, built: BuiltGraph, tokens: int) -> GraphModule:
-    inputs = built.inputs(tokens)
-    shapes = None
-    if built.token_dimension is not None:
-        # Exporting wants an example size that is not special.
-        inputs = built.inputs(max(tokens, 3))
-        dimension = torch.export.Dim("tokens", min=2, max=built.longest)
-        shapes = {"args": tuple({built.token_dimension: dimension} for _ in inputs)}
-    exported = torch.export.export(_Wrapped(gm), inputs, dynamic_shapes=shapes, strict=False)
-    return cast("GraphModule", exported.graph_module)
-
-
-class _Wrapped(torch.nn.Module):
-    """A graph as a plain module, which is what exporting takes."""
-
-    def __init__(self, rewritten: GraphModule) -> None:
-        super().__init__()
-        self.rewritten = rewritten
-
-    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
-        return self.rewritten(*args)  # type: ignore[no-any-return]
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

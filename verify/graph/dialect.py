@@ -5,8 +5,9 @@ The roles' arguments have the same order in every dialect, so that passes and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.fx import Node
@@ -49,9 +50,17 @@ class Dialect:
         """Whether a node is the all-reduce over the tensor-parallel group."""
         return calls(node, self.all_reduce)
 
+    @cached_property
+    def _norms(self) -> frozenset[int]:
+        return frozenset(key for norm in self.norms.values() for key in _identities(norm))
+
+    @cached_property
+    def _fused(self) -> dict[int, FusionOp]:
+        return {key: op for op, target in self.fused.items() for key in _identities(target)}
+
     def is_norm(self, node: object) -> bool:
         """Whether a node is a plain RMSNorm of any flavour."""
-        return any(calls(node, norm) for norm in self.norms.values())
+        return _called(node) in self._norms
 
     def weight_bias(self, node: object) -> float | None:
         """What a norm adds to its weight: nothing, or one for Gemma's; None for a node that is no such norm."""
@@ -63,7 +72,7 @@ class Dialect:
 
     def fused_op(self, node: object) -> FusionOp | None:
         """Which fused operation a node is, if any."""
-        return next((op for op, target in self.fused.items() if calls(node, target)), None)
+        return self._fused.get(_called(node))
 
     @property
     def fused(self) -> dict[FusionOp, Operator]:
@@ -74,10 +83,17 @@ class Dialect:
 
 def calls(node: object, operator: Operator | None) -> bool:
     """Whether a node calls this operator, given as an overload; the graph may hold its packet instead."""
-    if not isinstance(node, Node) or node.op != "call_function" or operator is None:
-        return False
-    packet = getattr(operator, "overloadpacket", operator)
-    return node.target is operator or node.target is packet
+    return operator is not None and _called(node) in _identities(operator)
+
+
+def _called(node: object) -> int:
+    """The identity of what a node calls, 0 for a node that calls no function."""
+    return id(node.target) if isinstance(node, Node) and node.op == "call_function" else 0
+
+
+def _identities(operator: Operator) -> Iterable[int]:
+    """Of an overload and its packet, which live as long as the process."""
+    return id(operator), id(getattr(operator, "overloadpacket", operator))
 
 
 _own = torch.ops.fusecheck

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.arithmetic import quantize
+from fusecheck.graph.collinear import is_merged, is_plain_add, summands
 from fusecheck.graph.context import RankContext
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.fused_ops import resolve
@@ -55,16 +56,21 @@ def count_differing(left: Values, right: Values) -> tuple[int, int]:
     return elements, differing
 
 
-@contextlib.contextmanager
-def kept(gm: GraphModule) -> Iterator[dict[str, Tensor]]:
-    """Put the graph's tensors back after a run; the mapping then holds what the run made of those it changed."""
-    before = {name: tensor.detach().clone() for name, tensor in tensors_of(gm)}
-    changed: dict[str, Tensor] = {}
-    yield changed
-    for name, tensor in tensors_of(gm):
-        if not torch.equal(bits(tensor), bits(before[name])):
-            changed[name] = tensor.detach().clone()
-            tensor.detach().copy_(before[name])
+class Loaded:
+    """The loaded tensors of a graph, and a copy of each."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self._held = [(name, tensor.detach(), bits(tensor).clone()) for name, tensor in tensors_of(gm)]
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[dict[str, Tensor]]:
+        """Put the tensors back after a run; the mapping then holds what the run made of those it changed."""
+        changed: dict[str, Tensor] = {}
+        yield changed
+        for name, tensor, before in self._held:
+            if not torch.equal(bits(tensor), before):
+                changed[name] = tensor.clone()
+                tensor.copy_(before.view(tensor.dtype).reshape(tensor.shape))
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,28 @@ class SiteValues:
     summands: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
+@dataclass(frozen=True)
+class AddedSums:
+    """Sums over ranks that the unfused graph adds.
+
+    Attributes:
+        total: of them.
+        strategies: that they name.
+    """
+
+    total: Tensor
+    strategies: frozenset[str]
+
+
+Key = tuple[bytes, ...]
+
+
+def _key(addends: Iterable[Tensor]) -> Key:
+    """What tells addends of sums over ranks from others: their bits, whatever their order."""
+    forms = ((f"{each.dtype} {tuple(each.shape)}", bits(each).numpy(force=True).tobytes()) for each in addends)
+    return tuple(sorted(form.encode() + held for form, held in forms))
+
+
 class RecordingRun(Run):
     """Runs the unfused graph and keeps each norm's values by the name of the norm; copies, for in-place writers."""
 
@@ -96,6 +124,7 @@ class RecordingRun(Run):
         super().__init__(gm, keep=True)
         self.dialect, self.names = sites.dialect, sites.of(gm)
         self.values: dict[str, SiteValues] = {}
+        self.sums: dict[Key, AddedSums] = {}
         self._partials: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -108,6 +137,9 @@ class RecordingRun(Run):
             bias = self.dialect.weight_bias(n) or 0.0
             own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2), bias)
             self.values[self.names[n]] = SiteValues(*own, tuple(self._summands(add)))
+        if is_plain_add(n) and (reduced := summands(n)) is not None:
+            strategies = frozenset(str(nodes.argument(each, 1)) for each in reduced)
+            self.sums[_key(self._partials[each] for each in reduced)] = AddedSums(result.clone(), strategies)
         return result
 
     def _summands(self, add: Node) -> Iterator[tuple[Tensor, Tensor]]:
@@ -142,10 +174,11 @@ class ForcedRun(Run):
     wiring's fault, not rounding's.
     """
 
-    def __init__(self, gm: GraphModule, sites: Sites, context: RankContext, recorded: dict[str, SiteValues]) -> None:
-        super().__init__(gm)
+    def __init__(self, gm: GraphModule, sites: Sites, context: RankContext, recording: RecordingRun) -> None:
+        super().__init__(gm, keep=bool(recording.sums))
         self.dialect, self.names = sites.dialect, sites.of(gm)
-        self.context, self.recorded = context, recorded
+        self.context, self.recorded, self.sums = context, recording.values, recording.sums
+        self.addends = {part for key in self.sums for part in key}
         self.findings: list[GraphFinding] = []
         self.elements = self.off_nominal = self.separate = 0
 
@@ -153,7 +186,8 @@ class ForcedRun(Run):
         """Run; at a fused node judge the kernel, and return the recorded values."""
         op = self.dialect.fused_op(n)
         if op is None:
-            return super().run_node(n)
+            own = super().run_node(n)
+            return self._merged(n, own) if self.sums and is_merged(n) else own
         own = super().run_node(n)
         where = QUANT_ARGUMENTS if op.returns_quant else NORM_ARGUMENTS
         known = self.recorded.get(self.names.get(n, ""))
@@ -169,6 +203,18 @@ class ForcedRun(Run):
         if op.returns_norm:
             forced.insert(0, known.norm.reshape(shape))
         return tuple(forced)
+
+    def _merged(self, node: Node, own: Tensor) -> Tensor:
+        """The sum of sums over ranks that the unfused graph has in the place of this sum over ranks of sums."""
+        found = summands(nodes.argument(node, 0), lambda each: _key([self.env[each]])[0] in self.addends)
+        known = None if found is None else self.sums.get(_key(self.env[each] for each in found))
+        if known is None or known.total.dtype != own.dtype or known.total.numel() != own.numel():
+            return own
+        self.separate += own.numel()
+        if {str(nodes.argument(node, 1))} != known.strategies:
+            told = f"strategy={nodes.argument(node, 1)}, the sums that it is made of have {sorted(known.strategies)}"
+            self.findings.append(GraphFinding(Check.ARGUMENTS, f"{node.name}: {told}", node=node.name))
+        return known.total.reshape(own.shape)
 
     def _operand(self, node: Node, position: int) -> Any:
         given = nodes.argument(node, position)

@@ -17,7 +17,6 @@ from fusecheck.errors import UsageError
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.dialects import LIBRARIES
 from fusecheck.graph.library import Library
-from fusecheck.graph.structure import copy_graph
 from fusecheck.operations import STATIC_OPS
 
 SUFFIX = ".pt2"
@@ -98,5 +97,5 @@ def load_file(plan: FilePlan, rank: int, library: Library) -> tuple[BuiltGraph, 
         others = [name for name, other in LIBRARIES.items() if other.speaks(module)]
         hint = f"it is of --dialect {others[0]}" if others else "expected a tensor-parallel graph"
         raise UsageError(f"model file {path} has no sum over ranks of --dialect {library.name}: {hint}")
-    read = library.leave(copy_graph(module))
+    read = library.leave(module)
     return BuiltGraph(read, lambda tokens: inputs, (), None), module

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
+from fusecheck.graph.collinear import is_merged
 from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.structure import dead_work, effects
@@ -70,6 +71,7 @@ class Sites:
 
     def __init__(self, before: GraphModule, dialect: Dialect) -> None:
         self.dialect = dialect
+        self._found: dict[GraphModule, dict[Node, str]] = {}
         self._weights: dict[str, Tensor] = {}
         for node in before.graph.nodes:
             weight = nodes.argument(node, 1) if dialect.weight_bias(node) is not None else None
@@ -77,7 +79,12 @@ class Sites:
                 self._weights[str(weight.target)] = tensor
 
     def of(self, gm: GraphModule) -> dict[Node, str]:
-        """The name of each norm and fused node whose weight is a norm's weight."""
+        """The name of each norm and fused node whose weight is a norm's weight; the graph must not change after."""
+        if gm not in self._found:
+            self._found[gm] = self._named_nodes(gm)
+        return self._found[gm]
+
+    def _named_nodes(self, gm: GraphModule) -> dict[Node, str]:
         found: dict[Node, str] = {}
         seen: Counter[str] = Counter()
         for node in gm.graph.nodes:
@@ -140,6 +147,8 @@ def count_roles(gm: GraphModule, dialect: Dialect) -> dict[str, int]:
         if fused is not None:
             roles[fused.value] += 1
         roles["all_reduce"] += dialect.is_all_reduce(node)
+        if is_merged(node):
+            roles["merged"] += 1
         roles["norm"] += dialect.is_norm(node)
     return dict(roles)
 

@@ -34,11 +34,11 @@ class Library(Protocol):
         ...
 
     def enter(self, gm: GraphModule) -> GraphModule:
-        """Rewrite a graph of Fusecheck's operators into the library's, in place."""
+        """A graph of Fusecheck's operators in the library's; the one that is given stays as it is."""
         ...
 
     def leave(self, gm: GraphModule) -> GraphModule:
-        """Rewrite a graph of the library's operators into Fusecheck's, in place."""
+        """A graph of the library's operators in Fusecheck's; the one that is given stays as it is."""
         ...
 
     def speaks(self, gm: GraphModule) -> bool:

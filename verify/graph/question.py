@@ -37,8 +37,16 @@ class Question:
     def line(self, *graphs: str) -> str:
         """The command that asks it, of these graphs in their order."""
         after = "norm" if self.subject.after_norm else "none"
-        produces = "quant" if self.subject.quantises else "norm"
-        words = ["fusecheck", "graph", "--pass", self.subject.name, "--after", after, "--produces", produces]
+        words = [
+            "fusecheck",
+            "graph",
+            "--pass",
+            self.subject.name,
+            "--after",
+            after,
+            "--produces",
+            self.subject.produces,
+        ]
         words += ["--tp", str(self.world_size), "--backend", self.backend, "--dialect", self.dialect]
         words += ["--device", self.device] + ([] if self.config is None else ["--config", str(self.config)])
         words += [] if self.export else ["--no-export"]

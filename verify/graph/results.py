@@ -9,11 +9,14 @@ from enum import Enum
 from typing import Any
 
 from fusecheck.graph.cases import NORM_OP, GraphCase, Subject, expected
+from fusecheck.graph.collinear import PairPlan
 from fusecheck.graph.config import TransformConfig
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.findings import Check, GraphFinding, Kind
 from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.operations import STATIC_OPS, FusionOp
+
+ONE_SUM = "one sum over ranks"
 
 
 class Status(str, Enum):
@@ -64,9 +67,9 @@ class GraphResult:
 
     @property
     def fused(self) -> int:
-        """How many fused operators the graph has."""
+        """How many fused operators the graph has, and sums over ranks of what a rank has summed."""
         counts: Mapping[str, int] = self.report.get("counts", {})
-        return sum(counts.get(op.value, 0) for op in STATIC_OPS)
+        return sum(counts.get(op.value, 0) for op in STATIC_OPS) + counts.get("merged", 0)
 
     @property
     def judged(self) -> int:
@@ -116,7 +119,10 @@ def judge_outcomes(
                 message = f"the graph has {got} {role}, --expect says {wanted}"
                 result.findings.append(GraphFinding(Check.COUNTS, message, kind=kind))
     elif isinstance(plan, ModelPlan):
-        _judge_counts(result, plan.counts(quant=subject.quantises), plan, world_size)
+        made = 1 if subject.merges else world_size  # as on one rank, where nothing fuses either
+        _judge_counts(result, plan.counts(quant=subject.quantises and not subject.merges), plan, made)
+    elif isinstance(plan, PairPlan):
+        _judge_pairs(result, plan)
     else:
         outcomes = {int(site): name for site, name in result.report["outcomes"].items()}
         for index in range(len(plan.sites)):
@@ -134,6 +140,20 @@ def judge_outcomes(
             result.findings.append(
                 GraphFinding(Check.SITES, became, index, kind="missed" if less else "against a rule")
             )
+
+
+def _judge_pairs(result: GraphResult, plan: PairPlan) -> None:
+    """All pairs of a graph are alike: all must become one sum over ranks each, or none."""
+    counts: Mapping[str, int] = result.report["counts"]
+    merged, wanted = counts.get("merged", 0), plan.pairs * plan.merges
+    result.outcomes[0] = (ONE_SUM if wanted else None, ONE_SUM if merged else None)
+    told = f"{merged} sums over ranks are of sums that a rank has made, expected {wanted}"
+    if merged < wanted:
+        result.findings.append(GraphFinding(Check.SITES, told, 0, kind="missed"))
+    elif merged > wanted and plan.add != "broadcast":
+        result.findings.append(GraphFinding(Check.SITES, told, 0, kind="against a rule"))
+    elif counts.get("all_reduce", 0) > wanted > 0:
+        result.left[0] = f"{wanted} sums over ranks expected, {counts['all_reduce']} are allowed"
 
 
 def _judge_counts(result: GraphResult, wanted: dict[str, int], plan: ModelPlan, world_size: int) -> None:

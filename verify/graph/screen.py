@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -121,6 +122,7 @@ def finding_records(results: Sequence[GraphResult], question: Question, replays:
 def replay_line(result: GraphResult, question: Question, replays: Replays) -> tuple[str, str]:
     """The command that shows a result's findings again, and what is to be known of it."""
     earlier = replays.get(result.case.name, ())
+    question = replace(question, world_size=1) if result.case.alone else question
     line = question.line(*(case.plan.to_json() for case in (*(earlier or ()), result.case)))
     if earlier is None:
         return line, "it did not show again in fresh ranks: the pass does not do the same each time"

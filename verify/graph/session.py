@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,8 @@ class Run:
     results: list[GraphResult] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
 
-    def finish(self, cases: Mapping[int, list[GraphCase]], json_file: Path | None) -> int:
-        """Check graphs by world size, show and write what came of it; returns the exit code.
+    def finish(self, cases: list[GraphCase], json_file: Path | None) -> int:
+        """Check graphs, show and write what came of it; returns the exit code.
 
         Raises:
             UsageError: an unknown backend, dialect or waived row, or an operator that the dialect lacks.
@@ -56,23 +55,17 @@ class Run:
         backends.backend(self.question.backend)
         library = library_named(self.question.dialect)
         library.ready()
-        work: dict[int, list[GraphCase]] = {}
-        for world_size, mine in cases.items():
-            work[world_size], absent = adapted(library, mine)
-            self.absent |= absent
-        if not any(work.values()):
+        cases, self.absent = adapted(library, cases)
+        if not cases:
             raise Inconclusive("no graph to check: --only, --rows and --random leave none")
-        waivers.check_rows(self.accepted, (case.name for mine in work.values() for case in mine))
-        total = sum(map(len, work.values()))
-        with Interruption() as stop, GraphProgress(self.console, total, self.results) as progress:
-            for world_size, mine in work.items():
-                if mine:
-                    with self._checker(world_size) as checker:
-                        checker.check_all(mine, lambda result: self._seen(result, progress))
+        waivers.check_rows(self.accepted, (case.name for case in cases))
+        shown = GraphProgress(self.console, len(cases), self.results)
+        with Interruption() as stop, shown as progress, self._checker() as checker:
+            checker.check_all(cases, lambda result: self._seen(result, progress))
         replays: Replays = {}
         if not stop.happened:
             with Interruption():
-                replays = self._replays(work)
+                replays = self._replays()
         verdict = self._verdict(complete=not stop.happened)
         summary = summarise(self.results, self.question, progress.seconds) | self._about(interrupted=stop.happened)
         show(self.results, summary, verdict, lambda each: replay_line(each, self.question, replays), self.console)
@@ -81,12 +74,12 @@ class Run:
         self.console.print(f"{self.directory}/result.json", highlight=False, markup=False, soft_wrap=True)
         return verdict.exit_code
 
-    def _checker(self, world_size: int, lanes: int | None = None) -> GraphChecker:
+    def _checker(self, lanes: int | None = None) -> GraphChecker:
         asked = self.question
         transforms = {**BOTH_ENABLED, **load_transforms(asked.config)} if asked.config else BOTH_ENABLED
         return GraphChecker(
             asked.subject,
-            world_size,
+            asked.world_size,
             backend=asked.backend,
             dialect=asked.dialect,
             timeout=self.timeout,
@@ -116,16 +109,11 @@ class Run:
             "unused_waivers": [waiver.text for waiver in waivers.unused(self.accepted, self.results)],
         }
 
-    def _replays(self, work: Mapping[int, list[GraphCase]]) -> Replays:
+    def _replays(self) -> Replays:
         """Of the graphs whose findings are shown: what must come before, tried in ranks that have seen nothing."""
         found: Replays = {}
         odd = [result for result in self.results if result.open_findings and result.earlier and needs_ranks(result)]
-        lone = {case.name for case in work.get(1, ())} if self.question.world_size != 1 else set()
-        with ExitStack() as stack:
-            checkers: dict[int, GraphChecker] = {}
-            for result in odd[:SHOWN]:
-                world_size = 1 if result.case.name in lone else self.question.world_size
-                if world_size not in checkers:
-                    checkers[world_size] = stack.enter_context(self._checker(world_size, lanes=1))
-                found[result.case.name] = history_needed(result, checkers[world_size].check_afresh)
+        if odd:
+            with self._checker(lanes=1) as checker:
+                found = {result.case.name: history_needed(result, checker.check_afresh) for result in odd[:SHOWN]}
         return found

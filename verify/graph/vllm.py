@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from fusecheck.graph import nodes, vllm_host
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.schemas import installed, published, read_on
+from fusecheck.graph.structure import copy_graph
 from fusecheck.graph.vllm_entering import Entering
 from fusecheck.graph.vllm_host import STRATEGY
 from fusecheck.graph.vllm_leaving import Leaving
@@ -23,6 +24,7 @@ NAME = "vllm"
 ABSENT = {
     "several readers": "q/k/v and gate/up are one layer in vLLM's models",
     "draft": "the pass sees no draft flag",
+    "writes": "AOTAutograd leaves no write in place",
     "no meta": "a compiled graph has a meta value on every node",
 }
 
@@ -44,11 +46,11 @@ class Vllm:
     def enter(self, gm: GraphModule) -> GraphModule:
         """See `Library.enter`."""
         self.ready()
-        return Entering(gm).run()
+        return Entering(copy_graph(gm)).run()
 
     def leave(self, gm: GraphModule) -> GraphModule:
         """See `Library.leave`."""
-        return Leaving(gm).run()
+        return Leaving(copy_graph(gm)).run()
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""
@@ -61,6 +63,8 @@ class Vllm:
             layers = [reader for reader in site.readers if reader.kind in ("fp8", "quantize")]
             if len(layers) > 1:
                 return ABSENT["several readers"]
+            if site.write != "nothing":
+                return ABSENT["writes"]
             if not site.norm_meta:
                 return ABSENT["no meta"]
         if plan.draft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusecheck.errors import UsageError
+from fusecheck.graph.collinear import PAIRS
 from fusecheck.graph.findings import Check
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.rows import ROWS
@@ -22,7 +24,7 @@ class Waiver:
 
     Attributes:
         check: whose findings.
-        row: of which graph, by its name; `*` for all.
+        row: of which graphs, by their names; `*` and `N8-*` are patterns.
         why: the reason, which the report shows.
     """
 
@@ -37,7 +39,7 @@ class Waiver:
 
     def covers(self, result: GraphResult) -> bool:
         """Whether it is about this graph."""
-        return self.row in (ALL, result.case.name)
+        return fnmatch.fnmatchcase(result.case.name, self.row)
 
 
 def parse(text: str, why: str) -> Waiver:
@@ -98,9 +100,9 @@ def check_rows(waivers: Iterable[Waiver], names: Iterable[str]) -> None:
     Raises:
         UsageError: a waiver names no graph.
     """
-    known = {ALL, *names, *(row.name for row in ROWS)}
+    known = [*names, *PAIRS, *(row.name for row in ROWS)]
     for waiver in waivers:
-        if waiver.row not in known and not re.fullmatch(r"random-\d+", waiver.row):
+        if not fnmatch.filter(known, waiver.row) and not re.fullmatch(r"random-\d+", waiver.row):
             raise UsageError(f"waiver {waiver.text!r}: no graph is called {waiver.row!r}, expected a row such as N1")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch.fx import GraphModule
 
 from fusecheck import backends
 from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
+from fusecheck.graph.collinear import PairPlan, build_pairs, is_pair
 from fusecheck.graph.comparison import Comparison, Graphs
 from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.dialects import library_named
 from fusecheck.graph.execution import bits
+from fusecheck.graph.exporting import Exports
 from fusecheck.graph.files import FilePlan, is_file, load_file
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.inspection import Sites, check_structure, count_roles, fused_nodes, tensors_of
@@ -28,6 +31,7 @@ from fusecheck.graph.structure import copy_graph, expressions, signature
 from fusecheck.graph.subject import PassError, apply_pass, load_pass
 from fusecheck.interface import FusionOp, Rank
 from fusecheck.problem import Problem
+from fusecheck.ranks.rank import LocalRank
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class GraphJob:
         dialect: of the graph.
         tokens: token counts to run at, besides the graph's own.
         export: whether to export the rewritten graph again.
+        alone: the graph is one rank's: the first checks it in a group of its own, and the others do nothing.
         transforms: configuration by transform name.
     """
 
@@ -50,6 +55,7 @@ class GraphJob:
     dialect: str = "fusecheck"
     tokens: tuple[int, ...] = (1, 5)
     export: bool = True
+    alone: bool = False
     transforms: tuple[tuple[str, TransformConfig], ...] = tuple(BOTH_ENABLED.items())
 
 
@@ -60,61 +66,83 @@ class GraphWorker:
         rank: this process's place in the group.
     """
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: LocalRank) -> None:
         self.rank = rank
-        self._contexts: dict[str, RankContext] = {}
+        self._alone = rank.alone() if rank.world_size > 1 else rank
+        self._contexts: dict[tuple[str, bool], RankContext] = {}
+        self._exports = {alone: Exports(*_place(each)) for alone, each in ((False, rank), (True, self._alone))}
         torch.set_num_threads(1)
         # Memory that nobody has written to is filled with NaN, so that what reads it shows.
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
-    def check(self, job: GraphJob) -> dict[str, Any]:
-        """Check one graph; a collective call."""
-        context = self._context(job.backend)
-        with tensor_parallel(context):
-            return _Case(self.rank, context, job).run().to_record()
+    def check(self, jobs: Sequence[GraphJob]) -> list[dict[str, Any]]:
+        """Check graphs; a collective call. The exports come last, so that ranks export at the same time."""
+        cases = [_Case(self._context(job), job) for job in jobs]
+        mine = [case for case in cases if not case.job.alone or self.rank.index == 0]
+        for case in mine:
+            with tensor_parallel(case.context):
+                case.run()
+        for case in mine:
+            with tensor_parallel(case.context):
+                case.export(self._exports[case.job.alone])
+        return [case.report.to_record() for case in cases]
 
-    def _context(self, name: str) -> RankContext:
-        if name not in self._contexts:
-            backend = backends.backend(name)
-            flow = backend.dataflow(Problem(op=FusionOp.RESIDUAL_RMS_NORM, world_size=max(2, self.rank.world_size)))
-            self._contexts[name] = RankContext(self.rank, backend, flow)
-        return self._contexts[name]
+    def _context(self, job: GraphJob) -> RankContext:
+        known = (job.backend, job.alone)
+        if known not in self._contexts:
+            backend, rank = backends.backend(job.backend), self._alone if job.alone else self.rank
+            flow = backend.dataflow(Problem(op=FusionOp.RESIDUAL_RMS_NORM, world_size=max(2, rank.world_size)))
+            self._contexts[known] = RankContext(rank, backend, flow)
+        return self._contexts[known]
+
+
+def _place(rank: Rank) -> tuple[int, int]:
+    return rank.index, rank.world_size
 
 
 @dataclass(frozen=True)
 class _Rewritten:
-    """What the pass was given and made of it, in its library's operators, and all graphs in Fusecheck's."""
+    """What came of the passes.
+
+    Attributes:
+        given: what the last pass was given, in its library's operators.
+        made: what it made of it.
+        graphs: all graphs in Fusecheck's operators.
+        text: what was made, equal on all ranks.
+    """
 
     given: GraphModule
     made: GraphModule
     graphs: Graphs
+    text: str
 
 
 class _Case:
     """One job on one rank."""
 
-    def __init__(self, rank: Rank, context: RankContext, job: GraphJob) -> None:
-        self.rank, self.context, self.job = rank, context, job
+    def __init__(self, context: RankContext, job: GraphJob) -> None:
+        self.rank, self.context, self.job = context.rank, context, job
         # Importing a pass may register the operators of its dialect.
         *self.earlier, self.subject = [load_pass(name) for name in job.passes]
         self.library = library_named(job.dialect)
         self.library.ready()
         self.dialect = FUSECHECK
         self.report = GraphReport()
+        self._to_export: tuple[BuiltGraph, _Rewritten] | None = None
         self.shared = SharedConfig(
-            local_rank=rank.index,
-            world_size=rank.world_size,
+            local_rank=self.rank.index,
+            world_size=self.rank.world_size,
             gather=context.gather_text,
             max_tokens=MAX_TOKENS,
             transforms=dict(job.transforms),
         )
 
-    def run(self) -> GraphReport:
-        """All checks; those that need a sound graph are left out where it is not."""
+    def run(self) -> None:
+        """All checks but the export; those that need a sound graph are left out where it is not."""
         built, native = self._build()
         done = self._rewrite(built, native)
         if done is None:
-            return self.report
+            return
         graphs = done.graphs
         sites = Sites(graphs.before, self.dialect)
         self.report.outcomes = self._outcomes(graphs.after, sites)
@@ -126,13 +154,19 @@ class _Case:
         for tokens in dict.fromkeys((self._own_tokens, *self.job.tokens)):
             if built.token_dimension is not None or tokens == self._own_tokens:
                 comparison.execute(tokens, moves_quantise_only=len(self.job.passes) > 1)
-        if self.job.export and self._turn():
-            comparison.export()
-        return self.report
+        if self.job.export:
+            self._to_export = built, done
 
-    def _turn(self) -> bool:
-        """Exporting is slow and the ranks' graphs are alike: one rank does it, in turn."""
-        return zlib.crc32(self.job.source.encode()) % self.rank.world_size == self.rank.index
+    def export(self, exports: Exports) -> None:
+        """Export the rewritten graph, if this is the rank to do it."""
+        if self._to_export is None or not exports.has_turn(self._to_export[1].text):
+            return
+        built, done = self._to_export
+        finding, skipped = exports.check(done.graphs, built, self._own_tokens)
+        if finding is not None:
+            self._add(finding)
+        if skipped:
+            self.report.skipped[Check.EXPORT.value] = skipped
 
     # Building and rewriting ---------------------------------------------------------------------------------------
 
@@ -146,16 +180,20 @@ class _Case:
             model = ModelPlan.from_json(self.job.source)
             self._own_tokens = model.tokens
             return build_model(model, *ranks), None
+        if is_pair(self.job.source):
+            self._own_tokens = GraphPlan.tokens
+            pairs = PairPlan.from_json(self.job.source)
+            return build_pairs(pairs, self.rank.index, self.rank.world_size, self.rank.device), None
         graph = GraphPlan.from_json(self.job.source)
         self._own_tokens = graph.tokens
         return build(graph, *ranks), None
 
     def _rewrite(self, built: BuiltGraph, native: GraphModule | None) -> _Rewritten | None:
         """Run the passes; None where a rank has no sound graph, or the ranks' graphs differ."""
-        predecessor = copy_graph(built.module)
+        predecessor = copy_graph(built.module) if self.earlier else built.module
         for function in self.earlier:
             predecessor = apply_pass(function, predecessor, self.shared)
-        given = self.library.enter(copy_graph(predecessor)) if native is None or self.earlier else native
+        given = self.library.enter(predecessor) if native is None or self.earlier else native
         loaded = _digests(given)
         made, said = copy_graph(given), ""
         try:
@@ -175,8 +213,7 @@ class _Case:
             return None
         if said in ("raised", "does not lint"):
             return None
-        after = self.library.leave(copy_graph(made))
-        return _Rewritten(given, made, Graphs(built.module, predecessor, after))
+        return _Rewritten(given, made, Graphs(built.module, predecessor, self.library.leave(made)), said)
 
     def _unchanged(self, loaded: dict[str, int], before: GraphModule, after: GraphModule) -> None:
         """The pass leaves every loaded tensor as it is, in memory and by name."""

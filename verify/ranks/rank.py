@@ -29,7 +29,9 @@ class LocalRank:
         world_size: how many ranks the group has.
         device: where the rank computes.
         directory: the pool's own directory, the same for all ranks of the host; removed with the pool.
-        rendezvous: where the process group meets, as `torch.distributed` takes it (`file://` or `tcp://`).
+        rendezvous: where the process group meets, as `torch.distributed` takes it (`file://` or `tcp://`); empty for
+            a rank without peers in a process that belongs to a larger group.
+        prefix: of the names of its memory, where ranks of several groups share the directory.
     """
 
     index: int
@@ -37,7 +39,12 @@ class LocalRank:
     device: torch.device
     directory: Path
     rendezvous: str
+    prefix: str = ""
     _mapped: dict[str, tuple[int, list[Tensor]]] = field(default_factory=dict, repr=False)
+
+    def alone(self) -> LocalRank:
+        """This process as the only rank of another group, whose memory nobody else maps."""
+        return LocalRank(0, 1, self.device, self.directory, "", f"alone-{self.index}-")
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -45,6 +52,8 @@ class LocalRank:
 
         It is made late, because a kernel that needs none should not pay for it at every restart.
         """
+        if not self.rendezvous:
+            return None
         if not torch.distributed.is_initialized():
             cuda = self.device.type == "cuda"
             torch.distributed.init_process_group(
@@ -81,7 +90,7 @@ class LocalRank:
         return list(buffers)
 
     def _path(self, name: str, rank: int) -> Path:
-        return self.directory / f"{quote(name, safe='')}.{rank}"
+        return self.directory / f"{self.prefix}{quote(name, safe='')}.{rank}"
 
     def _create(self, name: str, nbytes: int) -> None:
         """Reserve this rank's buffer and publish it under its final name only when it is whole."""
