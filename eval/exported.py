@@ -25,7 +25,7 @@ from fusecheck.eval.rotary import Rotary, rotate
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.ops import NAMESPACE
-from fusecheck.graph.passes import fuse_both
+from fusecheck.graph.passes import fuse_all
 from fusecheck.interface import Backend, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.problem import Problem
 
@@ -169,7 +169,7 @@ class ExportedModel:
             exported = torch.export.export(decoder, (example,), dynamic_shapes=(dict(enumerate(sizes)),), strict=False)
         self.graph: GraphModule = exported.module(check_guards=False)
         idle = RankContext(rank, made, self.flow)
-        fuse_both(self.graph, SharedConfig(rank.index, rank.world_size, idle.gather_text))
+        fuse_all(self.graph, SharedConfig(rank.index, rank.world_size, idle.gather_text))
         left = [node.name for node in self.graph.graph.nodes if node.target is own.all_reduce.default]
         if left and rank.world_size > 1:
             raise UsageError(f"the passes left {len(left)} sums over ranks unfused, the first is {left[0]}")

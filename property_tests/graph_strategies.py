@@ -7,8 +7,18 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from fusecheck.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, SitePlan, View
-from fusecheck.graph.random_graphs import BAD_SCALES, MAX_READERS, MAX_SITES, OBSTACLES, OTHERS, STRATEGIES
+from fusecheck.graph.family import takes_scale
+from fusecheck.graph.plan import SCALES, GraphPlan, ReaderKind, ReaderPlan, SitePlan, View, made
+from fusecheck.graph.random_graphs import (
+    BAD_FACTORS,
+    BAD_SCALES,
+    FORMATS,
+    MAX_READERS,
+    MAX_SITES,
+    OBSTACLES,
+    OTHERS,
+    STRATEGIES,
+)
 
 VIEWS: tuple[View, ...] = ("none", "flat", "unsqueeze", "chain", "halves")
 FP8_KINDS: tuple[ReaderKind, ...] = ("fp8", "quantize", "dead")
@@ -25,12 +35,18 @@ def readers(draw: DrawFn) -> tuple[ReaderPlan, ...]:
     """The readers of a norm: FP8 layers with a common scale more often than not, and others."""
     common = draw(st.integers(0, len(SCALES) - 1), label="scale")
     bad = draw(rare(st.sampled_from(BAD_SCALES), "static"), label="first scale kind")
+    format_of = draw(rare(st.sampled_from(FORMATS), ""), label="format")
     found = []
     for number in range(draw(st.integers(1, MAX_READERS), label="readers")):
         kind: ReaderKind = draw(rare(st.sampled_from(OTHERS), "fp8") | st.sampled_from(FP8_KINDS), label="kind")
         view = draw(st.sampled_from(VIEWS), label="view")
         if kind in OTHERS:
-            found.append(ReaderPlan(kind=kind, view=view))
+            found.append(ReaderPlan(kind, "nvfp4" if kind == "made" else "", view=view))
+            continue
+        if name := draw(st.just(format_of) | rare(st.sampled_from(FORMATS), format_of), label="own format"):
+            factor = bad if number == 0 and bad in BAD_FACTORS and takes_scale(name) else "static"
+            shared = draw(st.booleans(), label="shared")
+            found.append(made(name, scale=common, scale_kind=factor, view=view, shared_scale=shared))
             continue
         found.append(
             ReaderPlan(

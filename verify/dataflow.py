@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from fusecheck.declaration import Dataflow, ExpertFlow
+from fusecheck.declaration import ALONE, Dataflow, ExpertFlow
 from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.quantflow import QUANT_FLOWS
 
-__all__ = ["DATAFLOWS", "Dataflow", "ExpertFlow", "dataflow"]
+__all__ = ["ALONE", "DATAFLOWS", "Dataflow", "ExpertFlow", "dataflow"]
 
 NORM_DEPTH = 65
 """In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""

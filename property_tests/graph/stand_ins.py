@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from fusecheck.graph import autodeploy, fused_ops
-from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.config import ALL_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.quant_fusion import FuseQuant
 from fusecheck.graph.schemas import published
@@ -48,7 +48,7 @@ class Transform:
         assert idx == 0
         strategies = {node.args[1] for node in gm.graph.nodes if "all_reduce" in str(node.target)}
         assert strategies <= {shared_config.dist_config.allreduce_strategy}
-        shared = SharedConfig(shared_config.local_rank, shared_config.world_size, transforms=BOTH_ENABLED)
+        shared = SharedConfig(shared_config.local_rank, shared_config.world_size, transforms=ALL_ENABLED)
         known = {node.name for node in gm.graph.nodes}
         gm = LIBRARY.enter(self.work.apply(LIBRARY.leave(gm), shared))
         for node in gm.graph.nodes:

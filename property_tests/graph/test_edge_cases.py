@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fusecheck.graph.cases import GraphCase, Subject, row_cases
-from fusecheck.graph.plan import GraphPlan, expectation
+from fusecheck.graph.expectations import expectation
+from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.rows import ROWS, Row
 from fusecheck.graph.run import GraphChecker
 from fusecheck.interface import FusionOp
@@ -34,26 +35,27 @@ def test_rows_have_distinct_names_and_cover_every_rule() -> None:
     assert len(set(names)) == len(names)
     rules = {name.split("-")[0] for name in names}
     assert rules == {
-        *(f"F{n}" for n in range(1, 17)),
-        *(f"D{n}" for n in range(1, 9)),
-        *(f"N{n}" for n in range(1, 17)),
+        *(f"F{n}" for n in range(1, 22)),
+        *(f"D{n}" for n in range(1, 15)),
+        *(f"N{n}" for n in range(1, 22)),
     }
 
 
 def test_predictions_agree_with_the_rule_that_a_row_is_named_for() -> None:
-    quant, norm = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, FusionOp.RESIDUAL_RMS_NORM
-    wanted: dict[str, set[FusionOp | None]] = {
-        "F": {quant, FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8},
-        "N1": {None},
-        "N2": {None},
-        "N3": {None},
-    }
-    wanted |= {"N4": {None}, "N5": {None}, "N6": {None}, "N7": {norm}, "N8": {norm}, "N13": {None}, "N14": {norm}}
+    norm = FusionOp.RESIDUAL_RMS_NORM
+    wanted: dict[str, FusionOp | None] = dict.fromkeys(("N1", "N2", "N3", "N4", "N5", "N6", "N13", "N21"))
+    wanted |= dict.fromkeys(("N7", "N8", "N14", "N17", "N18", "D10", "D12"), norm)
     for row in MULTI_RANK:
         rule = row.name.split("-")[0]
-        allowed = wanted["F"] if rule.startswith("F") else wanted.get(rule)
-        if allowed is not None:
-            assert expectation(row.plan, 0, 2).fused in allowed, row.name
+        fused = expectation(row.plan, 0, 2).fused
+        if rule.startswith("F"):
+            assert fused is not None, row.name
+            assert fused.returns_quant or fused.has_experts, row.name
+        elif rule.startswith(("N19", "N20")):
+            assert fused is not None, row.name
+            assert not fused.has_experts, row.name
+        elif rule in wanted:
+            assert fused == wanted[rule], row.name
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

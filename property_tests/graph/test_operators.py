@@ -55,6 +55,12 @@ def codes(*shape: int) -> torch.Tensor:
     return (activations(*shape) * 50).to(torch.float8_e4m3fn)
 
 
+def made(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """NVFP4 codes and scales."""
+    codes, scales = own.quantize(x, torch.tensor(0.5), "nvfp4")
+    return codes, scales
+
+
 def arguments() -> dict[str, tuple[object, ...]]:
     """Arguments of every operator."""
     x, residual, weight = activations(3, 16), activations(3, 16), activations(16)
@@ -69,7 +75,13 @@ def arguments() -> dict[str, tuple[object, ...]]:
         "static_quantize_e4m3_per_tensor": (x, scale),
         "fp8_linear": (x, codes(8, 16), None, scale, step),
         "fp8_prequant_linear": (codes(3, 16), codes(8, 16), None, scale, step, "float16"),
-        "nvfp4_linear": (x, activations(8, 16), step),
+        "quantize": (x, step, "nvfp4"),
+        "quantized_linear": (*made(x), *made(activations(8, 16)), None, step, step, "nvfp4", "", "bfloat16"),
+        "moe_finalize": (activations(6, 16), activations(3, 2), torch.tensor([[0, 5], [-1, 1], [2, 2]]).int(), x, 2.5),
+        "reduce_scatter": (x, 1, "AUTO"),
+        "all_gather": (x, 1, "AUTO"),
+        "shard": (x, 1),
+        "fused": (*fused, step, 1e-5, "NCCL", "RESIDUAL_RMS_NORM_OUT_QUANT_NVFP4"),
         "ar_residual_norm": (*fused, 1e-5, "AUTO"),
         "ar_residual_norm_quant_fp8": (*fused, scale, 1e-5, "AUTO"),
         "ar_residual_norm_out_quant_fp8": (*fused, scale, 1e-5, "NCCL"),
@@ -157,11 +169,3 @@ def test_the_backend_sees_all_tokens_of_a_batch(alone: RankContext) -> None:
     assert norm.shape == residual.shape == x.shape
     assert torch.equal(norm.reshape(6, 16), flat[0])
     assert sum(alone.calls.values()) == 2
-
-
-def test_a_short_last_block_of_an_nvfp4_layer_is_rounded_like_one_filled_up_with_zeros() -> None:
-    x, weight, scale = activations(3, 40), activations(8, 40), torch.tensor(0.01)
-    got = own.nvfp4_linear(x, weight, scale)
-    filled = [torch.nn.functional.pad(each, (0, 8)) for each in (x, weight)]
-    assert torch.equal(got, own.nvfp4_linear(*filled, scale))
-    assert not torch.equal(got, own.nvfp4_linear(x[:, :32].contiguous(), weight[:, :32].contiguous(), scale))

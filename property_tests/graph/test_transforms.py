@@ -13,7 +13,7 @@ from fusecheck.errors import UsageError
 from fusecheck.graph import nodes
 from fusecheck.graph.build import build
 from fusecheck.graph.config import (
-    BOTH_ENABLED,
+    ALL_ENABLED,
     NORM_PASS,
     QUANT_PASS,
     FusionPolicy,
@@ -23,30 +23,31 @@ from fusecheck.graph.config import (
     load_transforms,
 )
 from fusecheck.graph.dialect import FUSECHECK
+from fusecheck.graph.expectations import expectation
 from fusecheck.graph.inspection import count_roles
 from fusecheck.graph.passes import (
+    fuse_all,
     fuse_allreduce_residual_rmsnorm,
     fuse_allreduce_residual_rmsnorm_quant_fp8,
-    fuse_both,
 )
-from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, expectation
+from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan
 from fusecheck.graph.rows import ROWS, Row
 from fusecheck.graph.structure import signature
 from fusecheck.interface import FusionOp
 
-TWO = SharedConfig(world_size=2, transforms=BOTH_ENABLED)
+TWO = SharedConfig(world_size=2, transforms=ALL_ENABLED)
 PLAIN = GraphPlan(sites=(SitePlan(), SitePlan()))
 QUANT, OUT_QUANT = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 
 
 def rewritten(plan: GraphPlan, shared: SharedConfig = TWO) -> torch.fx.GraphModule:
     """A graph after both passes."""
-    return fuse_both(build(plan, 0, 2).module, shared)
+    return fuse_all(build(plan, 0, 2).module, shared)
 
 
 def quantising(policy: FusionPolicy) -> SharedConfig:
     """Both passes on, the quantising one under a policy."""
-    return replace(TWO, transforms={**BOTH_ENABLED, QUANT_PASS: TransformConfig(enabled=True, policy=policy)})
+    return replace(TWO, transforms={**ALL_ENABLED, QUANT_PASS: TransformConfig(enabled=True, policy=policy)})
 
 
 def fused_nodes(gm: torch.fx.GraphModule) -> list[torch.fx.Node]:
@@ -81,7 +82,7 @@ def test_the_quantising_pass_alone_finds_nothing_to_do() -> None:
 def test_a_row_is_rewritten_as_predicted_without_being_run(row: Row) -> None:
     plan, world_size = row.plan, row.world_size or 2
     scales_differ = any(reader.scale_kind == "per_rank" for site in plan.sites for reader in site.readers)
-    gm = fuse_both(build(plan, 0, world_size).module, SharedConfig(world_size=world_size))
+    gm = fuse_all(build(plan, 0, world_size).module, SharedConfig(world_size=world_size))
     wanted = [expectation(plan, index, world_size).fused for index in range(len(plan.sites))]
     # Whether ranks differ can only be known by asking them.
     assert scales_differ or ops_of(gm) == [op for op in wanted if op is not None]
@@ -110,7 +111,7 @@ def test_layers_get_the_out_dtype_of_the_activations() -> None:
 
 def test_every_refusal_has_its_reason() -> None:
     plan = GraphPlan(sites=(SitePlan(add="alpha"), SitePlan(readers=(ReaderPlan(), ReaderPlan(scale=1)))))
-    norm, quant = rewritten(plan).meta["transform_history"]
+    norm, quant, _ = rewritten(plan).meta["transform_history"]
     assert (norm.name, norm.num_matches, quant.num_matches) == (NORM_PASS, 1, 0)
     assert list(norm.refused.values()) == ["the add scales an operand by alpha=2"]
     assert list(quant.refused.values()) == ["the readers' input scales differ: 0.00892857183, 1"]
@@ -130,7 +131,7 @@ def test_a_graph_is_untouched_when_another_rank_cannot_be_asked() -> None:
     gm = build(PLAIN, 0, 2).module
     before = signature(gm)
     with pytest.raises(ConnectionError):
-        fuse_both(gm, replace(TWO, gather=unreachable))
+        fuse_all(gm, replace(TWO, gather=unreachable))
     assert signature(gm) == before
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fusecheck.backends.flashinfer import installed, refused_here
 from fusecheck.backends.operands import allocate, check_dense
 from fusecheck.backends.unfused import all_reduce, check, in_switch
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class FlashInferNormBackend:
     """Backend `flashinfer-norm`: needs FlashInfer's module `norm`, and NCCL where there are several ranks."""
 
     name = "flashinfer-norm"
+    binaries = ("flashinfer",)
     device = "cuda"
 
     def supports(self, problem: Problem) -> Support:
@@ -51,7 +52,7 @@ class FlashInferNormBackend:
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `flashinfer-norm-quant`; where NCCL may add up in the switch, with either rounding."""
         del problem
-        declared = dataflow("flashinfer-norm-quant")
+        declared = replace(dataflow("flashinfer-norm-quant"), invariant_below=ALONE)
         return replace(declared, sum_rounding="either", reproducible=False) if in_switch() else declared
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:

@@ -30,7 +30,7 @@ from fusecheck.backends.tensorrt_llm_release import (
     room,
     sums,
 )
-from fusecheck.dataflow import Dataflow, ExpertFlow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, ExpertFlow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Strategy, Support
 from fusecheck.operations import Collective
@@ -60,6 +60,7 @@ class TensorRTLLMBackend:
     """
 
     device = "cuda"
+    binaries = ("tensorrt_llm",)
     operations = OPERATIONS
     one_workspace = True
 
@@ -118,6 +119,9 @@ class TensorRTLLMBackend:
 
     def dataflow(self, problem: Problem) -> Dataflow:
         """`trtllm` or `trtllm-fp32`; `trtllm-nccl`, which contains both, where NCCL adds up or may do so."""
+        return replace(self._declared(problem), invariant_below=ALONE)
+
+    def _declared(self, problem: Problem) -> Dataflow:
         if self.strategy == MNNVL:
             return dataflow("trtllm-mnnvl")
         if self._goes_to_nccl(problem) or (self.strategy is None and _may_be_nccl(problem)):

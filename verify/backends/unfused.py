@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed import ProcessGroup
 
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
 from fusecheck.quantisers.known import quantiser
@@ -122,9 +123,13 @@ class UnfusedBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `unfused`, any order over the ranks and division by scale; or `nccl-nvls`, see `in_switch`."""
+        """The dataflow `unfused`, any order over the ranks and division by scale; or `nccl-nvls`, see `in_switch`.
+
+        Rings begin at another rank for each part of a batch, so of the bits of a row in a batch nothing is promised.
+        """
         del problem
-        return dataflow(self.flow.name.replace("unfused", "nccl-nvls")) if in_switch() else self.flow
+        declared = dataflow(self.flow.name.replace("unfused", "nccl-nvls")) if in_switch() else self.flow
+        return replace(declared, invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Need nothing but the process group, or the board of virtual ranks.

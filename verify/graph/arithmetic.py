@@ -12,10 +12,6 @@ from torch import Tensor
 E4M3_MAX = 448.0
 LANES = 8
 """Elements of one 16-byte access, which one thread adds up serially."""
-FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The magnitudes of E2M1."""
-FP4_BLOCK = 16
-"""Elements that share one NVFP4 scale."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, bias: float = 0.0) -> Tensor:
@@ -101,25 +97,3 @@ def _linear_scaled_mm(
     out = torch._scaled_mm(flat, weight.T, scale_a=scales[0], scale_b=scales[1], out_dtype=dtype)
     out = out.reshape(*codes.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
-
-
-def linear_nvfp4(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Linear layer that rounds its input to NVFP4 (E2M1 in blocks of 16 with E4M3 scales); weights stay as they are.
-
-    Args:
-        x: [..., in]; the last block may be shorter.
-        weight: [out, in], the dtype of x.
-        scale: the second-level scale, one element, float32.
-    """
-    wide = x.to(torch.float64) / scale.to(torch.float64).reshape(())
-    width = x.shape[-1]
-    padded = torch.nn.functional.pad(wide, (0, -width % FP4_BLOCK))  # zeros change no block's largest value
-    blocks = padded.reshape(*x.shape[:-1], -1, FP4_BLOCK)
-    step = (blocks.abs().amax(-1, keepdim=True) / FP4_VALUES[-1]).float().clamp(max=E4M3_MAX)
-    step = step.to(torch.float8_e4m3fn).to(torch.float64)
-    grid = torch.tensor(FP4_VALUES, dtype=torch.float64, device=x.device)
-    midpoints = (grid[1:] + grid[:-1]) / 2
-    units = blocks / torch.where(step == 0, torch.ones_like(step), step)
-    rounded = grid[torch.bucketize(units.abs(), midpoints)].copysign(units) * step
-    rounded = rounded.reshape(padded.shape)[..., :width]
-    return ((rounded * scale.to(torch.float64)) @ weight.to(torch.float64).T).to(x.dtype)

@@ -20,6 +20,9 @@ MAX_TOKENS = 4096
 """The largest token count that graphs are said to take, unless they say otherwise."""
 HEAD = 8
 """Width of a head, for norms over part of the hidden dimension."""
+ROUTES = 2
+"""Experts of a token."""
+ROUTED_SCALING = 1.5
 
 
 @dataclass
@@ -80,20 +83,54 @@ class _SiteComposer:
 
     def compose(self, partial: Node, residual: Node) -> tuple[Node, Node]:
         """Write the site; returns the next partial sum and the next residual."""
-        reduced = self.collective(partial)
-        total = self.add(reduced, residual)
+        reduced = self.collective(self.addend(partial))
+        total = self.add(reduced, residual if self.site.spread == "no" else self.shard(residual))
         if self.site.early_reader:
             self.canvas.output(self.call(aten.mul.Tensor, total, 2.0))
         norm = self.norm(total)
+        if self.site.spread != "no":
+            norm, total = (self.gather(each) for each in (norm, total))
         self.write(total, norm)
         results = [self.readers.write(number, reader, norm) for number, reader in enumerate(self.site.readers)]
         if self.site.second_norm:
             gamma = self.gamma("gamma2")
             second = self.call(self.dialect.norms["triton"], total, gamma, self.site.eps)
             results.append(self.readers.plain_linear(f"{self.prefix}.second", self.narrow(second), self.hidden))
-        if self.site.reduced_read:
+        if self.site.reduced_read or self.site.spread == "read":
+            reduced = reduced if self.site.spread == "no" else self.gather(reduced)
             results.append(self.call(aten.mul.Tensor, reduced, 0.5))
         return self.next_partial([found for found in results if found is not None], total), self.next_residual(total)
+
+    def addend(self, partial: Node) -> Node:
+        """What is summed over the ranks: the partial sum, or experts' tokens of which it is one."""
+        kind, tokens = self.site.experts, self.plan.tokens
+        if kind == "none":
+            return partial
+        flat = self.call(aten.view.default, partial, [tokens, self.hidden])
+        table = self.call(aten.cat.default, [flat, self.call(aten.mul.Tensor, flat, -0.5)])
+        routes = torch.stack((torch.arange(tokens), torch.arange(2 * tokens - 1, tokens - 1, -1)), -1).to(torch.int32)
+        routes[0, 1] = -1  # a route that is missing
+        weights = self.builder.normal(f"{self.prefix}.routing", tokens, ROUTES).abs().to(self.canvas.dtype)
+        scale, rows = (
+            self.builder.attribute(f"{self.prefix}.routing", weights),
+            self.builder.attribute(f"{self.prefix}.rows", routes),
+        )
+        shared = self.call(aten.mul.Tensor, flat, 0.25) if kind in ("shared", "between") else None
+        inside = shared if kind == "shared" else None
+        summed = self.call(self.dialect.moe_finalize, table, scale, rows, inside, ROUTED_SCALING)
+        if kind == "between":
+            summed = self.call(aten.add.Tensor, summed, shared)
+        if kind == "read":
+            self.canvas.output(self.call(aten.mul.Tensor, summed, 2.0))
+        return self.call(aten.view.default, summed, self.canvas.open_shape) if self.plan.batched else summed
+
+    def shard(self, x: Node) -> Node:
+        """This rank's rows."""
+        return self.call(self.dialect.shard, x, self.canvas.world_size)
+
+    def gather(self, x: Node) -> Node:
+        """All ranks' rows."""
+        return self.call(self.dialect.all_gather, x, self.canvas.world_size, self.site.strategy)
 
     def write(self, total: Node, norm: Node) -> None:
         """What the plan has written in place."""
@@ -118,6 +155,8 @@ class _SiteComposer:
         if self.site.collective == "grouped":
             size = max(1, self.canvas.world_size // 2)
             return self.call(own.all_reduce_grouped.default, partial, size, strategy)
+        if self.site.spread != "no":
+            return self.call(self.dialect.reduce_scatter, partial, self.canvas.world_size, strategy)
         return self.call(self.dialect.all_reduce, partial, strategy)
 
     def add(self, reduced: Node, residual: Node) -> Node:

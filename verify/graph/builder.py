@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import zlib
 from typing import Any
 
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from fusecheck.graph import nodes
+from fusecheck.dataflow import DATAFLOWS
+from fusecheck.graph import (
+    fused_ops,  # noqa: F401 - registers the operators
+    nodes,
+)
 from fusecheck.graph.fakes import shared_fakes
+from fusecheck.graph.quantised import Form, quantise
+
+aten, own = torch.ops.aten, torch.ops.fusecheck
 
 WIDE = 2.0**18
 """What some columns of a wide row are multiplied by."""
@@ -88,8 +96,46 @@ class GraphBuilder:
         nodes.set_value(node)
         return node
 
+    def weight_made(self, name: str, rows: int, columns: int, form: Form) -> tuple[Node, Node]:
+        """A weight [rows, columns] in a format that makes its scales, this rank's own, filled up to whole groups."""
+        values = self.normal(name, rows, columns, per_rank=True) / columns**0.5
+        padded = nn.functional.pad(values, (0, missing(columns, form))).to(self.device, torch.bfloat16)
+        codes, scales = quantise(padded, None, form, DATAFLOWS["trtllm"])
+        return self.attribute(name, codes), self.attribute(f"{name}_scales", scales)
+
+    def quantised(self, x: Node, width: int, factor: Node | None, form: Form) -> tuple[Node, Node]:
+        """Codes and scales of rows of `width` elements, filled up to whole groups."""
+        if short := missing(width, form):
+            # Not by a pad: its meta kernel fixes an open token count.
+            zeros = self.call(aten.zeros_like.default, x)
+            rest = self.call(aten.slice.Tensor, zeros, -1, 0, short % width)
+            x = self.call(aten.cat.default, [x, *[zeros] * (short // width), rest], -1)
+        pair = self.call(own.quantize.default, x, factor, form.name, form.layout)
+        codes, scales = (self.call(operator.getitem, pair, index) for index in (0, 1))
+        return codes, scales
+
+    def made_linear(
+        self,
+        name: str,
+        operand: tuple[Node, Node, Node | None],
+        sizes: tuple[int, int],
+        form: Form,
+        dtype: str,
+        bias: Node | None = None,
+    ) -> Node:
+        """A layer of this rank's own weight, [outputs, inputs] = `sizes`, on codes, their scales, and their factor."""
+        codes, scales, factor = operand
+        weight, weight_scales = self.weight_made(f"{name}.weight", *sizes, form)
+        args = (codes, scales, weight, weight_scales, bias, factor, None, form.name, form.layout, dtype)
+        return self.call(own.quantized_linear.default, *args)
+
     def finish(self, outputs: list[Node]) -> GraphModule:
         """Return these nodes, and make the module."""
         self.graph.output(tuple(outputs))
         self.graph.lint()
         return _LazyGraphModule(self.root, self.graph)
+
+
+def missing(width: int, form: Form) -> int:
+    """How many elements a row lacks to be whole groups."""
+    return -width % (form.quantiser.group or 1)

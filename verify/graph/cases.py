@@ -9,11 +9,21 @@ from fnmatch import fnmatchcase
 from fusecheck.errors import UsageError
 from fusecheck.graph.build import MAX_TOKENS
 from fusecheck.graph.collinear import PAIRS, PairPlan
-from fusecheck.graph.config import BOTH_ENABLED, NORM_PASS, QUANT_PASS, SharedConfig, TransformConfig
+from fusecheck.graph.config import (
+    ALL_ENABLED,
+    FAMILY_PASS,
+    FINALIZE_PASS,
+    NORM_PASS,
+    QUANT_PASSES,
+    SharedConfig,
+    TransformConfig,
+)
+from fusecheck.graph.expectations import EVERY, Expectation, expectation
+from fusecheck.graph.family import FINALIZE
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.library import Library
 from fusecheck.graph.model_plan import ModelPlan
-from fusecheck.graph.plan import Expectation, GraphPlan, expectation
+from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.random_graphs import random_plan
 from fusecheck.graph.rows import ROWS
 from fusecheck.interface import FusionOp
@@ -29,23 +39,32 @@ class Subject:
         name: `package.module:function`, or the short name of one of Fusecheck's own.
         after_norm: it gets the graph that the norm pass made, else the graph as exported.
         quantises: it makes quantising operators, else only norms.
+        moves: which kinds of quantisers, and whether sums of experts; see `EVERY`. Left out: what Fusecheck's own
+            passes are for, static FP8 for others.
         merges: it makes one sum over ranks of several, and no fused operator.
     """
 
-    name: str = QUANT_PASS
+    name: str = FAMILY_PASS
     after_norm: bool = True
     quantises: bool = True
+    moves: tuple[str, ...] = ()
     merges: bool = False
 
     @property
     def produces(self) -> str:
         """What it makes, as the command line says it."""
-        return "one-sum" if self.merges else "quant" if self.quantises else "norm"
+        return "one-sum" if self.merges else ",".join(self.moved) or "norm"
 
     @property
     def passes(self) -> tuple[str, ...]:
         """All passes to run, the subject last."""
         return (NORM_PASS, self.name) if self.after_norm else (self.name,)
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """What it moves into the fused operator besides the norm."""
+        own = {FAMILY_PASS: EVERY, FINALIZE_PASS: (FINALIZE,)} | {each: (kind,) for kind, each in QUANT_PASSES.items()}
+        return (self.moves or own.get(self.name, ("fp8",))) if self.quantises else ()
 
 
 @dataclass(frozen=True)
@@ -73,13 +92,14 @@ def row_cases(world_size: int, pattern: str = "*") -> list[GraphCase]:
     Raises:
         UsageError: a part of the pattern names no row.
     """
-    mine = [row for row in ROWS if world_size > 1 or row.world_size == 1]
+    mine = [row for row in ROWS if (row.world_size or max(world_size, 2)) == world_size]
     named = _named(pattern, [row.name for row in ROWS])
-    return [
-        GraphCase(row.name, row.plan, row.title, alone=row.world_size == 1 < world_size)
-        for row in mine
-        if row.name in named
-    ]
+    return [GraphCase(row.name, row.plan, row.title) for row in mine if row.name in named]
+
+
+def lone_cases(pattern: str = "*") -> list[GraphCase]:
+    """The named edge cases of one rank, to be asked in the first rank of several."""
+    return [replace(case, alone=True) for case in row_cases(1, pattern)]
 
 
 def pair_cases(pattern: str = "*") -> list[GraphCase]:
@@ -127,21 +147,18 @@ def expected(
     plan: GraphPlan,
     index: int,
     world_size: int,
-    transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
+    transforms: Mapping[str, TransformConfig] = ALL_ENABLED,
 ) -> Expectation:
     """What must become of a site, given which passes run and how they are configured."""
     if subject.merges:
         return Expectation(None, (), (), "the pass makes no fused operator")
-    full = expectation(plan, index, world_size)
-    if full.fused is None:
-        return full
     if reason := _switched_off(NORM_PASS, plan, transforms):
-        return Expectation(None, (), ("D8",), reason)
-    reason = _switched_off(QUANT_PASS, plan, transforms) if subject.quantises else "the quantising pass does not run"
-    if not reason:
-        return full
-    also = (None,) if None in full.also else ()
-    return Expectation(NORM_OP, also, full.rows, reason)
+        full = expectation(plan, index, world_size)
+        return full if full.fused is None else Expectation(None, (), ("D8",), reason)
+    names = {**QUANT_PASSES, FINALIZE: FINALIZE_PASS}
+    off = {each: _switched_off(names[each], plan, transforms) for each in subject.moved}
+    full = expectation(plan, index, world_size, [each for each, reason in off.items() if not reason])
+    return replace(full, why="; ".join(dict.fromkeys((full.why, *filter(None, off.values())))))
 
 
 def _switched_off(name: str, plan: GraphPlan, transforms: Mapping[str, TransformConfig]) -> str:

@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, pair_cases, random_cases, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, lone_cases, pair_cases, random_cases, row_cases
 from fusecheck.graph.collinear import PairPlan, is_pair
-from fusecheck.graph.config import NORM_PASS, QUANT_PASS
+from fusecheck.graph.config import FAMILY_PASS, NORM_PASS
 from fusecheck.graph.dialects import NAMES, library_named
+from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
-from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan
+from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan, named_model
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.question import Question
 from fusecheck.graph.session import Run
@@ -40,13 +41,17 @@ def graph(
     *,
     subject: Annotated[
         str, typer.Option("--pass", help="package.module:function, or the name of one of Fusecheck's own.")
-    ] = QUANT_PASS,
+    ] = FAMILY_PASS,
     after: Annotated[
         str, typer.Option(help=f"Which graph the pass gets: norm, after {NORM_PASS}; none, as exported.")
     ] = "norm",
     produces: Annotated[
-        str, typer.Option(help="What the pass makes: quant, norm, or one-sum of two over ranks.")
-    ] = "quant",
+        str,
+        typer.Option(
+            help="What the pass makes: norm, quant (static FP8), all, one-sum of two over ranks; or some of: "
+            + ", ".join(EVERY)
+        ),
+    ] = "",
     only: Annotated[str, typer.Option(help="Which graphs, comma-separated: rows, random, models.")] = ",".join(GROUPS),
     rows: Annotated[str, typer.Option("--rows", help="Which rows, comma-separated: F3, N8-*.")] = "*",
     given: Annotated[
@@ -61,8 +66,11 @@ def graph(
     why: Annotated[list[str] | None, typer.Option(help="The reason of each --waive.")] = None,
     waivers: Annotated[Path | None, typer.Option(help="YAML: a list of waive: and why:.")] = None,
     model: Annotated[
-        str, typer.Option(help=f"Models, comma-separated: {DECODER}, {', '.join(FAMILIES)}.")
-    ] = f"{DECODER},llama",
+        str,
+        typer.Option(
+            help=f"Models, comma-separated: {DECODER}, {', '.join(FAMILIES)}; :QUANTISER names that of their layers."
+        ),
+    ] = f"{DECODER},{DECODER}:group-fp8,{DECODER}:dynamic-fp8,llama",
     layers: Annotated[int, typer.Option(min=1, help="Of each model.")] = 2,
     random: Annotated[int, typer.Option(min=0, help="Random graphs.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Of the first random graph.")] = 0,
@@ -93,8 +101,12 @@ def graph(
         require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
-    named = [] if given else pair_cases(rows) if question.subject.merges else row_cases(tp, rows)
-    cases = list(_given(given, expect, dialect) if given else _cases(groups, named, model, layers, random, seed))
+    if given:
+        cases = list(_given(given, expect, dialect))
+    else:
+        lone = lone_cases(rows) if tp > 1 else []
+        named = pair_cases(rows) if question.subject.merges else row_cases(tp, rows) + lone
+        cases = list(_cases(groups, named, model, layers, random, seed))
     if expect and not any(isinstance(case.plan, FilePlan) for case in cases):
         raise UsageError("--expect is about a .pt2 file, expected --graph FILE.pt2; plans say what becomes of them")
     run = Run(question, case_timeout, accepted, make_run_dir("graph", run_dir), console)
@@ -106,14 +118,17 @@ def graph(
 def _subject(name: str, after: str, produces: str) -> Subject:
     if after not in ("norm", "none"):
         raise UsageError(f"--after {after!r}, expected norm or none")
-    if produces not in ("quant", "norm", "one-sum"):
-        raise UsageError(f"--produces {produces!r}, expected quant, norm or one-sum")
+    named: dict[str, tuple[str, ...]] = {"quant": ("fp8",), "all": EVERY} | dict.fromkeys(("", "norm", "one-sum"), ())
+    moves = named.get(produces, tuple(produces.split(",")))
+    if not set(moves) <= set(EVERY):
+        known = f"norm, quant, one-sum, all, or some of {', '.join(EVERY)}"
+        raise UsageError(f"--produces {produces!r}, expected {known}")
     if produces == "one-sum" and after != "none":
         raise UsageError(f"--produces one-sum --after {after}, expected --after none: a norm pass takes the sums away")
     load_pass(name)
     if name == NORM_PASS:
         return Subject(name, after_norm=False, quantises=False)
-    return Subject(name, after == "norm", quantises=produces == "quant", merges=produces == "one-sum")
+    return Subject(name, after == "norm", produces not in ("norm", "one-sum"), moves, merges=produces == "one-sum")
 
 
 def _groups(only: str) -> tuple[str, ...]:
@@ -159,5 +174,4 @@ def _cases(
         yield from random_cases(random, seed)
     if "models" in groups:
         for name in model.split(","):
-            plan = ModelPlan(model=name.strip(), layers=layers)
-            yield GraphCase(f"{plan.model}, {layers} layers", plan)
+            yield GraphCase(f"{name.strip()}, {layers} layers", named_model(name, layers))

@@ -21,6 +21,7 @@ from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.inspection import Sites, fused_nodes
 from fusecheck.graph.interpreter import Run
 from fusecheck.graph.meta import MetaCheckedRun
+from fusecheck.graph.quantised import Form, exact
 from fusecheck.interface import FusionOp
 
 
@@ -97,7 +98,8 @@ class Comparison:
         """Whether the kernel's quantise is bit for bit a separate one: of the returned norm, by declared steps."""
         flow = self.context.dataflow
         declared = flow.scaling == "divide" or (flow.scaling == "multiply" and flow.exact_reciprocal)
-        return flow.round_norm and declared
+        makers = {fused.op.quantiser for fused in self._fused if fused.op.returns_scale}
+        return flow.round_norm and declared and all(exact(Form(name), flow) for name in makers)
 
     def _run_fused(self, inputs: Values, label: str, written: dict[str, Tensor]) -> Values:
         """The rewritten graph, with meta values, calls of the backend and memory checked on the way."""

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fusecheck.errors import UsageError
+from fusecheck.graph.family import KINDS
 
 NORM_PASS = "fuse_allreduce_residual_rmsnorm"
-QUANT_PASS = "fuse_allreduce_residual_rmsnorm_quant_fp8"
+QUANT_PASSES = {kind: f"{NORM_PASS}_quant_{kind}" for kind in KINDS}
+"""The passes that move a quantise into the fused operator, by the kind of quantiser."""
+QUANT_PASS = QUANT_PASSES["fp8"]
+FINALIZE_PASS = "fuse_moe_finalize_allreduce"
+FAMILY_PASS = f"{NORM_PASS}_family"
+"""All of them in one, and then the sums of experts; at a site of several kinds the first takes it."""
 STAGE = "post_load_fusion"
 """Both transforms read loaded weights, so they run in this stage and in no earlier one."""
 
@@ -103,15 +109,14 @@ class SharedConfig:
     transforms: Mapping[str, TransformConfig] = field(default_factory=dict)
 
     def config(self, name: str) -> TransformConfig:
-        """The configuration of a transform; the norm pass is on by default, the quantising one is opt-in."""
+        """The configuration of a transform; the norm pass is on by default, the quantising ones are opt-in."""
         return self.transforms.get(name, TransformConfig(enabled=name == NORM_PASS))
 
 
-BOTH_ENABLED: Mapping[str, TransformConfig] = {
-    NORM_PASS: TransformConfig(enabled=True),
-    QUANT_PASS: TransformConfig(enabled=True),
+ALL_ENABLED: Mapping[str, TransformConfig] = {
+    name: TransformConfig(enabled=True) for name in (NORM_PASS, *QUANT_PASSES.values(), FINALIZE_PASS)
 }
-"""Both transforms on, at every token count."""
+"""All transforms on, at every token count."""
 
 
 def load_transforms(path: Path) -> dict[str, TransformConfig]:

@@ -15,7 +15,10 @@ from torch.fx import Node
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.builder import GraphBuilder
 from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.family import takes_scale
 from fusecheck.graph.model_plan import ModelPlan
+from fusecheck.graph.quantised import Form
+from fusecheck.operations import GIVEN_SCALE
 
 aten = torch.ops.aten
 own = torch.ops.fusecheck
@@ -86,7 +89,14 @@ class _Decoder:
         return self.call(self.dialect.norms["triton"], stream, self.builder.attribute(name, gamma.to(self.dtype)), EPS)
 
     def linear(self, name: str, x: Node, outputs: int, inputs: int, scale: float = INPUT_SCALE) -> Node:
-        """An FP8 layer of this rank's own weight [outputs, inputs], with scales of its own."""
+        """A quantised layer of this rank's own weight [outputs, inputs], with scales of its own."""
+        if self.plan.quantiser != GIVEN_SCALE:
+            form = Form(self.plan.quantiser)
+            factor = (
+                self.builder.attribute(f"{name}.factor", torch.tensor(6 / scale)) if takes_scale(form.name) else None
+            )
+            pair = self.builder.quantised(x, inputs, factor, form)
+            return self.builder.made_linear(name, (*pair, factor), (outputs, inputs), form, self.plan.dtype)
         values = self.builder.normal(name, outputs, inputs, per_rank=True)
         codes = self.builder.attribute(f"{name}.weight", (values * 112).clamp(-448, 448).to(FP8))
         scales = [

@@ -5,6 +5,7 @@ The roles' arguments have the same order in every dialect, so that passes and ch
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,10 @@ from functools import cached_property
 import torch
 from torch.fx import Node
 
+from fusecheck.errors import UsageError
+from fusecheck.graph import nodes
 from fusecheck.graph.fused_ops import NAMESPACE
-from fusecheck.interface import FusionOp
+from fusecheck.interface import FusionOp, Operation
 
 Operator = Callable[..., object]
 
@@ -33,6 +36,11 @@ class Dialect:
         quant: (x, residual, weight, scale, eps, strategy) -> (codes, residual).
         out_quant: the same -> (norm, codes, residual); None where the dialect has none.
         gemma_norm: (x, weight, eps), by one plus the weight.
+        composition: any fused operator, by the name of its operation; see `ops.SCHEMAS`, as for the next ones.
+        made_quantize: (x, scale, quantiser, layout) -> (codes, scales), of a quantiser that makes its scales.
+        made_linear: a layer on such codes.
+        moe_finalize: a rank's sum of experts.
+        reduce_scatter, all_gather, shard: of rows that are spread over the ranks.
     """
 
     name: str
@@ -45,10 +53,21 @@ class Dialect:
     quant: Operator
     out_quant: Operator | None
     gemma_norm: Operator | None = None
+    composition: Operator | None = None
+    made_quantize: Operator | None = None
+    made_linear: Operator | None = None
+    moe_finalize: Operator | None = None
+    reduce_scatter: Operator | None = None
+    all_gather: Operator | None = None
+    shard: Operator | None = None
 
     def is_all_reduce(self, node: object) -> bool:
         """Whether a node is the all-reduce over the tensor-parallel group."""
         return calls(node, self.all_reduce)
+
+    def is_sum(self, node: object) -> bool:
+        """Whether a node is a sum over the group: the all-reduce, or of rows that stay spread over the ranks."""
+        return self.is_all_reduce(node) or calls(node, self.reduce_scatter)
 
     @cached_property
     def _norms(self) -> frozenset[int]:
@@ -66,12 +85,19 @@ class Dialect:
         """What a norm adds to its weight: nothing, or one for Gemma's; None for a node that is no such norm."""
         return 0.0 if self.is_norm(node) else 1.0 if calls(node, self.gemma_norm) else None
 
+    def is_finalize(self, node: object) -> bool:
+        """Whether a node is a rank's sum of experts."""
+        return calls(node, self.moe_finalize)
+
     def is_linear(self, node: object) -> bool:
         """Whether a node is a linear layer that quantises its input itself."""
         return calls(node, self.linear)
 
     def fused_op(self, node: object) -> FusionOp | None:
         """Which fused operation a node is, if any."""
+        if isinstance(node, Node) and calls(node, self.composition):
+            with contextlib.suppress(UsageError):  # a name of none: it raises where it runs
+                return Operation.named(str(nodes.named(node, "op")))
         return self._fused.get(_called(node))
 
     @property
@@ -113,5 +139,12 @@ FUSECHECK = Dialect(
     quant=_own.ar_residual_norm_quant_fp8.default,
     out_quant=_own.ar_residual_norm_out_quant_fp8.default,
     gemma_norm=_own.gemma_rms_norm.default,
+    composition=_own.fused.default,
+    made_quantize=_own.quantize.default,
+    made_linear=_own.quantized_linear.default,
+    moe_finalize=_own.moe_finalize.default,
+    reduce_scatter=_own.reduce_scatter.default,
+    all_gather=_own.all_gather.default,
+    shard=_own.shard.default,
 )
 """Fusecheck's own operators."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,17 @@ from fusecheck.graph import nodes
 from fusecheck.graph.arithmetic import quantize
 from fusecheck.graph.collinear import is_merged, is_plain_add, summands
 from fusecheck.graph.context import RankContext
+from fusecheck.graph.family_ops import all_gather
 from fusecheck.graph.findings import Check, GraphFinding
-from fusecheck.graph.fused_ops import resolve
-from fusecheck.graph.inspection import NORM_ARGUMENTS, QUANT_ARGUMENTS, Sites, tensors_of
+from fusecheck.graph.fused_ops import RESULTS, resolve
+from fusecheck.graph.inspection import Sites, tensors_of
 from fusecheck.graph.interpreter import Run
+from fusecheck.graph.quantised import Form, given_value, quantise
 from fusecheck.interface import FusionOp, RankOutputs
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.stages.judgement import Tally
+from fusecheck.stages.layout import judge_layout
 from fusecheck.verdict import judge_rows
 
 Values = tuple[Any, ...]
@@ -129,23 +133,30 @@ class RecordingRun(Run):
 
     def run_node(self, n: Node) -> Any:
         """Run, then keep what belongs to a site."""
-        if self.dialect.is_all_reduce(n):
+        if self.dialect.is_sum(n):
             self._partials[n] = self.env[nodes.argument(n, 0)].clone()
         result = super().run_node(n)
         if n in self.names:
             add, weight = nodes.argument(n, 0), nodes.argument(n, 1)
             bias = self.dialect.weight_bias(n) or 0.0
-            own = (self.env[add].clone(), result.clone(), self.env[weight], nodes.argument(n, 2), bias)
+            whole = self._whole(add)
+            own = (whole(self.env[add]), whole(result), self.env[weight], nodes.argument(n, 2), bias)
             self.values[self.names[n]] = SiteValues(*own, tuple(self._summands(add)))
         if is_plain_add(n) and (reduced := summands(n)) is not None:
             strategies = frozenset(str(nodes.argument(each, 1)) for each in reduced)
             self.sums[_key(self._partials[each] for each in reduced)] = AddedSums(result.clone(), strategies)
         return result
 
+    def _whole(self, add: Node) -> Callable[[Tensor], Tensor]:
+        """What makes a copy of all rows of a tensor of the site: of rows that are spread over the ranks, a gather."""
+        sources = [nodes.through_views(each)[0] for each in add.all_input_nodes]
+        spread = any(each in self._partials and not self.dialect.is_all_reduce(each) for each in sources)
+        return (lambda x: all_gather(x, 0, "")) if spread else torch.clone
+
     def _summands(self, add: Node) -> Iterator[tuple[Tensor, Tensor]]:
         """The addend and the residual of a residual add, scaled as the add scales them; a bare sum adds zeros."""
         bare, _ = nodes.through_views(add)
-        if isinstance(bare, Node) and bare in self._partials:
+        if isinstance(bare, Node) and bare in self._partials and self.dialect.is_all_reduce(bare):
             partial = self._partials[bare].reshape(self.env[add].shape)
             yield partial, torch.zeros_like(partial)
             return
@@ -161,9 +172,9 @@ class RecordingRun(Run):
             source, _ = nodes.through_views(operand)
             other = operands[1 - at]
             if isinstance(source, Node) and source in self._partials and isinstance(other, Node):
-                shape = self.env[add].shape
-                partial = self._partials[source].reshape(shape) * scales[at]
-                yield partial, self.env[other].expand(shape) * scales[1 - at]
+                shape, whole = self.env[add].shape, self._whole(add)
+                rest = whole(self.env[other].expand(shape) * scales[1 - at])
+                yield self._partials[source].reshape(rest.shape) * scales[at], rest
 
 
 class ForcedRun(Run):
@@ -189,20 +200,20 @@ class ForcedRun(Run):
             own = super().run_node(n)
             return self._merged(n, own) if self.sums and is_merged(n) else own
         own = super().run_node(n)
-        where = QUANT_ARGUMENTS if op.returns_quant else NORM_ARGUMENTS
         known = self.recorded.get(self.names.get(n, ""))
         if known is None:
             return own
-        self._judge(n, op, own, known, where)
+        self._judge(n, op, own, known)
         shape = own[-1].shape
-        forced = [known.stream.reshape(shape)]
-        if op.returns_quant:
-            scale = self._operand(n, where["scale"])
+        forced = {"residual": known.stream.reshape(shape), "norm": known.norm.reshape(shape)}
+        if op.quantiser == GIVEN_SCALE:
             divide = self.context.dataflow.scaling == "divide"
-            forced.insert(0, quantize(known.norm.reshape(shape), scale, divide=divide))
-        if op.returns_norm:
-            forced.insert(0, known.norm.reshape(shape))
-        return tuple(forced)
+            forced["quant"] = quantize(forced["norm"], self._operand(n, "scale"), divide=divide)
+        elif op.returns_quant:
+            form = Form(op.quantiser, self._operand(n, "layout"))
+            scale = self._operand(n, "scale")
+            forced["quant"], forced["scale"] = quantise(forced["norm"], scale, form, self.context.dataflow)
+        return tuple(forced[name] for name in RESULTS if name in op.returns)
 
     def _merged(self, node: Node, own: Tensor) -> Tensor:
         """The sum of sums over ranks that the unfused graph has in the place of this sum over ranks of sums."""
@@ -216,28 +227,24 @@ class ForcedRun(Run):
             self.findings.append(GraphFinding(Check.ARGUMENTS, f"{node.name}: {told}", node=node.name))
         return known.total.reshape(own.shape)
 
-    def _operand(self, node: Node, position: int) -> Any:
-        given = nodes.argument(node, position)
+    def _operand(self, node: Node, name: str) -> Any:
+        given = nodes.named(node, name)
         return self.env[given] if isinstance(given, Node) else given
 
-    def _judge(self, node: Node, op: FusionOp, own: Values, known: SiteValues, where: dict[str, int]) -> None:
+    def _judge(self, node: Node, op: FusionOp, own: Values, known: SiteValues) -> None:
         """The oracle on this site; where it knows no operands, the sum is compared with the unfused graph's."""
         flat = (-1, known.stream.shape[-1])
         tokens = known.stream.numel() // max(1, flat[1])
-        separate = resolve(self._operand(node, where["strategy"]), max(1, tokens)) is None
+        separate = resolve(self._operand(node, "strategy"), max(1, tokens)) is None
         if tokens == 0:
             return
         if separate or not known.summands:
             self._compare_sum(node, own[-1], known)
             self.separate += known.stream.numel()
             return
-        results = [each.reshape(flat) for each in own]
-        outputs = RankOutputs(
-            residual=results[-1],
-            norm=results[0] if op.returns_norm else None,
-            quant=results[-2] if op.returns_quant else None,
-        )
-        scale = float(self._operand(node, where["scale"])) if op.returns_quant else 1.0
+        outputs, tallies = self._outputs(node, op, own, (tokens, flat[1]))
+        given = self._operand(node, "scale") if op.returns_quant else None
+        scale = given_value(given)
         judged = []
         for partial, residual in known.summands:
             operands = Operands(
@@ -247,9 +254,22 @@ class ForcedRun(Run):
                 scale=scale,
                 eps=known.eps,
                 weight_bias=known.weight_bias,
+                op=op,
             )
             judged.append(judge_rows(Oracle(self.context.dataflow, operands), outputs, 0))
-        self._report(node, min(judged, key=lambda tallies: sum(tally.outside for tally in tallies)))
+        self._report(node, [*tallies, *min(judged, key=lambda each: sum(tally.outside for tally in each))])
+
+    def _outputs(self, node: Node, op: FusionOp, own: Values, size: tuple[int, int]) -> tuple[RankOutputs, list[Tally]]:
+        """The kernel's results as rows, one code a byte and scales [rows, groups], and what lies around its scales."""
+        found = dict(zip([name for name in RESULTS if name in op.returns], own, strict=True))
+        tallies = []
+        if "scale" in found:
+            form = Form(op.quantiser, self._operand(node, "layout"))
+            layout = form.scales(*size, self.context.dataflow.quant(op.quantiser))
+            tallies = [judge_layout(layout, found["scale"], None)]
+            found |= {"scale": layout.read(found["scale"]), "quant": form.quantiser.element.unpack(found["quant"])}
+        rows = {name: each if name == "scale" else each.reshape(size) for name, each in found.items()}
+        return RankOutputs(**({"residual": None} | rows)), tallies
 
     def _report(self, node: Node, tallies: list[Tally]) -> None:
         for tally in tallies:

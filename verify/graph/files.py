@@ -17,10 +17,10 @@ from fusecheck.errors import UsageError
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.dialects import LIBRARIES
 from fusecheck.graph.library import Library
-from fusecheck.operations import STATIC_OPS
+from fusecheck.operations import COMPOSITIONS
 
 SUFFIX = ".pt2"
-ROLES = ("sites", "all_reduce", "norm", *(op.value for op in STATIC_OPS))
+ROLES = ("sites", "all_reduce", "norm", *(op.value for op in COMPOSITIONS if op.residual and op.norm))
 """What may be expected of a user's graph; `sites` are all fused operators."""
 
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusecheck.graph import arithmetic
+from fusecheck.graph import (
+    arithmetic,
+    family_ops,  # noqa: F401 - registers its operators
+    quantised,
+)
 from fusecheck.graph.context import active
 from fusecheck.graph.ops import FP8, NAMESPACE, SEPARATE_STRATEGIES, STRATEGIES, all_reduce, fake, implement, quantize
-from fusecheck.interface import FusionOp, RankInputs, Strategy
+from fusecheck.graph.quantised import Form
+from fusecheck.interface import Operation, RankInputs, Strategy
+from fusecheck.operations import GIVEN_SCALE
+from fusecheck.stages.experts import Experts, expert_sum
 
-__all__ = ["NAMESPACE", "resolve"]
+__all__ = ["NAMESPACE", "RESULTS", "resolve"]
+
+RESULTS = ("norm", "quant", "scale", "residual")
+"""The order of a fused operator's results, of those that its operation returns."""
 
 _TOKEN_LIMIT = re.compile(r"(?P<name>\w+)<=(?P<tokens>\d+)")
 
@@ -34,74 +46,128 @@ def resolve(strategy: str, tokens: int) -> Strategy | None:
     return Strategy(name)
 
 
-def _run_fused(
-    op: FusionOp, x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float, strategy: str, bias: float
-) -> dict[str, Tensor]:
-    """Flatten to [tokens, hidden], run the kernel or the separate steps, and give the outputs x's shape."""
-    flat = x.reshape(-1, x.shape[-1])
-    chosen = resolve(strategy, flat.shape[0])
-    if chosen is None:
-        return _run_separately(op, x, residual, weight, scale, eps, strategy, bias)
-    inputs = RankInputs(
-        partial=flat.contiguous(),
-        residual=residual.reshape(flat.shape).contiguous(),
-        gamma=weight,
-        scale=scale.reshape(1),
-        eps=eps,
-        weight_bias=bias,
-    )
-    outputs = active().fused(inputs, op, chosen)
-    found = {"norm": outputs.norm, "quant": outputs.quant, "residual": outputs.residual}
-    # A kernel may hand out its workspace or its operand; an operator's results are fresh tensors.
-    return {name: tensor.reshape(x.shape).clone() for name, tensor in found.items() if tensor is not None}
+@dataclass(frozen=True)
+class _Call:
+    """What a fused operator was given; the names are those of its schema."""
+
+    x: Tensor
+    residual: Tensor
+    weight: Tensor
+    scale: Tensor | None
+    eps: float
+    strategy: str
+    weight_bias: float = 0.0
+    layout: str = ""
+    experts: Experts | None = None
+
+    def run(self, op: Operation) -> list[Tensor]:
+        """Flatten to [tokens, hidden], run the kernel or the separate steps, and give the outputs x's shape."""
+        flat = self.residual.reshape(-1, self.residual.shape[-1])
+        chosen = resolve(self.strategy, flat.shape[0])
+        found = self._separately(op) if chosen is None else self._kernel(op, chosen, flat)
+        return [found[name] for name in RESULTS if name in op.returns]
+
+    def _kernel(self, op: Operation, strategy: Strategy, flat: Tensor) -> dict[str, Tensor]:
+        unused = torch.ones(1, dtype=torch.float32, device=flat.device)
+        inputs = RankInputs(
+            # A kernel that sums experts has no addend of its own to read.
+            partial=flat.contiguous() if self.experts is not None else self.x.reshape(flat.shape).contiguous(),
+            residual=flat.contiguous(),
+            gamma=self.weight,
+            scale=unused if self.scale is None else self.scale.reshape(1),
+            eps=self.eps,
+            weight_bias=self.weight_bias,
+            layout=self.layout,
+            experts=self.experts,
+        )
+        outputs = active().fused(inputs, op, strategy)
+        # A kernel may hand out its workspace or its operand; an operator's results are fresh tensors.
+        found = {
+            name: tensor.reshape(*self.residual.shape[:-1], -1).clone()
+            for name in ("norm", "quant", "residual")
+            if (tensor := getattr(outputs, name)) is not None
+        }
+        if outputs.scale is not None:
+            found["scale"] = quantised.copied(outputs.scale, Form(op.quantiser, self.layout).scales(*flat.shape))
+        return found
+
+    def _separately(self, op: Operation) -> dict[str, Tensor]:
+        context = active()
+        mine = self.x if self.experts is None else expert_sum(self.experts, context.dataflow.experts)
+        summed = all_reduce(mine, self.strategy.split("<=")[0]) + self.residual
+        norm = arithmetic.rms_norm(summed, self.weight, self.eps, bias=self.weight_bias)
+        found = {"norm": norm, "residual": summed}
+        if op.quantiser == GIVEN_SCALE:
+            assert self.scale is not None
+            found["quant"] = quantize(norm, self.scale)
+        elif op.returns_quant:
+            form = Form(op.quantiser, self.layout)
+            found["quant"], found["scale"] = quantised.quantise(norm, self.scale, form, context.dataflow)
+        return found
 
 
-def _run_separately(
-    op: FusionOp, x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float, strategy: str, bias: float
-) -> dict[str, Tensor]:
-    summed = all_reduce(x, strategy.split("<=")[0]) + residual
-    norm = arithmetic.rms_norm(summed, weight, eps, bias=bias)
-    found = {"norm": norm, "residual": summed}
-    return found | {"quant": quantize(norm, scale)} if op.returns_quant else found
+def _results(op: Operation, residual: Tensor, form: Form) -> list[Tensor]:
+    """The fake results of an operation."""
+    found = {"norm": torch.empty_like(residual), "residual": torch.empty_like(residual)}
+    if op.quantiser == GIVEN_SCALE:
+        found["quant"] = torch.empty_like(residual, dtype=FP8)
+    elif op.returns_quant:
+        found["quant"], found["scale"] = form.like(residual)
+    return [found[name] for name in RESULTS if name in op.returns]
 
 
-@implement("ar_residual_norm")
-def _ar_residual_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, strategy: str, weight_bias: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    unused = torch.ones(1, dtype=torch.float32, device=x.device)
-    out = _run_fused(FusionOp.RESIDUAL_RMS_NORM, x, residual, weight, unused, eps, strategy, weight_bias)
-    return out["norm"], out["residual"]
+@implement("fused")
+def _fused(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    strategy: str,
+    op: str,
+    layout: str = "",
+    weight_bias: float = 0.0,
+    expert_scale: Tensor | None = None,
+    rows: Tensor | None = None,
+    shared: Tensor | None = None,
+    routed_scaling: float = 1.0,
+) -> list[Tensor]:
+    """Any composition; with experts `x` are the tokens that they made."""
+    operation, experts = Operation.named(op), None
+    if operation.has_experts:
+        if expert_scale is None:
+            raise RuntimeError(f"fused {op} got no expert_scale, expected the weights of the experts' tokens")
+        experts = Experts(x, expert_scale, rows, shared, routed_scaling)
+    return _Call(x, residual, weight, scale, eps, strategy, weight_bias, layout, experts).run(operation)
 
 
-@implement("ar_residual_norm_quant_fp8")
-def _ar_residual_norm_quant(
-    x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float, strategy: str, weight_bias: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    op = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
-    out = _run_fused(op, x, residual, weight, scale, eps, strategy, weight_bias)
-    return out["quant"], out["residual"]
+@fake("fused")
+def _fake_fused(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    strategy: str,
+    op: str,
+    layout: str = "",
+    *rest: object,
+) -> list[Tensor]:
+    operation = Operation.named(op)
+    return _results(operation, residual, Form(operation.quantiser, layout))
 
 
-@implement("ar_residual_norm_out_quant_fp8")
-def _ar_residual_norm_out_quant(
-    x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float, strategy: str, weight_bias: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    op = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
-    out = _run_fused(op, x, residual, weight, scale, eps, strategy, weight_bias)
-    return out["norm"], out["quant"], out["residual"]
+def _define_static(name: str, op: Operation) -> None:
+    """The first op under AutoDeploy's names: the scale is an operand of those that quantise."""
+
+    def given(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        scale, rest = (rest[0], rest[1:]) if op.returns_quant else (None, rest)
+        return tuple(_Call(x, residual, weight, scale, *rest).run(op))
+
+    implement(name)(given)
+    fake(name)(lambda x, residual, *rest: tuple(_results(op, residual, Form(op.quantiser))))
 
 
-@fake("ar_residual_norm")
-def _fake_ar_norm(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(residual)
-
-
-@fake("ar_residual_norm_quant_fp8")
-def _fake_ar_norm_quant(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=FP8), torch.empty_like(residual)
-
-
-@fake("ar_residual_norm_out_quant_fp8")
-def _fake_ar_norm_out_quant(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x, dtype=FP8), torch.empty_like(residual)
+_define_static("ar_residual_norm", Operation.RESIDUAL_RMS_NORM)
+_define_static("ar_residual_norm_quant_fp8", Operation.RESIDUAL_RMS_NORM_QUANT_FP8)
+_define_static("ar_residual_norm_out_quant_fp8", Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8)

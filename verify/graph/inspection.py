@@ -13,13 +13,16 @@ from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.collinear import is_merged
-from fusecheck.graph.dialect import Dialect
+from fusecheck.graph.dialect import Dialect, calls
 from fusecheck.graph.findings import Check, GraphFinding
+from fusecheck.graph.fused_ops import RESULTS
+from fusecheck.graph.made_layers import check_made
 from fusecheck.graph.structure import dead_work, effects
 from fusecheck.interface import FusionOp
+from fusecheck.operations import GIVEN_SCALE
 
-NORM_ARGUMENTS = {"weight": 2, "eps": 3, "strategy": 4, "weight_bias": 5}
-QUANT_ARGUMENTS = {"weight": 2, "scale": 3, "eps": 4, "strategy": 5, "weight_bias": 6}
+PLAIN_ROLES = ("all_reduce", "reduce_scatter", "norm")
+"""What is counted besides fused operators."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class FusedNode:
     site: str | None
 
     def argument(self, name: str) -> object:
-        """`weight`, `scale`, `eps` or `strategy` of the node."""
-        return nodes.argument(self.node, (QUANT_ARGUMENTS if self.op.returns_quant else NORM_ARGUMENTS)[name])
+        """An argument of the node by the name in its schema: `weight`, `scale`, `eps`, `strategy` ..."""
+        return nodes.named(self.node, name)
+
+    def results(self, name: str) -> list[Node]:
+        """The nodes that take one of its results: `norm`, `quant`, `scale` or `residual`."""
+        returned = [each for each in RESULTS if each in self.op.returns]
+        return nodes.getitems(self.node, returned.index(name)) if name in returned else []
 
 
 class Sites:
@@ -91,7 +99,7 @@ class Sites:
             fused = self.dialect.fused_op(node) is not None
             if not fused and self.dialect.weight_bias(node) is None:
                 continue
-            name = self._named(gm, nodes.argument(node, NORM_ARGUMENTS["weight"] if fused else 1))
+            name = self._named(gm, nodes.named(node, "weight") if fused else nodes.argument(node, 1))
             if name is not None:
                 found[node] = f"{name}#{seen[name]}" if seen[name] else name
                 seen[name] += 1
@@ -134,8 +142,8 @@ def _strategy_before(norm: Node, dialect: Dialect) -> str | None:
     add = nodes.argument(norm, 0)
     for operand in (add, *add.all_input_nodes) if isinstance(add, Node) else ():
         source, _ = nodes.through_views(operand)
-        if dialect.is_all_reduce(source) and isinstance(source, Node):
-            return str(nodes.argument(source, 1))
+        if dialect.is_sum(source) and isinstance(source, Node):
+            return str(nodes.named(source, "strategy"))
     return None
 
 
@@ -147,6 +155,8 @@ def count_roles(gm: GraphModule, dialect: Dialect) -> dict[str, int]:
         if fused is not None:
             roles[fused.value] += 1
         roles["all_reduce"] += dialect.is_all_reduce(node)
+        if calls(node, dialect.reduce_scatter):
+            roles["reduce_scatter"] += 1
         if is_merged(node):
             roles["merged"] += 1
         roles["norm"] += dialect.is_norm(node)
@@ -166,6 +176,7 @@ def check_structure(
     """
     found = list(_arguments(before, after, sites))
     found += _linear_arguments(before, after, sites.dialect)
+    found += check_made(before, after, sites.dialect)
     found += [
         GraphFinding(Check.ORPHANS, f"{node.name} ({node.target}) is computed, and nothing reads it", node=node.name)
         for node in dead_work(after, predecessor)
@@ -186,7 +197,7 @@ def _effects(predecessor: GraphModule, after: GraphModule) -> list[GraphFinding]
 def _collectives(before: GraphModule, after: GraphModule, dialect: Dialect) -> list[GraphFinding]:
     """Fusing moves sums over ranks, and adds none."""
     was, now = (
-        sum(dialect.is_all_reduce(node) or dialect.fused_op(node) is not None for node in gm.graph.nodes)
+        sum(dialect.is_sum(node) or dialect.fused_op(node) is not None for node in gm.graph.nodes)
         for gm in (before, after)
     )
     if now <= was:
@@ -211,8 +222,10 @@ def _arguments(before: GraphModule, after: GraphModule, sites: Sites) -> Iterato
         strategy = str(fused.argument("strategy"))
         if strategy.split("<=")[0] != origin.strategy:
             yield _wrong(fused, f"strategy={strategy}, the collective has {origin.strategy}")
-        if fused.op.returns_quant:
+        if fused.op.quantiser == GIVEN_SCALE:
             yield from _scale(fused, after, sites.dialect)
+        elif fused.op.returns_quant:
+            yield from _made_codes(fused, sites.dialect)
 
 
 def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[GraphFinding]:
@@ -225,8 +238,7 @@ def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[Grap
         yield _wrong(fused, f"its scale holds {_shown(scale)}, expected finite values above 0")
     if scale.dtype is not torch.float32 or scale.numel() != 1:
         yield _wrong(fused, f"its scale is {scale.dtype} {list(scale.shape)}, the kernel reads one float32")
-    index = 1 if fused.op.returns_norm else 0
-    readers = [user for codes in nodes.getitems(fused.node, index) for user, _ in nodes.terminal_users(codes)]
+    readers = [user for codes in fused.results("quant") for user, _ in nodes.terminal_users(codes)]
     layers = [user for user in readers if dialect.is_linear(user) or user.target == dialect.prequant_linear]
     own = [(layer, _own_scale(gm, layer, dialect)) for layer in layers]
     for layer, theirs in own:
@@ -240,6 +252,14 @@ def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[Grap
     for user in readers:
         if user not in layers and user.op != "output":
             yield _wrong(fused, f"{user.name} reads the codes but is not an FP8 layer")
+
+
+def _made_codes(fused: FusedNode, dialect: Dialect) -> Iterator[GraphFinding]:
+    """Codes and scales that the operator made are read by layers on such; `check_made` asks these whose they are."""
+    for codes in (*fused.results("quant"), *fused.results("scale")):
+        for user, _ in nodes.terminal_users(codes):
+            if user.op != "output" and not calls(user, dialect.made_linear):
+                yield _wrong(fused, f"{user.name} reads {codes.name} but is no layer on codes with scales")
 
 
 def _same_scale(left: Tensor, right: Tensor) -> bool:

@@ -11,12 +11,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
+from fusecheck.formats.element import E2M1
 from fusecheck.graph.build import CPU, BuiltGraph
-from fusecheck.graph.builder import WIDE
+from fusecheck.graph.builder import WIDE, missing
 from fusecheck.graph.decoder import build_decoder
 from fusecheck.graph.dialect import FUSECHECK, Dialect
+from fusecheck.graph.family import takes_scale
 from fusecheck.graph.model_plan import DECODER, ModelPlan
+from fusecheck.graph.quantised import Form, quantise
+from fusecheck.operations import GIVEN_SCALE
 
 E4M3_MAX = 448.0
 VOCABULARY = 96
@@ -161,6 +166,44 @@ class _QuantLinear(nn.Module):
         return partial if self.reduce is None else self.reduce(partial, self.strategy)
 
 
+class _MadeLinear(nn.Module):
+    """A rank's shard of a layer in a format that makes its scales, then the sum over ranks if it needs one."""
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_scales: Tensor
+    factor: Tensor | None
+
+    def __init__(
+        self, layer: nn.Linear, largest: float, shard: tuple[int, int, int], dialect: Dialect, plan: ModelPlan
+    ):
+        """Keep part `rank` of `world_size` of `dimension`, and quantise it."""
+        super().__init__()
+        dimension, rank, world_size = shard
+        self.form, self.dtype, self.strategy = Form(plan.quantiser), plan.dtype, plan.strategy
+        mine = layer.weight.detach().chunk(world_size, dimension)[rank]
+        self.short = missing(mine.shape[1], self.form)
+        codes, scales = quantise(self.padded(mine), None, self.form, DATAFLOWS["trtllm"])
+        bias = None if layer.bias is None else layer.bias.detach().chunk(world_size)[rank].contiguous()
+        given = torch.tensor(E2M1.largest * E4M3_MAX / largest) if takes_scale(plan.quantiser) else None
+        for name, tensor in (("weight", codes), ("weight_scales", scales), ("bias", bias), ("factor", given)):
+            self.register_buffer(name, tensor)
+        self.quantize: Any = dialect.made_quantize
+        self.linear: Any = dialect.made_linear
+        self.reduce: Any = dialect.all_reduce if dimension == 1 else None
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Rows filled up to whole groups."""
+        return torch.cat([x, x.new_zeros(*x.shape[:-1], self.short)], -1) if self.short else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, layout = self.form.name, self.form.layout
+        codes, scales = self.quantize(self.padded(x), self.factor, name, layout)
+        operands = (codes, scales, self.weight, self.weight_scales, self.bias, self.factor, None)
+        partial: Tensor = self.linear(*operands, name, layout, self.dtype)
+        return partial if self.reduce is None else self.reduce(partial, self.strategy)
+
+
 class _Norm(nn.Module):
     """RMSNorm as one operator, with the two roundings of Hugging Face's."""
 
@@ -182,9 +225,12 @@ def _quantize_and_shard(
         owner, _, leaf = name.rpartition(".")
         if leaf in COLUMN + ROW and isinstance(module, nn.Linear):
             shard = (int(leaf in ROW), rank, world_size)
-            setattr(
-                model.get_submodule(owner), leaf, _QuantLinear(module, largest[name], shard, dialect, plan.strategy)
+            made = (
+                _QuantLinear(module, largest[name], shard, dialect, plan.strategy)
+                if plan.quantiser == GIVEN_SCALE
+                else _MadeLinear(module, largest[name], shard, dialect, plan)
             )
+            setattr(model.get_submodule(owner), leaf, made)
         elif type(module).__name__.endswith("RMSNorm"):
             eps = float(getattr(module, "variance_epsilon", 1e-6))
             weight = module.get_parameter("weight")

@@ -53,6 +53,19 @@ def argument(node: Node, position: int) -> Any:
     raise LookupError(f"{node.name} ({node.target}) lacks its argument {declared.name}")
 
 
+def named(node: Node, name: str) -> Any:
+    """An argument by its name in the operator's schema.
+
+    Raises:
+        LookupError: as `argument`.
+    """
+    schema = schema_of(node)
+    names = [] if schema is None else [each.name for each in schema.arguments]
+    if name not in names:
+        raise LookupError(f"{node.name} ({node.target}) has no argument {name}")
+    return argument(node, names.index(name))
+
+
 def schema_of(node: Node) -> Any:
     """The schema of the operator that a node calls, None where it has none; of a packet, the default overload's."""
     target: Any = node.target

@@ -1,4 +1,7 @@
-"""All-reduce, residual add and RMSNorm become one operator with two results."""
+"""All-reduce, residual add and RMSNorm become one operator with two results.
+
+Where rows are spread over the ranks, reduce-scatter, add and norm on this rank's rows, and all-gather are the same.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch.fx import Node
 
 from fusecheck.graph import nodes
 from fusecheck.graph.config import NORM_PASS
+from fusecheck.graph.dialect import calls
 from fusecheck.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
 
 _add = torch.ops.aten.add.Tensor
@@ -28,6 +32,7 @@ class NormSite:
         weight: of the norm.
         eps: of the norm.
         strategy: of the collective.
+        gathers: of norm and sum, where rows are spread: their readers get the fused operator's results as they are.
     """
 
     norm: Node
@@ -38,6 +43,7 @@ class NormSite:
     weight: Node
     eps: float
     strategy: str
+    gathers: tuple[Node, ...] = ()
 
 
 class FuseNorm(Transform[NormSite]):
@@ -52,7 +58,7 @@ class FuseNorm(Transform[NormSite]):
     def _near_all_reduce(self, norm: Node) -> bool:
         add = nodes.argument(norm, 0)
         operands = add.all_input_nodes if isinstance(add, Node) else []
-        return any(self.dialect.is_all_reduce(nodes.through_views(each)[0]) for each in operands)
+        return any(self.dialect.is_sum(nodes.through_views(each)[0]) for each in operands)
 
     def find(self, info: TransformInfo) -> dict[str, NormSite]:
         """See `Transform.find`; a sum belongs to one site only."""
@@ -67,10 +73,12 @@ class FuseNorm(Transform[NormSite]):
         add = self.residual_add(node)
         reduced, views, residual = self.operands(add)
         weight, eps = nodes.argument(node, 1), nodes.argument(node, 2)
-        strategy = self.check_strategy(nodes.argument(reduced, 1))
+        strategy = self.check_strategy(nodes.named(reduced, "strategy"))
         if not isinstance(weight, Node) or not isinstance(eps, float):
             raise RefusedError("the norm's weight or eps is computed in a way that an argument cannot carry")
-        site = NormSite(node, add, reduced, views, residual, weight, eps, strategy)
+        site = NormSite(node, add, reduced, views, residual, weight, eps, strategy, self.gathers(reduced, node, add))
+        if not self.dialect.is_all_reduce(reduced):
+            self.whole(residual)
         self.check_sole_reader(site)
         self.check_layout(site)
         self.check_weight(site)
@@ -101,13 +109,41 @@ class FuseNorm(Transform[NormSite]):
         if left is right:
             raise RefusedError("both summands are the same tensor")
         found = [(*nodes.through_views(each), other) for each, other in ((left, right), (right, left))]
-        matches = [entry for entry in found if self.dialect.is_all_reduce(entry[0])]
+        matches = [entry for entry in found if self.dialect.is_sum(entry[0])]
         if len(matches) != 1:
             raise RefusedError(f"{len(matches)} of the summands are all-reduces")
         reduced, views, residual = matches[0]
         if not isinstance(residual, Node) or not isinstance(reduced, Node):
             raise RefusedError("the other summand is not a tensor")
         return reduced, tuple(reversed(views)), residual
+
+    def gathers(self, reduced: Node, norm: Node, add: Node) -> tuple[Node, ...]:
+        """The all-gathers of norm and sum where rows are spread; none where they are not.
+
+        Raises:
+            RefusedError: somebody reads this rank's rows, so that they would have to be cut out again.
+        """
+        if self.dialect.is_all_reduce(reduced):
+            return ()
+        found = []
+        for source in (norm, add):
+            users = [user for user in source.users if user is not norm]
+            if any(not calls(user, self.dialect.all_gather) for user in users):
+                raise RefusedError(f"somebody reads this rank's rows of {source.name} before they are gathered")
+            found += users
+        return tuple(found)
+
+    def whole(self, residual: Node) -> Node:
+        """The residual of all rows of which a site adds this rank's.
+
+        Raises:
+            RefusedError: it is spread over the ranks.
+        """
+        if not calls(residual, self.dialect.shard):
+            raise RefusedError(f"the residual {residual.name} is spread over the ranks")
+        found = nodes.argument(residual, 0)
+        assert isinstance(found, Node)
+        return found
 
     def check_sole_reader(self, site: NormSite) -> None:
         """The plain sum over ranks exists nowhere after fusion, so nobody else may read it.
@@ -166,6 +202,9 @@ class FuseNorm(Transform[NormSite]):
         """See `Transform.rewrite`."""
         # An earlier site's rewrite may have replaced the residual since this one was matched.
         site = replace(site, residual=self.operands(site.add)[2])
+        spread = None if self.dialect.is_all_reduce(site.all_reduce) else site.residual
+        if spread is not None:
+            site = replace(site, residual=self.whole(spread))
         with self.graph.inserting_before(site.add.next):
             x = nodes.argument(site.all_reduce, 0)
             for view in site.views:
@@ -174,7 +213,13 @@ class FuseNorm(Transform[NormSite]):
             norm = nodes.call(self.graph, operator.getitem, (fused, 0), site.norm)
             residual = nodes.call(self.graph, operator.getitem, (fused, 1), site.add)
         self.redirect(site, norm, residual)
-        for node in (site.norm, site.add, *reversed(site.views), site.all_reduce):
+        done = [site.norm, site.add, *reversed(site.views), site.all_reduce]
+        for gather in site.gathers:
+            gather.replace_all_uses_with(nodes.argument(gather, 0))
+        done = [*site.gathers, *done]
+        if spread is not None and len(spread.users) == 1:
+            done.append(spread)
+        for node in done:
             self.graph.erase_node(node)
         for node in (norm, residual):
             if not node.users:

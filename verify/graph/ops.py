@@ -1,7 +1,8 @@
 """The graph's operators, as `torch.ops.fusecheck.*`: CPU and CUDA implementations and fake kernels.
 
-Names, argument order and results follow TensorRT-LLM AutoDeploy's operators, so that one pass can work on either
-through a `Dialect`. The schemas of all are here; the fused ones are implemented in `fused_ops`.
+Names, argument order and results follow TensorRT-LLM AutoDeploy's operators where it has them. The schemas of all are
+here; those of the family are implemented in `family_ops`, the fused ones in `fused_ops`. `fused` is every composition:
+its argument `op` is the operation's name.
 """
 
 from __future__ import annotations
@@ -40,13 +41,23 @@ SCHEMAS = {
     "Tensor? weight_scale=None, str? out_dtype=None) -> Tensor",
     "fp8_prequant_linear": "(Tensor input, Tensor weight_fp8, Tensor? bias=None, Tensor? input_scale=None, "
     'Tensor? weight_scale=None, str? out_dtype="bfloat16") -> Tensor',
-    "nvfp4_linear": "(Tensor input, Tensor weight, Tensor input_scale) -> Tensor",
+    "quantize": '(Tensor x, Tensor? scale, str quantiser, str layout="") -> (Tensor, Tensor)',
+    "quantized_linear": "(Tensor codes, Tensor scales, Tensor weight, Tensor weight_scales, Tensor? bias, "
+    "Tensor? scale, Tensor? weight_scale, str quantiser, str layout, str out_dtype) -> Tensor",
+    "moe_finalize": "(Tensor tokens, Tensor scale, Tensor rows, Tensor? shared=None, float routed_scaling=1.)"
+    " -> Tensor",
+    "reduce_scatter": "(Tensor x, int world_size, str strategy) -> Tensor",
+    "all_gather": "(Tensor x, int world_size, str strategy) -> Tensor",
+    "shard": "(Tensor x, int world_size) -> Tensor",
     "ar_residual_norm": "(Tensor x, Tensor residual, Tensor weight, float eps, str strategy, float weight_bias=0.)"
     " -> (Tensor, Tensor)",
     "ar_residual_norm_quant_fp8": "(Tensor x, Tensor residual, Tensor weight, Tensor scale, float eps, str strategy, "
     "float weight_bias=0.) -> (Tensor, Tensor)",
     "ar_residual_norm_out_quant_fp8": "(Tensor x, Tensor residual, Tensor weight, Tensor scale, float eps, "
     "str strategy, float weight_bias=0.) -> (Tensor, Tensor, Tensor)",
+    "fused": "(Tensor x, Tensor residual, Tensor weight, Tensor? scale, float eps, str strategy, str op, "
+    'str layout="", float weight_bias=0., Tensor? expert_scale=None, Tensor? rows=None, Tensor? shared=None, '
+    "float routed_scaling=1.) -> Tensor[]",
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -213,13 +224,3 @@ def _define_linear(name: str, default: str | None) -> None:
 
 _define_linear("fp8_linear", None)
 _define_linear("fp8_prequant_linear", "bfloat16")
-
-
-@implement("nvfp4_linear")
-def _nvfp4_linear(input: Tensor, weight: Tensor, input_scale: Tensor) -> Tensor:  # noqa: A002
-    return arithmetic.linear_nvfp4(input, weight, input_scale)
-
-
-@fake("nvfp4_linear")
-def _fake_nvfp4_linear(input: Tensor, weight: Tensor, input_scale: Tensor) -> Tensor:  # noqa: A002
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))

@@ -1,7 +1,6 @@
-"""What a test graph looks like, as small JSON, and what the passes must make of it.
+"""What a test graph looks like, as small JSON.
 
-A plan is a chain of sites: collective, residual add, norm, readers. Each site names its features; `expectation`
-derives from the features alone, without looking at a graph, whether the site must fuse, how, and why not.
+A plan is a chain of sites: collective, residual add, norm, readers. Each site names its features.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fusecheck.errors import UsageError
-from fusecheck.interface import FusionOp
+from fusecheck.graph.family import check_quantiser
+from fusecheck.graph.quantised import Form
 
 Collective = Literal["all_reduce", "grouped", "max"]
 Add = Literal[
@@ -20,14 +20,11 @@ Add = Literal[
 ]
 Norm = Literal["torch", "triton", "flashinfer", "gemma", "biased", "layer", "partial"]
 Weight = Literal["native", "float32", "single", "column", "from_sum"]
-ReaderKind = Literal["fp8", "quantize", "bf16", "router", "nvfp4", "capture", "weight", "e5m2", "dead"]
+ReaderKind = Literal["fp8", "quantize", "made", "bf16", "router", "capture", "weight", "e5m2", "dead"]
 ScaleKind = Literal["static", "vector", "bf16", "dynamic", "zero", "negative", "nan", "infinite", "per_rank"]
+ExpertsKind = Literal["none", "finalize", "shared", "between", "read"]
 View = Literal["none", "flat", "unsqueeze", "chain", "halves"]
 
-FP8_READERS = ("fp8", "quantize")
-FUSIBLE_NORMS = ("torch", "triton", "flashinfer")
-OTHER_READERS = {"bf16": "D1", "router": "D1", "capture": "D2", "nvfp4": "D6", "weight": "N9", "e5m2": "N10"}
-"""Readers that need the norm itself, and the rules that they stand for."""
 UNKNOWN_STRATEGY = "LOWPRECISION"
 """A strategy that all-reduces have and fused operators do not."""
 SCALES = (4 / 448, 1.0, 0.448 / 448, 0.03125, 0.0123, 7 / 448)
@@ -39,13 +36,16 @@ class ReaderPlan:
     """One reader of a norm.
 
     Attributes:
-        kind: `fp8` a linear layer that quantises, `quantize` a quantise before a linear layer for codes, `bf16` a
-            plain linear layer, `router` a softmax over a small one, `nvfp4` a layer of another format, `capture` a
-            graph output, `weight` a layer that reads the norm as its weight, `e5m2` a cast, `dead` a layer whose
-            result nobody reads.
+        kind: `fp8` a linear layer that quantises, `quantize` a quantise before a linear layer for codes, `made` the
+            same by a quantiser that makes its scales, `bf16` a plain linear layer, `router` a softmax over a small
+            one, `capture` a graph output, `weight` a layer that reads the norm as its weight, `e5m2` a cast, `dead` a
+            layer whose result nobody reads.
+        quantiser: of a `made` one; rows that its groups do not divide are filled up with zeros before it.
+        layout: of its scales; empty: the quantiser's first.
         scale: index into SCALES.
-        scale_kind: what the scale is; all but `static` must not be fused.
-        shared_scale: read the scale from the attribute of the site's first reader.
+        scale_kind: what the scale is, of NVFP4 the factor; all but `static` must not be fused.
+        shared_scale: read the scale from the attribute of the site's first reader; of a `made` one, codes and scales
+            from an earlier reader's quantise.
         bias: the layer has a bias.
         keywords: its scales are keyword arguments.
         packet: the graph holds the operator's packet instead of its overload, as symbolic tracing leaves it.
@@ -53,6 +53,8 @@ class ReaderPlan:
     """
 
     kind: ReaderKind = "fp8"
+    quantiser: str = ""
+    layout: str = ""
     scale: int = 0
     scale_kind: ScaleKind = "static"
     shared_scale: bool = False
@@ -60,6 +62,27 @@ class ReaderPlan:
     keywords: bool = False
     packet: bool = False
     view: View = "none"
+
+    def __post_init__(self) -> None:
+        if (self.kind == "made") != bool(self.quantiser):
+            raise UsageError(
+                f"reader kind={self.kind!r}, quantiser={self.quantiser!r}: expected both of 'made', or none"
+            )
+        if self.quantiser:
+            check_quantiser(self.quantiser)
+            if self.layout and self.layout not in (known := self.form.quantiser.layouts):
+                raise UsageError(f"layout={self.layout!r}, expected one that {self.quantiser} has: {', '.join(known)}")
+
+    @property
+    def form(self) -> Form:
+        """What a `made` one quantises to, its layout named."""
+        form = Form(self.quantiser, self.layout)
+        return Form(self.quantiser, form.named)
+
+
+def made(quantiser: str, **features: Any) -> ReaderPlan:
+    """A reader that quantises by a quantiser which makes its scales."""
+    return ReaderPlan("made", quantiser, **features)
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,10 @@ class SitePlan:
     Attributes:
         collective: over the whole group, over part of it, or the maximum instead of the sum.
         strategy: of the collective.
+        experts: what the addend is: nothing in particular; a sum of experts, without or with the shared expert; such a
+            sum to which the shared expert's output is added; a sum of experts that somebody else reads, too.
+        spread: rows are spread over the ranks between collective and readers: reduce-scatter, residual and norm on this
+            rank's rows, all-gather; `read`: this rank's rows of the sum are read before.
         reduced_read: somebody else reads the collective's result.
         reshape: a reshape stands between the collective and the add.
         add: how the residual is added, if it is.
@@ -86,6 +113,8 @@ class SitePlan:
 
     collective: Collective = "all_reduce"
     strategy: str = "AUTO"
+    experts: ExpertsKind = "none"
+    spread: Literal["no", "yes", "read"] = "no"
     reduced_read: bool = False
     reshape: bool = False
     add: Add = "residual_first"
@@ -129,6 +158,10 @@ class GraphPlan:
     draft: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.dynamic and any(site.experts != "none" or site.spread != "no" for site in self.sites):
+            raise UsageError('a site with experts or spread rows has a fixed token count, expected "dynamic":false')
+
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads; defaults are left out."""
         return json.dumps(_differences(self), separators=(",", ":"))
@@ -144,6 +177,8 @@ class GraphPlan:
             loaded = json.loads(text)
             sites = tuple(_site(entry) for entry in loaded.pop("sites", [{}]))
             return cls(sites=sites, **loaded)
+        except UsageError:
+            raise
         except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"not a graph plan: {error}; expected the line that a finding prints") from None
 
@@ -159,122 +194,10 @@ def _differences(entry: Any) -> Any:
 def _site(entry: dict[str, Any]) -> SitePlan:
     given = dict(entry)
     if "readers" in given:
-        given["readers"] = tuple(ReaderPlan(**each) for each in given["readers"])
+        given["readers"] = tuple(_reader(each) for each in given["readers"])
     return SitePlan(**given)
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What must become of a site.
-
-    Attributes:
-        fused: the operation that it must become; None for none.
-        also: other outcomes that are right, though they gain less; None for unfused.
-        rows: the rules of the edge-case table that decide it (`N1`, `D3`, ...).
-        why: in words.
-    """
-
-    fused: FusionOp | None
-    also: tuple[FusionOp | None, ...] = ()
-    rows: tuple[str, ...] = ()
-    why: str = ""
-
-    @property
-    def allowed(self) -> tuple[FusionOp | None, ...]:
-        """Every right outcome."""
-        return (self.fused, *self.also)
-
-
-def norm_blockers(plan: GraphPlan, site: SitePlan, world_size: int) -> dict[str, str]:
-    """Why a site must not become all-reduce + residual + norm: the rules that forbid it, with the reason."""
-    found = {
-        "N1": "the plain sum over ranks has another reader" if site.reduced_read else "",
-        "N2": f"the add is '{site.add}', not a residual add"
-        if site.add in ("alpha", "self", "scalar", "sub", "two_reduced", "none")
-        else "",
-        "N3": f"residual: '{site.add}'" if site.add in ("broadcast", "float32") else "",
-        "N4": "the norm's weight is computed from the sum" if site.weight == "from_sum" else "",
-        "N5": "another formula or weight" if _other_formula(site) else "",
-        "N6": f"the collective is '{site.collective}'" if site.collective != "all_reduce" else "",
-        "N11": f"hidden {plan.hidden} is not a multiple of 8" if plan.hidden % 8 else "",
-        "N12": "one rank, a draft model or an unknown strategy" if _disabled(plan, site, world_size) else "",
-        "N13": "the norm has no dtype meta" if not site.norm_meta else "",
-        "N15": f"written in place to the {site.write}" if site.write in ("sum", "norm") else "",
-    }
-    return {row: why for row, why in found.items() if why}
-
-
-def _of_first_norm(site: SitePlan, forbidden: dict[str, str]) -> bool:
-    """Whether everything that forbids fusion lies with the first norm of the sum, and the second is free of it."""
-    return set(forbidden) <= {"N4", "N5", "N13"} | ({"N15"} if site.write == "norm" else set())
-
-
-def _other_formula(site: SitePlan) -> bool:
-    return site.norm not in FUSIBLE_NORMS or site.weight in ("float32", "single", "column")
-
-
-def _disabled(plan: GraphPlan, site: SitePlan, world_size: int) -> bool:
-    return world_size == 1 or plan.draft or site.strategy == UNKNOWN_STRATEGY
-
-
-def quant_blockers(site: SitePlan) -> dict[str, str]:
-    """Why a fused norm's quantise must stay where it is."""
-    fp8 = [reader for reader in _live(site) if reader.kind in FP8_READERS]
-    kinds = {reader.scale_kind for reader in fp8}
-    values = {reader.scale for reader in fp8}
-    found = {
-        "D3": "" if fp8 else "no FP8 layer reads the norm",
-        "N7": f"the scale is {sorted(kinds)}" if kinds & {"vector", "bf16", "dynamic"} else "",
-        "N8": f"the scale is {sorted(kinds)}" if kinds & {"zero", "negative", "nan", "infinite"} else "",
-        "N14": "the scale differs between ranks" if "per_rank" in kinds else "",
-        "D4": "the scales differ" if len(values) > 1 else "",
-    }
-    return {row: why for row, why in found.items() if why}
-
-
-def _live(site: SitePlan) -> list[ReaderPlan]:
-    """The readers in the graph; a dead FP8 layer is one as long as it stands there."""
-    return [dataclasses.replace(reader, kind="fp8") if reader.kind == "dead" else reader for reader in site.readers]
-
-
-def _harmless(plan: GraphPlan, index: int, world_size: int) -> tuple[FusionOp | None, ...]:
-    """What may become of a sum of two all-reduces, of a bare one, and of a Gemma norm: its values then decide.
-
-    One all-reduce may be the other's residual, zeros may be a bare one's, and the operator takes a weight bias.
-    """
-    site = plan.sites[index]
-    plain = dataclasses.replace(
-        site,
-        add="residual_first" if site.add in ("two_reduced", "none") else site.add,
-        norm="triton" if site.norm == "gemma" else site.norm,
-    )
-    if plain == site or norm_blockers(plan, plain, world_size):
-        return ()
-    sites = (*plan.sites[:index], plain, *plan.sites[index + 1 :])
-    relaxed = expectation(dataclasses.replace(plan, sites=sites), index, world_size)
-    return (*relaxed.allowed, FusionOp.RESIDUAL_RMS_NORM)
-
-
-def expectation(plan: GraphPlan, index: int, world_size: int) -> Expectation:
-    """What must become of a site under both passes, by the features of the plan alone."""
-    site = plan.sites[index]
-    forbidden = norm_blockers(plan, site, world_size)
-    if forbidden and site.second_norm and _of_first_norm(site, forbidden):
-        also = (None, *_harmless(plan, index, world_size))
-        return Expectation(FusionOp.RESIDUAL_RMS_NORM, also, ("D5", *forbidden), "the second norm of the sum fits")
-    if forbidden:
-        also = _harmless(plan, index, world_size) if set(forbidden) <= {"N2", "N5"} else ()
-        return Expectation(None, also, tuple(forbidden), "; ".join(forbidden.values()))
-    blocked = quant_blockers(site)
-    norm = FusionOp.RESIDUAL_RMS_NORM
-    if blocked:
-        # The equal part of a group with different scales may be fused if the rest keeps the norm.
-        some = (FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8,) if set(blocked) == {"D4"} else ()
-        return Expectation(norm, some, tuple(blocked), "; ".join(blocked.values()))
-    if any(reader.kind not in FP8_READERS for reader in _live(site)):
-        why = "somebody besides the FP8 layers reads the norm"
-        rows = tuple(
-            dict.fromkeys(OTHER_READERS[reader.kind] for reader in site.readers if reader.kind in OTHER_READERS)
-        )
-        return Expectation(FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8, (norm,), rows, why)
-    return Expectation(FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8, (), ("F1",), "every reader quantises with one scale")
+def _reader(entry: dict[str, Any]) -> ReaderPlan:
+    """A reader; lines of before the family call one of NVFP4 a kind of its own."""
+    return ReaderPlan(**(entry | {"kind": "made", "quantiser": "nvfp4"} if entry.get("kind") == "nvfp4" else entry))

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from fusecheck.graph import fused_ops  # noqa: F401 - registers the operators
 from fusecheck.graph.canvas import FP8, Canvas
+from fusecheck.graph.family import takes_scale
 from fusecheck.graph.plan import SCALES, ReaderPlan
 
 aten = torch.ops.aten
@@ -31,6 +32,7 @@ class Readers:
         self.canvas, self.builder, self.prefix = canvas, canvas.builder, prefix
         self.plan, self.dialect, self.hidden = canvas.plan, canvas.dialect, canvas.plan.hidden
         self.call = canvas.builder.call
+        self.pairs: dict[object, tuple[Node, Node, Node | None]] = {}
 
     def write(self, number: int, reader: ReaderPlan, norm: Node) -> Node | None:
         """One reader; returns what the next site's partial sum is made of, if anything."""
@@ -53,9 +55,8 @@ class Readers:
             return None
         if reader.kind in ("fp8", "quantize", "dead"):
             found = self.quantized(name, reader, seen)
-        elif reader.kind == "nvfp4":
-            weight = self.canvas.weight(f"{name}.weight", self.hidden, self.width(reader))
-            found = self.call(own.nvfp4_linear.default, seen, weight, self.canvas.scalar(f"{name}.scale4", 0.01))
+        elif reader.kind == "made":
+            found = self.made(name, reader, seen)
         else:
             found = self.plain_linear(name, seen, self.width(reader))
         if reader.kind == "dead":
@@ -102,10 +103,7 @@ class Readers:
     def quantized(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
         """A linear layer on codes, with its own quantise or a separate one."""
         weight, weight_scale = self.canvas.weight_fp8(f"{name}.weight", self.hidden, self.width(reader))
-        bias = None
-        if reader.bias:
-            values = self.builder.normal(f"{name}.bias", self.hidden).to(self.canvas.dtype)
-            bias = self.builder.attribute(f"{name}.bias", values)
+        bias = self.bias(name) if reader.bias else None
         scale = self.scale(name, reader, seen)
         if reader.kind == "quantize":
             pair = self.call(self.dialect.quantize, seen, scale)
@@ -117,9 +115,26 @@ class Readers:
             return self.call(linear, seen, weight, bias=bias, input_scale=scale, weight_scale=weight_scale)
         return self.call(linear, seen, weight, bias, scale, weight_scale)
 
+    def made(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
+        """A linear layer on codes behind a quantise that makes their scales; its weight has the same format."""
+        form, width = reader.form, self.width(reader)
+        key = (form, reader.view)
+        if not reader.shared_scale or key not in self.pairs:
+            factor = self.scale(name, reader, seen) if takes_scale(form.name) else None
+            self.pairs[key] = (*self.builder.quantised(seen, width, factor, form), factor)
+        bias = self.bias(name) if reader.bias else None
+        sizes = (self.hidden, width)
+        return self.builder.made_linear(name, self.pairs[key], sizes, form, self.plan.dtype, bias)
+
+    def bias(self, name: str) -> Node:
+        """A layer's bias, [hidden]."""
+        return self.builder.attribute(
+            f"{name}.bias", self.builder.normal(f"{name}.bias", self.hidden).to(self.canvas.dtype)
+        )
+
     def scale(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
-        """The reader's input scale."""
-        value = SCALES[reader.scale]
+        """The reader's input scale; of NVFP4 the factor that brings such a largest value to the largest of E2M1."""
+        value = 6 / SCALES[reader.scale] if reader.quantiser else SCALES[reader.scale]
         kinds: dict[str, Callable[[], Tensor]] = {
             "static": lambda: torch.tensor(value),
             "vector": lambda: torch.full((self.width(reader),), value),
@@ -134,6 +149,6 @@ class Readers:
             largest = self.call(aten.amax.default, self.call(aten.abs.default, seen))
             wide = self.call(aten._to_copy.default, largest, dtype=torch.float32)
             return self.call(aten.clamp.default, self.call(aten.div.Tensor, wide, 448.0), 1e-12)
-        if reader.shared_scale:
+        if reader.shared_scale and not reader.quantiser:
             name = f"{self.prefix}.reader0"
         return self.builder.attribute(f"{name}.input_scale", kinds[reader.scale_kind]())

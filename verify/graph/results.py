@@ -11,10 +11,12 @@ from typing import Any
 from fusecheck.graph.cases import NORM_OP, GraphCase, Subject, expected
 from fusecheck.graph.collinear import PairPlan
 from fusecheck.graph.config import TransformConfig
+from fusecheck.graph.family import kind_of
 from fusecheck.graph.files import FilePlan
 from fusecheck.graph.findings import Check, GraphFinding, Kind
+from fusecheck.graph.inspection import PLAIN_ROLES
 from fusecheck.graph.model_plan import ModelPlan
-from fusecheck.operations import STATIC_OPS, FusionOp
+from fusecheck.operations import FusionOp
 
 ONE_SUM = "one sum over ranks"
 
@@ -69,7 +71,7 @@ class GraphResult:
     def fused(self) -> int:
         """How many fused operators the graph has, and sums over ranks of what a rank has summed."""
         counts: Mapping[str, int] = self.report.get("counts", {})
-        return sum(counts.get(op.value, 0) for op in STATIC_OPS) + counts.get("merged", 0)
+        return sum(count for role, count in counts.items() if role not in PLAIN_ROLES)
 
     @property
     def judged(self) -> int:
@@ -120,7 +122,8 @@ def judge_outcomes(
                 result.findings.append(GraphFinding(Check.COUNTS, message, kind=kind))
     elif isinstance(plan, ModelPlan):
         made = 1 if subject.merges else world_size  # as on one rank, where nothing fuses either
-        _judge_counts(result, plan.counts(quant=subject.quantises and not subject.merges), plan, made)
+        quant = kind_of(plan.quantiser) in subject.moved and not subject.merges
+        _judge_counts(result, plan.counts(quant=quant), plan, made)
     elif isinstance(plan, PairPlan):
         _judge_pairs(result, plan)
     else:
@@ -162,8 +165,8 @@ def _judge_counts(result: GraphResult, wanted: dict[str, int], plan: ModelPlan, 
     got = {role: count for role, count in result.report["counts"].items() if count}
     if got == wanted:
         return
-    fused = [op.value for op in STATIC_OPS]
-    quantising = fused[1:]
+    fused = [role for role in {**got, **wanted} if role not in PLAIN_ROLES]
+    quantising = [role for role in fused if "QUANT" in role]
     less = all(
         sum(got.get(role, 0) for role in roles) <= sum(wanted.get(role, 0) for role in roles)
         for roles in (fused, quantising)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusecheck.graph.plan import UNKNOWN_STRATEGY, GraphPlan, ReaderPlan, SitePlan
+from fusecheck.graph.plan import UNKNOWN_STRATEGY, GraphPlan, ReaderPlan, SitePlan, made
 
 FP8, ROUTER, CAPTURE = ReaderPlan(), ReaderPlan(kind="router"), ReaderPlan(kind="capture")
 OTHER_SCALE = ReaderPlan(scale=4)
@@ -79,7 +79,7 @@ def _must_fuse() -> list[Row]:
 
 
 def _must_fuse_differently() -> list[Row]:
-    nvfp4 = ReaderPlan(kind="nvfp4")
+    nvfp4 = made("nvfp4")
     return [
         _one("D1", "a router reads the norm", SitePlan(readers=(FP8, ROUTER))),
         _one("D1-linear", "a bf16 layer reads the norm", SitePlan(readers=(ReaderPlan(kind="bf16"), FP8))),
@@ -148,5 +148,60 @@ def _must_not_fuse() -> list[Row]:
     ]
 
 
-ROWS: tuple[Row, ...] = (*_must_fuse(), *_must_fuse_differently(), *_must_not_fuse())
+def _family() -> list[Row]:
+    """Formats whose scales are made in the graph, sums of experts, rows that are spread over the ranks."""
+    fixed = {"dynamic": False}
+    wide = {"hidden": 128}
+    formats = ("dynamic-fp8", "group-fp8", "group-fp8-packed", "nvfp4", "mxfp8", "mxfp4")
+
+    def of(*readers: ReaderPlan, **features: object) -> SitePlan:
+        return SitePlan(readers=readers, **features)  # type: ignore[arg-type]
+
+    def factor(kind: str) -> SitePlan:
+        return of(made("nvfp4", scale_kind=kind))
+
+    nvfp4, dynamic, group = made("nvfp4"), made("dynamic-fp8"), made("group-fp8-32")
+    return [
+        *[_one(f"F17-{name}", f"codes and scales of {name}", of(made(name)), **wide) for name in formats],
+        *[
+            _one(
+                f"F18-{name}",
+                "one quantise, three layers",
+                of(made(name), *[made(name, shared_scale=True)] * 2),
+                **wide,
+            )
+            for name in ("group-fp8", "nvfp4")
+        ],
+        _one("F19", "three layers, each with a quantise of its own", of(group, group, group)),
+        _one("F19-nvfp4", "the same, of equal factors", of(nvfp4, nvfp4)),
+        _one("F20", "a view that keeps the rows", of(made("dynamic-fp8", view="flat")), batched=True),
+        _one("F20-nvfp4", "two codes a byte behind views", of(made("nvfp4", view="chain"), nvfp4)),
+        _one("F20-nan", "a NaN stays in its row", of(dynamic), nan=True),
+        _one("D9", "a router reads the norm, too", of(group, ROUTER)),
+        _one("D9-dynamic", "the norm is a graph output", of(dynamic, CAPTURE)),
+        _one("D9-nvfp4", "a bf16 layer reads the norm", of(ReaderPlan(kind="bf16"), nvfp4)),
+        _one("D10", "groups differ between readers", of(group, made("group-fp8-64"))),
+        _one("D10-layout", "layouts of scales differ", of(group, made("group-fp8-32", layout="column-major"))),
+        _one("D10-scales", "scales in float32 and as packed powers of two", of(group, made("group-fp8-packed-32"))),
+        _one("D10-factor", "one has the factor of another site", of(nvfp4, made("nvfp4", scale=4))),
+        _one("D11", "static and dynamic readers of one norm", of(FP8, dynamic)),
+        _one("D11-others", "dynamic and grouped readers of one norm", of(group, dynamic)),
+        _one("D12", "a view that halves the rows, and their scales", of(made("dynamic-fp8", view="halves"))),
+        _one("D13", "strategy NCCL: separate kernels", of(nvfp4, strategy="NCCL")),
+        _one("F21", "a sum of experts before the all-reduce", of(ReaderPlan(kind="bf16"), experts="finalize"), **fixed),
+        _one("F21-nvfp4", "the same with NVFP4 codes", of(nvfp4, experts="finalize"), **fixed),
+        _one("F21-shared", "with the shared expert inside", of(FP8, experts="shared"), **fixed),
+        _one("D14", "rows spread over the ranks up to the norm", of(dynamic, spread="yes"), **fixed),
+        _one("N17", "the group does not divide hidden", of(made("group-fp8-48"))),
+        _one("N18", "the factor is computed in the graph", factor("dynamic")),
+        _one("N18-zero", "the factor is zero", factor("zero")),
+        _one("N18-rank", "the factor differs between ranks", factor("per_rank")),
+        _one("N19", "norm and codes after experts: no such operator", of(FP8, ROUTER, experts="finalize"), **fixed),
+        _one("N20", "a shared expert is added to the sum of experts", of(nvfp4, experts="between"), **fixed),
+        _one("N20-read", "somebody else reads the sum of experts", of(nvfp4, experts="read"), **fixed),
+        _one("N21", "this rank's rows are read before they are gathered", of(dynamic, spread="read"), **fixed),
+    ]
+
+
+ROWS: tuple[Row, ...] = (*_must_fuse(), *_must_fuse_differently(), *_must_not_fuse(), *_family())
 """Every edge case, in order."""

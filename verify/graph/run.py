@@ -11,7 +11,7 @@ from typing import Any
 from fusecheck.errors import UsageError
 from fusecheck.graph.cases import GraphCase, Subject
 from fusecheck.graph.collinear import PairPlan
-from fusecheck.graph.config import BOTH_ENABLED, TransformConfig
+from fusecheck.graph.config import ALL_ENABLED, TransformConfig
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.results import GraphResult, judge_outcomes
@@ -124,7 +124,7 @@ class GraphChecker:
         timeout: float = 60.0,
         export: bool = True,
         device: str = "cpu",
-        transforms: Mapping[str, TransformConfig] = BOTH_ENABLED,
+        transforms: Mapping[str, TransformConfig] = ALL_ENABLED,
         lanes: int | None = None,
     ) -> None:
         self.subject, self.world_size, self.timeout, self.transforms = subject, world_size, timeout, transforms

@@ -13,7 +13,7 @@ from fusecheck import backends
 from fusecheck.errors import Inconclusive
 from fusecheck.graph import waivers
 from fusecheck.graph.cases import GraphCase, adapted
-from fusecheck.graph.config import BOTH_ENABLED, load_transforms
+from fusecheck.graph.config import ALL_ENABLED, load_transforms
 from fusecheck.graph.dialects import library_named
 from fusecheck.graph.question import Question, history_needed, needs_ranks
 from fusecheck.graph.results import GraphResult
@@ -76,7 +76,7 @@ class Run:
 
     def _checker(self, lanes: int | None = None) -> GraphChecker:
         asked = self.question
-        transforms = {**BOTH_ENABLED, **load_transforms(asked.config)} if asked.config else BOTH_ENABLED
+        transforms = {**ALL_ENABLED, **load_transforms(asked.config)} if asked.config else ALL_ENABLED
         return GraphChecker(
             asked.subject,
             asked.world_size,

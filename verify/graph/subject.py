@@ -13,12 +13,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
+from fusecheck.graph.config import FAMILY_PASS, FINALIZE_PASS, NORM_PASS, QUANT_PASSES, SharedConfig
 from fusecheck.plugins import plug_in
 
 NAMED = {
-    NORM_PASS: f"fusecheck.graph.passes:{NORM_PASS}",
-    QUANT_PASS: f"fusecheck.graph.passes:{QUANT_PASS}",
+    name: f"fusecheck.graph.passes:{name}" for name in (NORM_PASS, *QUANT_PASSES.values(), FINALIZE_PASS, FAMILY_PASS)
 }
 """Fusecheck's own transforms by their short names."""
 

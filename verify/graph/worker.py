@@ -14,7 +14,7 @@ from fusecheck import backends
 from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
 from fusecheck.graph.collinear import PairPlan, build_pairs, is_pair
 from fusecheck.graph.comparison import Comparison, Graphs
-from fusecheck.graph.config import BOTH_ENABLED, SharedConfig, TransformConfig
+from fusecheck.graph.config import ALL_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.dialects import library_named
@@ -56,7 +56,7 @@ class GraphJob:
     tokens: tuple[int, ...] = (1, 5)
     export: bool = True
     alone: bool = False
-    transforms: tuple[tuple[str, TransformConfig], ...] = tuple(BOTH_ENABLED.items())
+    transforms: tuple[tuple[str, TransformConfig], ...] = tuple(ALL_ENABLED.items())
 
 
 class GraphWorker:

@@ -160,10 +160,10 @@ def layout_of(name: str, tokens: int, columns: int, slot: torch.dtype, flow: Qua
     if name == "packed":
         words = aligned // 4
         shape, strides, dtype = (tokens, words), (1, rows), torch.int32
-        size = 4 * (tokens + (words - 1) * rows) if tokens else 0
+        size = 4 * (tokens + (words - 1) * rows)
     elif name.startswith("column-major"):
         strides = (1, rows)
-        size = tokens + (columns - 1) * rows if tokens else 0
+        size = tokens + (columns - 1) * rows
     elif name in ("128x4", "8x4"):
         shape, strides = (size,), (1,)
     return Layout(

@@ -1,0 +1,143 @@
+"""Formats that make their scales, sums of experts, spread rows: lapses are found, right passes are not accused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusecheck.errors import UsageError
+from fusecheck.graph.cases import GraphCase, Subject, row_cases
+from fusecheck.graph.expectations import EVERY
+from fusecheck.graph.family import KINDS, fused_operation
+from fusecheck.graph.finalize_fusion import FuseFinalize
+from fusecheck.graph.findings import Check
+from fusecheck.graph.model_plan import named_model
+from fusecheck.graph.norm_fusion import FuseNorm
+from fusecheck.graph.plan import GraphPlan, SitePlan, made
+from fusecheck.graph.results import GraphResult
+from fusecheck.graph.run import GraphChecker
+from fusecheck.graph.schemas import FILE, Published
+from fusecheck.operations import STATIC_OPS, Collective, Operation
+from fusecheck.property_tests.graph import lapses_of_family as lapses
+from fusecheck.quantisers.known import QUANTISERS
+from fusecheck.toml import read
+
+TWO_FACTORS = GraphPlan(sites=(SitePlan(readers=(made("nvfp4"),)), SitePlan(readers=(made("nvfp4", scale=4),))))
+TWO_SITES = GraphPlan(sites=(SitePlan(readers=(made("group-fp8-32"),)),) * 2)
+
+FOUND = {
+    "ScalesOfAnotherSite": (TWO_SITES, Check.ARGUMENTS),
+    "OtherGroup": ("F19", Check.ARGUMENTS),
+    "PackedReadAsFloat": ("F17-group-fp8-packed", Check.ARGUMENTS),
+    "FactorDropped": ("F19-nvfp4", Check.ARGUMENTS),
+    "FactorOfAnotherSite": (TWO_FACTORS, Check.ARGUMENTS),
+    "OneReaderLeft": ("F19", Check.SITES),
+    "OtherLayout": ("F17-nvfp4", Check.ARGUMENTS),
+    "StaticForDynamic": ("D11", Check.ARGUMENTS),
+    "FirstFormat": ("D10", Check.ARGUMENTS),
+    "SplitRows": ("D12", Check.UNFUSED),
+    "GatherLeftOut": ("D14", Check.UNFUSED),
+    "SharedExpertSkipped": ("N20", Check.KERNEL),
+    "ReducedTwice": ("F21", Check.COUNTS),
+}
+"""The graph that shows each lapse, by its row or whole, and the check that finds it."""
+HONEST_ROWS = "F18-nvfp4,F19,F19-nvfp4,F20-nvfp4,D9,D10"
+
+
+def subject(name: str) -> Subject:
+    """A pass of the lapses by name."""
+    found = getattr(lapses, name)
+    of_norm = issubclass(found, FuseNorm)
+    moves = ("moe_finalize",) if issubclass(found, FuseFinalize) else tuple(KINDS)
+    return Subject(f"{found.__module__}:{name}.apply", not of_norm, not of_norm, () if of_norm else moves)
+
+
+@pytest.mark.parametrize(("name", "shown", "check"), [(name, *rest) for name, rest in FOUND.items()])
+def test_a_lapse_over_the_family_is_found_by_the_check_that_is_there_for_it(
+    quick_checker: GraphChecker, name: str, shown: str | GraphPlan, check: Check
+) -> None:
+    case = row_cases(2, shown)[0] if isinstance(shown, str) else GraphCase("two", shown)
+    result = quick_checker.for_subject(subject(name)).check(case)
+    assert check in {finding.check for finding in result.findings}, result.findings
+
+
+@pytest.mark.parametrize("name", ["LastFirst", "SharesFirst"])
+def test_a_right_pass_of_another_kind_is_not_accused(quick_checker: GraphChecker, name: str) -> None:
+    results = quick_checker.for_subject(subject(name)).check_all(row_cases(2, HONEST_ROWS))
+    assert [result.findings for result in results] == [[]] * len(results)
+
+
+@pytest.mark.parametrize("name", ["decoder:group-fp8", "decoder:dynamic-fp8", "decoder:nvfp4", "llama:dynamic-fp8"])
+def test_a_model_of_another_format_fuses_at_every_layer(checker: GraphChecker, name: str) -> None:
+    if name.startswith("llama"):
+        pytest.importorskip("transformers", reason="real models need the eval extra")
+    plan = named_model(name, 2)
+    operation = fused_operation(plan.quantiser, norm_out=False)
+    assert operation is not None
+    brief = checker.for_subject(checker.subject)
+    brief.tokens, brief.export = (3,), name == "decoder:group-fp8"
+    result: GraphResult = brief.check(GraphCase(name, plan))
+    assert result.findings == []
+    counts = {role: count for role, count in result.report["counts"].items() if count}
+    assert counts == {"RESIDUAL_RMS_NORM": 1, operation.value: 3, "norm": 1}
+    assert result.report["kernel_elements"] > 0
+
+
+def test_every_format_is_of_a_kind_and_has_its_operations() -> None:
+    assert {name for names in KINDS.values() for name in names} == QUANTISERS.keys()
+    for name in QUANTISERS:
+        with_norm, alone = (fused_operation(name, norm_out=out) for out in (True, False))
+        assert with_norm is not None
+        assert alone is not None
+        assert with_norm.returns_norm
+        assert not alone.returns_norm
+    assert fused_operation("static-fp8", norm_out=True, experts=True) is None
+    found = fused_operation("nvfp4", norm_out=True, experts=True)
+    assert found == Operation.named("MOE_FINALIZE_RESIDUAL_RMS_NORM_OUT_QUANT_NVFP4")
+    assert found.collective is Collective.MOE_FINALIZE
+
+
+def test_a_pass_of_one_kind_leaves_the_others_their_norm() -> None:
+    from fusecheck.graph.cases import expected
+
+    plan = GraphPlan(sites=(SitePlan(readers=(made("dynamic-fp8"),)),))
+    assert expected(Subject(), plan, 0, 2).fused == fused_operation("dynamic-fp8", norm_out=False)
+    assert expected(Subject("own:pass"), plan, 0, 2).fused == STATIC_OPS[0]
+    assert expected(Subject("own:pass", moves=EVERY), plan, 0, 2).fused == fused_operation(
+        "dynamic-fp8", norm_out=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"sites":[{"readers":[{"kind":"made","quantiser":"fp5"}]}]}', "quantiser='fp5', expected one of"),
+        ('{"sites":[{"readers":[{"kind":"made"}]}]}', "quantiser='': expected both of 'made', or none"),
+        (
+            '{"sites":[{"readers":[{"kind":"made","quantiser":"nvfp4","layout":"packed"}]}]}',
+            "expected one that nvfp4 has",
+        ),
+        ('{"sites":[{"spread":"yes"}]}', 'expected "dynamic":false'),
+        (
+            '{"model":"decoder","quantiser":"group-fp8-48"}',
+            "hidden=64, expected a multiple of group-fp8-48's group of 48",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_in_one_line(text: str, message: str) -> None:
+    from fusecheck.graph.model_plan import ModelPlan
+
+    with pytest.raises(UsageError, match=message) as refused:
+        (ModelPlan if '"model"' in text else GraphPlan).from_json(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_replay_line_of_before_the_family_is_read() -> None:
+    plan = GraphPlan.from_json('{"sites":[{"readers":[{"kind":"nvfp4"}]}]}')
+    assert plan.sites[0].readers == (made("nvfp4"),)
+
+
+def test_every_published_schema_is_one() -> None:
+    for library in read(FILE).values():
+        for role, entry in library["operators"].items():
+            assert isinstance(Published(role, **entry).parsed, torch.FunctionSchema)
