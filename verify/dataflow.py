@@ -24,6 +24,8 @@ NanPayload = Literal["kept", "any"]
 
 GPU_DEPTH = 24
 """Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
+ALONE = 2
+"""For `invariant_below`: launches depend on the rows of the batch, so that only a row alone is a row alone."""
 NORM_DEPTH = 65
 """In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""
 
@@ -79,7 +81,8 @@ class Dataflow:
         reproducible: whether the same inputs give the same bits at every call. Where not, further calls are judged by
             their enclosures alone, and what only bits could show is left out: graphs, streams, neighbours.
         invariant_below: in every batch of fewer rows than this a row has the same bits, wherever it stands and whatever
-            stands beside it; 0: in every batch; None: not declared. `fusecheck invariance` checks it.
+            stands beside it; 0: in every batch; `ALONE`: nothing is promised of any batch; None: not declared, which
+            the property tests take for 0. `fusecheck invariance` checks it.
         saturate: the cast clamps to +-448; else values beyond 464 become NaN.
         code_of_nan: what a NaN becomes in the cast.
         statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
@@ -232,10 +233,11 @@ class Arithmetic:
             power = torch.frexp(read.abs().amax(-1, keepdim=True))[1].clamp(min=0).double()
             read = (read.double() * torch.exp2(-power)).float()
         lanes = self.squares(read, native).view(rows, hidden // LANES, LANES).numpy()
-        partial = lanes[:, :, 0] + lanes[:, :, 1]
-        for lane in range(2, LANES):
-            partial += lanes[:, :, lane]
-        mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        with np.errstate(over="ignore"):  # a sum beyond float32 is an infinity, as on a chip
+            partial = lanes[:, :, 0] + lanes[:, :, 1]
+            for lane in range(2, LANES):
+                partial += lanes[:, :, lane]
+            mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
         return mean.double() * torch.exp2(2 * power) if self.dataflow.scaled_squares else mean
 
     def squares(self, read: Tensor, native: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from fusecheck.backends.flashinfer import installed, refused_here
 from fusecheck.backends.operands import allocate, check_dense
 from fusecheck.backends.unfused import all_reduce, check
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class FlashInferNormBackend:
     """Backend `flashinfer-norm`: needs FlashInfer's module `norm`, and NCCL where there are several ranks."""
 
     name = "flashinfer-norm"
+    binaries = ("flashinfer",)
     device = "cuda"
 
     def supports(self, problem: Problem) -> Support:
@@ -50,7 +52,7 @@ class FlashInferNormBackend:
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `flashinfer-norm-quant`."""
         del problem
-        return dataflow("flashinfer-norm-quant")
+        return replace(dataflow("flashinfer-norm-quant"), invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Load the kernels; nothing else is kept.

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.operands import check_layout
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
@@ -58,6 +59,7 @@ class TensorRTLLMBackend:
     """
 
     device = "cuda"
+    binaries = ("tensorrt_llm",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]
@@ -82,8 +84,9 @@ class TensorRTLLMBackend:
         """`trtllm`, `trtllm-fp32`, or `trtllm-nccl` where NCCL adds up and the rest are ops of their own."""
         del problem
         if self.strategy in ("nccl", "nccl-symmetric"):
-            return dataflow("trtllm-nccl")
-        return dataflow("trtllm-fp32" if (self.asked or sums()) == "fp32" else "trtllm")
+            return replace(dataflow("trtllm-nccl"), invariant_below=ALONE)
+        named = "trtllm-fp32" if (self.asked or sums()) == "fp32" else "trtllm"
+        return replace(dataflow(named), invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.

@@ -8,6 +8,7 @@ activations' dtype where the dataflow `unfused` says so.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE, Collective
 from fusecheck.quantisers.known import quantiser
@@ -110,9 +111,12 @@ class UnfusedBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `unfused`: any order over the ranks and of the squares, division by scale."""
+        """The dataflow `unfused`: any order over the ranks and of the squares, division by scale.
+
+        Rings begin at another rank for each part of a batch, so of the bits of a row in a batch nothing is promised.
+        """
         del problem
-        return self.flow
+        return replace(self.flow, invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Need nothing but the process group, or the board of virtual ranks.
