@@ -108,7 +108,7 @@ def dtype_named(name: str) -> torch.dtype:
 def all_reduce(x: Tensor, strategy: str) -> Tensor:
     """The sum over all ranks, in the precision that the active backend declares; a collective call."""
     context = active()
-    return _sum(context.gather(x), context.dataflow)
+    return sum_ranks(context.gather(x), context.dataflow)
 
 
 @implement("all_reduce_max")
@@ -121,10 +121,10 @@ def _all_reduce_grouped(x: Tensor, group_size: int, strategy: str) -> Tensor:
     context = active()
     first = context.rank.index // group_size * group_size
     members = context.gather(x)[first : first + group_size]
-    return _sum(members, context.dataflow)
+    return sum_ranks(members, context.dataflow)
 
 
-def _sum(parts: list[Tensor], flow: Dataflow) -> Tensor:
+def sum_ranks(parts: list[Tensor], flow: Dataflow) -> Tensor:
     """The ranks' tensors added as declared, in rank order, in their own dtype; a tensor of its own."""
     return sums.sum_partials(parts, flow, flushing=False).to(parts[0].dtype).clone()
 
