@@ -5,6 +5,7 @@
 #   tp1       FlashInfer's add + norm + quantise on one rank: MMLU, GSM8K
 #   fused     FlashInfer's fused kernel on two virtual ranks: MMLU, GSM8K
 #   planted   bugs around the fused kernel: MMLU, each with --trace
+# FORM=dynamic and the like takes another FP8 form in setup and planted; see `fusecheck accuracy calibrate --help`.
 # Brought: model.gguf.00 and so on, SHA256SUMS, site.tgz (lm-eval and what it needs), flashinfer.tgz (ci/bundle.py),
 # data.tgz (mmlu/ and gsm8k/). What a run leaves for reading goes to $OUT.
 set -euo pipefail
@@ -49,7 +50,7 @@ for step in "$@"; do
         rm -rf "$work/bf16" "$work/fp8"
         take_code
         time "$python" -m fusecheck accuracy import "$work/model.gguf" "$work/bf16"
-        time "$python" -m fusecheck accuracy calibrate "$work/bf16" "$work/fp8" --device "$device"
+        time "$python" -m fusecheck accuracy calibrate "$work/bf16" "$work/fp8" --form "${FORM:-static}" --device "$device"
         ;;
     tp1 | fused)
         kernel=(--tp 1 --backend flashinfer-norm)
@@ -58,7 +59,14 @@ for step in "$@"; do
             ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
         ;;
     planted)
-        for kind in ${KINDS:-nothing row_in_32 first_scale scale_times_2 eps_1e3 sums_in_fp8}; do
+        kinds="nothing row_in_32 eps_1e3 sums_in_fp8"
+        case ${FORM:-static} in
+        static) kinds+=" first_scale scale_times_2" ;;
+        dynamic) kinds+=" token_neighbour" ;;
+        group) kinds+=" group_shifted" ;;
+        group-ue8m0) kinds+=" group_shifted powers_late" ;;
+        esac
+        for kind in ${KINDS:-$kinds}; do
             NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__${fused/:/__}" \
                 --quick --tasks "${TASKS:-mmlu}" --shots 0 --limit "${LIMIT:-2500}" --trace
         done

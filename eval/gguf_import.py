@@ -65,6 +65,11 @@ class GgufFile:
             reader = GGUFReader(path)
         except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
             told = " ".join(str(error).split())
+            if "GGMLQuantizationType" in told:
+                advice = "update gguf, or take a file in another quantisation"
+                raise UsageError(
+                    f"{path}: has a tensor in a quantisation that gguf does not know ({told}); {advice}"
+                ) from None
             raise UsageError(f"{path}: not a whole GGUF file ({told}); join its parts or copy it again") from None
         self.tensors = {str(tensor.name): tensor for tensor in reader.tensors}
         self._fields = reader.fields

@@ -2,7 +2,7 @@
 
 `python -m fusecheck.eval.planted_forms [--limit N] [--run-dir DIR] [--json FILE]` makes the golden model's weights
 into every form (`--form` of `fusecheck accuracy calibrate`), runs the arms with the emulated kernel of that quantiser,
-and prints a table. With the same `--run-dir` it goes on where it was broken off. The whole table:
+and prints a table. With the same `--run-dir` it goes on where it was broken off. A recorded table:
 `golden/model/forms.json`.
 """
 
@@ -152,7 +152,8 @@ def main() -> None:
         for made in run_forms(options.forms, options.limit, folder, lambda line: print(line, file=sys.stderr)):
             rows.append(to_json(*made))
             if options.json is not None:
-                command = "python -m fusecheck.eval.planted_forms"
+                limit = "" if options.limit is None else f" --limit {options.limit}"
+                command = f"python -m fusecheck.eval.planted_forms{limit}"
                 write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
     print(to_markdown(rows), end="")
 

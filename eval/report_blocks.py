@@ -290,7 +290,7 @@ def _traced(outcome: Comparison) -> Block:
     trace = outcome.trace
     rows = [[where, stage, f"{count:,} of {trace.questions:,}"] for where, stage, count in trace.places]
     notes = [trace.headline, *([f"at the first: {trace.shown}"] if trace.shown else [])]
-    columns = ("deviating site, of all in order", "stage", "questions traced")
+    columns = (f"deviating site, of {trace.sites:,} in a forward", "stage", "questions traced")
     return Block("Where the fused arm leaves what its kernel declares", columns, rows, notes, keep=8)
 
 

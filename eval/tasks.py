@@ -121,6 +121,9 @@ def _allot(sizes: dict[str, int], limit: int) -> dict[str, int]:
         if sum(shares.values()) >= limit:
             break
         shares[name] = min(sizes[name], shares[name] + 1)
+    # One each may be more than the small ones' part: the others give it, those first that have most above theirs.
+    while sum(shares.values()) > limit and max(shares.values()) > 1:
+        shares[max(shares, key=lambda n: (shares[n] > 1, shares[n] - exact[n]))] -= 1
     return shares
 
 

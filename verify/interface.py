@@ -156,7 +156,10 @@ class Backend(Protocol):
     * `device`: `cpu` or `cuda`, where it runs nowhere else.
     * `overwrites`: names of operands that its kernel changes, `("residual",)` for one that adds in place as vLLM's
       `fused_add_rms_norm` does. It may return the operand itself. Every other operand must stay as it was.
+    * `binaries`: what its kernels are in, for certificates: paths of files or folders, or parts of the paths of shared
+      objects that a rank has loaded.
     * `pdl`: its kernel is launched by programmatic dependent launch.
+    * `one_workspace`: opening it again finds the same workspace; two calls at once are not asked of it.
     * `mixes_dtypes`: calls in bf16 and fp16 may share a workspace.
     * `operations`: a tuple of every `Operation` that its kernel has; left out: the three of the first op.
     """

@@ -78,9 +78,10 @@ def verify_all(
 ) -> None:
     """Run all that this machine can run, and say what was left out and why.
 
-    The kernel question for the emulator under every known dataflow, then the graph question, the accuracy of the small
-    model, the quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to
-    its end, in three to four minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
+    The kernel question for the emulator under every known dataflow, then the graph and protocol questions, invariance,
+    the accuracy of the small model, the quick part of the fault catalogue, and latency where there are GPUs. Without a
+    budget each part runs to its end, in three to four minutes on two idle cores. A budget also buys more cases and the
+    long forms of the parts.
 
     A part that lacks a package or time was asked for and not answered: exit code 3. One that lacks a GPU is only noted,
     unless --only or --require names it.

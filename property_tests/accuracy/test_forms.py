@@ -21,6 +21,7 @@ from fusecheck.eval.calibrate import quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.llama import Llama
 from fusecheck.eval.paths import OraclePath
+from fusecheck.eval.planted_forms import BUGS, to_markdown
 from fusecheck.eval.quantise_weights import quantise_weight
 from fusecheck.eval.recipe import FORMS, Form, read_recipe
 from fusecheck.eval.run import open_job
@@ -29,7 +30,13 @@ from fusecheck.eval.virtual import InParts
 from fusecheck.eval.worker import EvalRank
 from fusecheck.interface import Operation, RankInputs, RankOutputs, Strategy
 from fusecheck.property_tests.accuracy.console import call
-from fusecheck.property_tests.accuracy.tiny_models import CONFIG, SoloRank, hugging_face_model, write_checkpoint
+from fusecheck.property_tests.accuracy.tiny_models import (
+    CONFIG,
+    GOLDEN,
+    SoloRank,
+    hugging_face_model,
+    write_checkpoint,
+)
 
 SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 32}
 """Sizes that 128 divides, but for the 128 keys: one block."""
@@ -281,7 +288,7 @@ def test_the_fused_arm_is_as_far_from_the_oracle_as_the_unfused_one_and_a_bug_is
     assert 1e-6 < unfused < 0.2
     assert fused < 1.25 * unfused
     assert divergence(FUSED, f"fusecheck.eval.spoiled:{bug}__emulated") > 1.25 * unfused
-    assert traced(rank, "fusecheck.eval.spoiled:nothing__emulated") == {}
+    assert traced(rank, "fusecheck.eval.spoiled:nothing__emulated") == traced(rank, "unfused:vllm") == {}
     assert traced(rank, f"fusecheck.eval.spoiled:{bug}__emulated") == dict.fromkeys(sites, stage)
 
 
@@ -311,3 +318,12 @@ def test_a_call_in_parts_stores_its_scales_as_the_whole_call_does(op: str) -> No
     assert parts.scale.stride() == whole.scale.stride()
     assert torch.equal(whole.scale, parts.scale)
     assert replace(whole, scale=None, residual=None).quant is not None
+
+
+def test_the_recorded_table_names_every_bug_by_site_and_stage_and_no_right_kernel() -> None:
+    rows = json.loads((GOLDEN / "forms.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["form"], row["bug"]) for row in rows] == [(form, bug) for form, bugs in BUGS.items() for bug in bugs]
+    for row in rows:
+        assert (row["first"] is None) == row["right"] == (row["verdict"] != "fail"), row
+        assert row["right"] or row["first"][1] == ("code" if row["bug"] == "powers_late" else "scale")
+    assert to_markdown(rows) in (GOLDEN / "README.md").read_text(encoding="utf-8")

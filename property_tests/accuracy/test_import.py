@@ -167,7 +167,7 @@ def test_a_cut_file_an_unknown_quantisation_and_a_missing_tokenizer_are_said(tmp
     name = b"blk.1.ffn_up.weight"
     place = whole.index(name) + len(name) + 4 + 16
     path.write_bytes(whole[:place] + (99).to_bytes(4, "little") + whole[place + 4 :])
-    with pytest.raises(UsageError, match=r"not a whole GGUF file .*99"):
+    with pytest.raises(UsageError, match=r"a quantisation that gguf does not know .*99"):
         import_gguf(path, tmp_path / "c")
     path.write_bytes(b"PK" + whole[2:])
     with pytest.raises(UsageError, match="not a whole GGUF file"):

@@ -12,7 +12,7 @@ import pytest
 
 from fusecheck.errors import UsageError
 from fusecheck.eval import data
-from fusecheck.eval.tasks import prepare
+from fusecheck.eval.tasks import _allot, prepare
 
 pytest.importorskip("lm_eval", reason="building prompts needs pip install fusecheck[eval]")
 
@@ -44,6 +44,15 @@ def refused(tasks: Sequence[str], data_dir: Path | None, **options: Any) -> str:
 
 def test_an_unknown_task_is_refused_with_near_names() -> None:
     assert "golden_mmlu" in refused(["golden_mmlx"], None)
+
+
+@pytest.mark.parametrize("limit", [57, 60, 100, 200, 5000, 14042, 20000])
+def test_shares_add_up_to_the_limit_with_one_each_at_least(limit: int) -> None:
+    sizes = {f"small{i}": 100 + i for i in range(54)} | {"law": 1534, "moral": 895, "misc": 783}
+    shares = _allot(sizes, limit)
+    assert sum(shares.values()) == min(limit, sum(sizes.values()))
+    assert all(1 <= shares[name] <= size for name, size in sizes.items())
+    assert shares["law"] >= shares["moral"] >= shares["small0"]
 
 
 def test_no_tasks_or_a_limit_of_nothing_are_refused() -> None:

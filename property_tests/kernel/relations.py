@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.interface import Operation, RankOutputs, Strategy
+from fusecheck.invariance.sharp import sharpened
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.verdict import raw
 
@@ -91,13 +92,23 @@ def lone_row(given: Given, row: int) -> Related:
     return permuted_tokens(given, [row])
 
 
-def lone_row_bit_by_bit(given: Given, row: int, place: int) -> Related:
-    """A row in a batch of its own gives every bit that it gives at another place of a batch."""
-    tokens = given.problem.tokens
-    order = torch.tensor([(each + row - place) % tokens for each in range(tokens)], device=given.residual.device)
-    index = torch.tensor([place], device=given.residual.device)
-    moved = given.rows(order)
-    return Related(moved, moved.rows(index), lambda first, second: _everything(_take(first, index), second))
+def rows_of_another_batch(given: Given, rows: list[int]) -> Related:
+    """These rows, in this order, as a batch of their own give every bit that they give in the whole one.
+
+    Every second row is made so that another tree of its squares shows: its addends cancel, and the residual is the
+    stream. The others show another order of the ranks, if their family does.
+    """
+    problem, residual = given.problem, given.residual.clone()
+    weight = given.gamma.float() + problem.weight_bias
+    partials = [partial.clone() for partial in given.partials]
+    for row in range(0, problem.tokens, 2):
+        residual[row] = sharpened(residual[row], weight, problem.eps, problem.format, row)
+        addend = partials[0][row].clone()
+        for rank, partial in enumerate(partials):
+            partial[row] = 0.0 if len(partials) == 1 or rank > 1 else -addend if rank else addend
+    whole = replace(given, partials=tuple(partials), residual=residual)
+    index = torch.tensor(rows, device=residual.device)
+    return Related(whole, whole.rows(index), lambda first, second: _everything(_take(first, index), second))
 
 
 def poisoned_neighbours(given: Given, row: int, poison: float) -> Related:
@@ -193,7 +204,7 @@ RELATIONS: dict[str, Callable[..., Related]] = {
         zero_rank,
         permuted_tokens,
         lone_row,
-        lone_row_bit_by_bit,
+        rows_of_another_batch,
         poisoned_neighbours,
         residual_and_partial_swapped,
         residual_from_a_rank,

@@ -34,7 +34,7 @@ def draw(bench: Bench, data: st.DataObject, **limits: Any) -> Problem:
 
 def summable(bench: Bench) -> tuple[str, ...]:
     """Families whose sums are determined: all plain ones where the order is declared, else those free of it."""
-    return PLAIN if bench.world_size <= 2 or bench.dataflow(Problem()).order == "rank" else ORDER_FREE
+    return PLAIN if bench.world_size <= 2 or bench.dataflow(Problem()).order_free else ORDER_FREE
 
 
 @moderate
@@ -69,16 +69,19 @@ def test_a_row_alone_gives_what_it_gave_in_a_batch(bench: Bench, data: st.DataOb
 
 @moderate
 @given(data=st.data())
-def test_a_row_alone_gives_every_bit_of_a_batch_where_that_is_declared(bench: Bench, data: st.DataObject) -> None:
-    below = bench.dataflow(Problem()).invariant_below
-    if below is None or below == 1:
-        pytest.skip("the backend declares no invariant_below of two rows or more")
-    most = min(24, below - 1) if below else 24
-    problem = draw(bench, data, families=("gaussian", "outliers", "cancelling"), tokens=st.integers(1, most))
-    assume(bench.dataflow(problem).invariant_below == below and bench.accepts(replace(problem, tokens=1)))
-    places = st.integers(0, problem.tokens - 1)
-    row, place = data.draw(places, label="row"), data.draw(places, label="place")
-    bench.relate("lone_row_bit_by_bit", problem, row=row, place=place)
+def test_rows_give_the_same_bits_in_every_batch_unless_invariant_below_says_otherwise(
+    bench: Bench, data: st.DataObject
+) -> None:
+    """Whoever declares nothing is held to every batch; a kernel that depends on the rows declares from how many on."""
+    below = bench.dataflow(Problem(world_size=bench.world_size)).invariant_below
+    most = max(1, min(24, below - 1)) if below else 24
+    rows, widths = st.integers(1, most), st.sampled_from((64, 128, 256, 512, 1024))
+    problem = draw(bench, data, families=("gaussian", "outliers", "cancelling"), tokens=rows, hidden=widths)
+    assume(bench.dataflow(problem).invariant_below == below)
+    order = data.draw(permutations(problem.tokens), label="order")
+    order = order[: data.draw(st.integers(1, problem.tokens), label="rows")]
+    assume(bench.accepts(replace(problem, tokens=len(order))))
+    bench.relate("rows_of_another_batch", problem, rows=order)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=["NaN", "infinity"])

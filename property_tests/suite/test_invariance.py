@@ -12,17 +12,21 @@ import torch
 
 from fusecheck import backends
 from fusecheck.errors import UsageError
+from fusecheck.interface import Limits
 from fusecheck.invariance import certificate
 from fusecheck.invariance.calls import Call
 from fusecheck.invariance.claims import CLAIMS, doubling, sizes
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import Launch, launch, thresholds, tree_sum
 from fusecheck.invariance.shares import choose
-from fusecheck.operations import Operation
+from fusecheck.operations import Operation, Strategy
 from fusecheck.problem import Problem
+from fusecheck.property_tests.kernel.given import Given
+from fusecheck.property_tests.kernel.relations import rows_of_another_batch
 from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.company import PINNED, PLANTED, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
+from fusecheck.property_tests.suite.lone_rank import CPU, LoneRank
 from fusecheck.testing import NotConforming, assert_invariant
 
 MOST = 13
@@ -181,3 +185,20 @@ def test_an_invariant_function_passes_and_one_whose_order_depends_on_the_batch_i
         assert_invariant(mixing, rows, most=12)
     with pytest.raises(UsageError, match=r"is \[1\], expected 2 rows|is \[1\], expected 1"):
         assert_invariant(lambda x: x.sum().reshape(1), rows, most=12)
+
+
+def test_the_relation_between_two_batches_shows_a_launch_that_changes_with_the_rows() -> None:
+    """So the property test that every backend gets can fail for the usual cause."""
+    given = Given.of(Problem(op=Operation.named("RESIDUAL_RMS_NORM"), world_size=1, tokens=12, hidden=1024), CPU)
+    related = rows_of_another_batch(given, [0, 2, 4, 6, 8])
+
+    def parted(name: str) -> set[str]:
+        kernel = company(name).open(LoneRank(world_size=1), Limits(12, 1024, torch.bfloat16))
+        one, two = (
+            kernel.run(x.of_rank(0), op=x.problem.op, strategy=Strategy.ONESHOT)
+            for x in (related.first, related.second)
+        )
+        return {output for output, first, second in related.equal(one, two) if not torch.equal(first, second)}
+
+    assert parted("pinned") == set()
+    assert parted("launch") == {"norm"}

@@ -128,7 +128,10 @@ def test_other_wrong_calls_are_one_line_too(
         (("report", once, once), "is given twice"),
         (("report",), "Missing argument"),
         (("verify", "--budget", "soon"), "--budget 'soon', expected a time"),
-        (("verify", "--only", "all"), "--only 'all', expected none or of: graph, protocol, accuracy, faults, latency"),
+        (
+            ("verify", "--only", "all"),
+            "--only 'all', expected none or of: graph, protocol, invariance, accuracy, faults, latency",
+        ),
     ):
         assert run(monkeypatch, *arguments) == 2
         complaint = capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_both_all_reduces_pass_under_the_declared_dataflow_and_under_no_other_or
     assert ops.calls == ["one_shot" if strategy is Strategy.ONESHOT else "two_shot"]
     assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
     declared = TorchSymmBackend().dataflow(problem)
-    assert declared == DATAFLOWS["torch-symm"]
+    assert replace(declared, invariant_below=None) == DATAFLOWS["torch-symm"]
     assert _outside(problem, outputs, declared) == 0
     assert _outside(problem, outputs, replace(declared, accumulate="fp32")) > 0
 

@@ -54,10 +54,11 @@ def test_a_question_left_out_for_want_of_a_package_or_of_time_is_said_first_and_
     assert "inconclusive: no answer from accuracy, faults" in printed
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     unanswered = {left["part"]: left["unanswered"] for left in record["summary"]["not_run"]}
-    assert unanswered == {"graph": False, "protocol": False, "accuracy": True, "faults": True, "latency": False}
+    quiet = dict.fromkeys(("graph", "protocol", "invariance", "latency"), False)
+    assert unanswered == {**quiet, "accuracy": True, "faults": True}
     assert (record["verdict"], record["summary"]["kernel_verdict"]) == ("inconclusive", "pass")
     root = ET.parse(tmp_path / "run" / "junit.xml").getroot()
-    assert (len(list(root.iter("error"))), len(list(root.iter("skipped")))) == (2, 3)
+    assert (len(list(root.iter("error"))), len(list(root.iter("skipped")))) == (2, 4)
     assert "**not answered**: accuracy: " in (tmp_path / "run.md").read_text()
 
 
@@ -84,7 +85,7 @@ def test_a_missing_gpu_is_noted_unless_a_gate_requires_the_answer_and_a_missing_
     [
         (
             ("--require", "kernels"),
-            "--require 'kernels', expected none or of: kernel, graph, protocol, accuracy, faults",
+            "--require 'kernels', expected none or of: kernel, graph, protocol, invariance, accuracy, faults",
         ),
         (
             ("--only", "graph", "--require", "kernel,accuracy"),

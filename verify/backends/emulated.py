@@ -94,7 +94,7 @@ class EmulatedBackend:
         Raises:
             UsageError: no dataflow has this name.
         """
-        self.flow = flow or dataflow(dataflow_name)
+        self.flow = flow or replace(dataflow(dataflow_name), invariant_below=0)
         self.name = "emulated" if self.flow.name == "trtllm" else f"emulated:{self.flow.name}"
         self.arithmetic, self.oneshot, self.twoshot, self.quantising = arithmetic, oneshot, twoshot, quantising
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from fusecheck.backends import emulated_sums
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Operation, RankInputs, RankOutputs
@@ -115,7 +117,10 @@ class Arithmetic:
 
     def accumulate(self, partials: Sequence[Tensor]) -> Tensor:
         """A1: add the ranks' blocks in order; float32, or rounded to native at every step."""
-        first, *others = (partials[rank] for rank in self.rank_order())
+        ordered = [partials[rank] for rank in self.rank_order()]
+        if self.dataflow.accumulate == "exact":
+            return self.add_exactly(ordered)
+        first, *others = ordered
         accumulator = first.float() if self.dataflow.accumulate == "fp32" else first.clone()
         for partial in others:
             accumulator = self.add_partial(accumulator, partial)
@@ -123,14 +128,32 @@ class Arithmetic:
 
     def add_partial(self, accumulator: Tensor, partial: Tensor) -> Tensor:
         """One addition of A1, into the accumulator's dtype; overwrites `accumulator`."""
+        flushes = self.dataflow.flush_subnormals and self.dataflow.sum_flushes
+        add = emulated_sums.add_truncated if self.truncates else Tensor.add_
+        if not flushes:
+            return accumulator.copy_(add(accumulator, partial))
+        added = self.flush(add(self.flush(accumulator.float()), self.flush(partial.float())))
+        return self.rounded(added, accumulator.dtype)
+
+    def add_exactly(self, partials: Sequence[Tensor]) -> Tensor:
+        """A1 where the true sum is rounded once, to float32."""
         if not (self.dataflow.flush_subnormals and self.dataflow.sum_flushes):
-            return accumulator.add_(partial)
-        added = self.flush(self.flush(accumulator.float()).add_(self.flush(partial.float())))
-        return added.to(accumulator.dtype)
+            return emulated_sums.sum_exactly(partials, truncates=self.truncates)
+        flushed = [self.flush(partial.float()) for partial in partials]
+        return self.flush(emulated_sums.sum_exactly(flushed, truncates=self.truncates))
+
+    @property
+    def truncates(self) -> bool:
+        """Whether sums are rounded toward zero; so they are where that is left open."""
+        return self.dataflow.sum_rounding != "nearest"
+
+    def rounded(self, total: Tensor, dtype: torch.dtype) -> Tensor:
+        """A sum in another dtype, rounded as sums are."""
+        return emulated_sums.cut(total, dtype) if self.truncates else total.to(dtype)
 
     def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
         """A2: round the sum to native before the residual is added, where that is declared."""
-        return accumulator.to(self.sum_dtype(native))
+        return self.rounded(accumulator, self.sum_dtype(native))
 
     def flush(self, x: Tensor) -> Tensor:
         """Replace float32 subnormals by zeros, as `-use_fast_math` additions do; of their sign, where it is kept."""
@@ -232,10 +255,11 @@ class Arithmetic:
             power = torch.frexp(read.abs().amax(-1, keepdim=True))[1].clamp(min=0).double()
             read = (read.double() * torch.exp2(-power)).float()
         lanes = self.squares(read, native).view(rows, hidden // LANES, LANES).numpy()
-        partial = lanes[:, :, 0] + lanes[:, :, 1]
-        for lane in range(2, LANES):
-            partial += lanes[:, :, lane]
-        mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
+        with np.errstate(over="ignore"):  # a sum beyond float32 is an infinity, as on a chip
+            partial = lanes[:, :, 0] + lanes[:, :, 1]
+            for lane in range(2, LANES):
+                partial += lanes[:, :, lane]
+            mean = self.tree_sum(torch.from_numpy(partial)).div_(hidden)
         return mean.double() * torch.exp2(2 * power) if self.dataflow.scaled_squares else mean
 
     def squares(self, read: Tensor, native: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import torch
 
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
 
@@ -85,6 +86,7 @@ class FlashInferBackend:
 
     device = "cuda"
     operations = OPERATIONS
+    binaries = ("flashinfer",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]
@@ -110,7 +112,8 @@ class FlashInferBackend:
 
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `flashinfer`, or `flashinfer-fp32` with that variant, and the rules of a group's path."""
-        return declared(dataflow("flashinfer-fp32" if self.fp32 else "flashinfer"), problem.op)
+        flow = replace(dataflow("flashinfer-fp32" if self.fp32 else "flashinfer"), invariant_below=ALONE)
+        return declared(flow, problem.op)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.

@@ -7,13 +7,14 @@ number on every rank. They need peers' memory (NVLink or PCIe peer-to-peer), and
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fusecheck.backends.unfused import check, finish
-from fusecheck.dataflow import Dataflow, dataflow
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TorchSymmBackend:
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `torch-symm`: rank order, rounded at every addition; then the unfused ops."""
         del problem
-        return dataflow("torch-symm")
+        return replace(dataflow("torch-symm"), invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make and exchange the symmetric buffer; a collective call.

@@ -13,6 +13,7 @@ from fusecheck.invariance.calls import Call
 from fusecheck.invariance.claims import REPEATS, Answer, Breach
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import thresholds
+from fusecheck.invariance.probes import ORDER, TREE
 from fusecheck.invariance.shares import Chosen
 from fusecheck.invariance.subject import Kernels
 from fusecheck.report import environment
@@ -24,6 +25,8 @@ NOT_TRIED = (
     "CUDA graphs, streams and launches by PDL beside eager ones",
     "a change between two sizes that were tried which is taken back in between",
     "batches larger than the largest, and other hidden sizes, dtypes and operations",
+    "other chips, drivers and builds of the kernel",
+    "the order in which the experts of one rank are summed",
 )
 
 
@@ -63,12 +66,26 @@ def _row(output: Any, call: Call, row: int) -> Any:
 
 def question(kernels: Kernels, breach: Breach) -> str:
     """The replay line of a breach, whole: kernel, device, Problem, and the two calls."""
-    record: dict[str, Any] = {"invariance": breach.claim, "size": breach.size, "backend": kernels.backend}
+    calls = {"first": breach.first.to_record(), "second": breach.second.to_record()}
+    return _line(kernels, breach.claim, breach.size, calls)
+
+
+def _line(kernels: Kernels, claim: str, size: int, more: dict[str, Any]) -> str:
+    record: dict[str, Any] = {"invariance": claim, "size": size, "backend": kernels.backend}
     if module := backends.target(kernels.backend):
         record["module"] = module
-    record |= {"device": kernels.device} | ({"virtual": True} if kernels.virtual else {})
-    record |= {"first": breach.first.to_record(), "second": breach.second.to_record()}
+    record |= {"device": kernels.device} | ({"virtual": True} if kernels.virtual else {}) | more
     return json.dumps(record | {"problem": json.loads(kernels.problem.to_json())}, separators=(",", ":"))
+
+
+def probed(kernels: Kernels, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What probes read, with a replay line where it refutes a declaration."""
+    return [
+        record | {"question": _line(kernels, record["claim"], record["size"], {"probe": record["probe"]})}
+        if "probe" in record
+        else record
+        for record in records
+    ]
 
 
 def claims(kernels: Kernels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -90,6 +107,7 @@ def findings(kernels: Kernels, records: Sequence[dict[str, Any]], *, require: bo
             continue
         claim, below = record["claim"], flow.invariant_below
         declared = ALWAYS.get(claim, "") if claim == "ranks" or flow.reproducible else ""
+        declared = {ORDER: f"order {flow.order!r}", TREE: f"a depth of {flow.depth}"}.get(claim, declared)
         if claim in ("batch", "position", "neighbours") and below is not None and (not below or record["size"] < below):
             declared = f"invariance {f'below {below} rows' if below else 'in every batch'}"
         if declared or require:
@@ -102,14 +120,17 @@ def sentence(record: dict[str, Any]) -> str:
     """One claim in words."""
     if record["verdict"] == "invariant":
         return f"{record['claim']}: invariant over {record['tried']}"
+    if record["verdict"] == "read":
+        return f"{record['claim']}: {record['words']}"
     if record["verdict"] == "untold":
         return f"{record['claim']}: not told, {record['untold']}"
     what = {"world size": "ranks", "workspace history": "rows before"}.get(record["claim"], "rows")
+    where = f"{record['size']} {what} on, {record['output']} first: {record['how']}"
+    if record["claim"] in (ORDER, TREE):
+        return f"{record['claim']}: not as declared from {where}"
     more = record["changes"][1:]
     others = f"; again from {', '.join(map(str, more))}" if more else ""
-    return (
-        f"{record['claim']}: breaks from {record['size']} {what} on, {record['output']} first: {record['how']}{others}"
-    )
+    return f"{record['claim']}: breaks from {where}{others}"
 
 
 def certificate(
@@ -121,7 +142,7 @@ def certificate(
     made: dict[str, Any] = {
         "kernel": kernels.backend,
         "packages": where["packages"],
-        "binary": None,
+        "binaries": kernels.binaries(),
         "device": (where["gpus"] or ["cuda"])[0] if kernels.device == "cuda" else "cpu",
         "multiprocessors": multiprocessors,
         "operation": problem.op.name,
@@ -159,7 +180,17 @@ def read_certificate(path: Path) -> dict[str, Any]:
 
 def compared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """What two certificates say differently, in words; empty where nothing."""
-    names = ("kernel", "packages", "device", "multiprocessors", "operation", "dtype", "hidden", "world_size")
+    names = (
+        "kernel",
+        "packages",
+        "binaries",
+        "device",
+        "multiprocessors",
+        "operation",
+        "dtype",
+        "hidden",
+        "world_size",
+    )
     lines = [
         f"{name}: {first.get(name)} | {second.get(name)}"
         for name in (*names, "largest_batch")
@@ -169,6 +200,9 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     for record in first["claims"]:
         other = theirs.get(record["claim"], {"verdict": "not asked"})
         one, two = (f"{x['verdict']}{f' from {size}' if (size := x.get('size')) else ''}" for x in (record, other))
-        if one != two or record.get("changes") != other.get("changes"):
-            lines.append(f"{record['claim']}: {one} {record.get('changes') or ''} | {two} {other.get('changes') or ''}")
+        if any(record.get(name) != other.get(name) for name in ("verdict", "size", "changes", "words")):
+            sides = (
+                f"{how} {x.get('words') or x.get('changes') or ''}".strip() for how, x in ((one, record), (two, other))
+            )
+            lines.append(f"{record['claim']}: {' | '.join(sides)}")
     return lines

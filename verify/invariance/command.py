@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 console = Console()
 
+USUAL = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
+WORLDS = (2, 4, 8, 16, 1)
+"""Numbers of ranks of which the first that is taken is asked about, unless some are given."""
+
+STRATEGIES = (Strategy.ONESHOT.value, Strategy.TWOSHOT.value)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -35,14 +42,17 @@ def invariance(
         typer.Option(help="A name of `fusecheck backends`, or package.module:attribute.", autocompletion=some_backend),
     ] = "emulated",
     op: Annotated[
-        str, typer.Option(help="An operation of `fusecheck backends`.", autocompletion=some_ops)
-    ] = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8",
+        str | None,
+        typer.Option(help=f"An operation of `fusecheck backends`; else {USUAL}, if taken.", autocompletion=some_ops),
+    ] = None,
     hidden: Annotated[int, typer.Option(help="Elements of a row.")] = 1024,
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     tokens: Annotated[int, typer.Option(min=1, help="Rows of the largest batch.")] = 64,
     dense: Annotated[int, typer.Option(min=1, help="Every batch size up to this is tried, above every eighth.")] = 128,
     rows: Annotated[int, typer.Option(min=4, max=64, help="How many rows are watched.")] = 16,
-    tp: Annotated[str, typer.Option(help="Ranks, such as 2; of several, such as 2,4, all must give the same.")] = "2",
+    tp: Annotated[
+        str | None, typer.Option(help="Ranks, such as 2; of several, such as 2,4, all must give the same; else 2.")
+    ] = None,
     virtual_ranks: Annotated[bool, typer.Option("--virtual-ranks", help="All ranks on one GPU.")] = False,  # noqa: FBT002
     multiprocessors: Annotated[
         int | None, typer.Option(help="Of the chip, for predicted thresholds; asked of the GPU, where there is one.")
@@ -53,6 +63,9 @@ def invariance(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Compare two certificates instead.", metavar="A B")
     ] = None,
+    probe_calls: Annotated[
+        int, typer.Option(min=0, help="Calls in which trees of additions are read, at most; 0 reads no order.")
+    ] = 1000,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; where the backend runs, unless given.")] = None,
     case_timeout: Annotated[float, typer.Option(help="Seconds until a call counts as hung.")] = 60.0,
     json_file: JsonFile = None,
@@ -76,21 +89,27 @@ def invariance(
         raise UsageError(f"--device {device!r}, expected cpu or cuda")
     if not case_timeout > 0:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
-    worlds = _worlds(tp)
-    asked = Operation.named(op)
-    if asked.has_experts:
-        raise UsageError(f"--op {op}: sums of experts are not asked about yet; give an operation without experts")
     from fusecheck.invariance.subject import Kernels
     from fusecheck.problem import Problem
 
-    problem = Problem(op=asked, dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden)
     where = device or backends.device_of(backend)
-    backends.backend(backend)
+    kernel = backends.backend(backend)
+    ops = [op] if op else [USUAL, *(each.name for each in getattr(kernel, "operations", ()))]
+    every = [_worlds(tp)] if tp else [(world,) for world in WORLDS]
+    problems = [
+        (worlds, Problem(op=Operation.named(each), dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden))
+        for each in ops
+        for worlds in every
+    ]
+    taken = (pair for pair in problems if kernel.supports(replace(pair[1], tokens=1)).ok)
+    worlds, problem = next(taken, problems[0])
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_one()):
             raise UsageError(f"{backend} refuses a batch of one row: {reason}; give another --op, --hidden or --tp")
-        made, found = _ask(kernels, worlds, rows, dense, multiprocessors, require=require_invariant)
+        made, found = _ask(
+            kernels, worlds, Extent(rows, dense, probe_calls), multiprocessors, require=require_invariant
+        )
     verdict = Verdict.of(failed=bool(found), complete=True)
     summary = {"certificate": made, "subjects": [{"backend": backend, "world_size": worlds[0]}]}
     write_result(directory, "invariance", verdict, summary, found, json_file)
@@ -108,14 +127,23 @@ def _one() -> Any:
     return Call(1)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is asked: watched rows, batch sizes that are all tried, calls for one tree at most."""
+
+    rows: int
+    dense: int
+    probe_calls: int
+
+
 def _ask(
-    kernels: Kernels, worlds: tuple[int, ...], rows: int, dense: int, multiprocessors: int | None, *, require: bool
+    kernels: Kernels, worlds: tuple[int, ...], extent: Extent, multiprocessors: int | None, *, require: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from fusecheck.invariance import certificate
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
 
-    chosen = choose(kernels.problem, rows)
+    chosen = choose(kernels.problem, extent.rows)
     shown = ", ".join(f"{share:.0%} of the rows for {name}" for name, share in chosen.shares.items())
     drawn = ", ".join(f"{share:.1%} for {name}" for name, share in chosen.drawn.items())
     _say(f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})")
@@ -123,12 +151,25 @@ def _ask(
     def told(answer: Answer) -> None:
         _say(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
 
-    strategies = tuple(s.value for s in (Strategy.ONESHOT, Strategy.TWOSHOT))
-    search = Search(kernels, chosen.rows, kernels.problem.tokens, dense, strategies, worlds, told)
-    records = certificate.claims(kernels, search.run())
+    search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
+    answers = search.run()
+    records = [*certificate.claims(kernels, answers), *_probe(kernels, worlds, answers, extent.probe_calls)]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)
     return made, list(certificate.findings(kernels, records, require=require))
+
+
+def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], most: int) -> list[dict[str, Any]]:
+    from fusecheck.invariance.certificate import probed, sentence
+    from fusecheck.invariance.probes import Probes
+
+    if not most:
+        return []
+    changes = next(answer.changes for answer in answers if answer.claim == "batch")
+    records = probed(kernels, Probes(kernels, worlds, STRATEGIES, changes, most).records())
+    for record in records:
+        _say(sentence(record))
+    return records
 
 
 def _multiprocessors(device: str) -> int | None:

@@ -9,10 +9,11 @@ from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call, Difference, difference, disagreement
 from fusecheck.invariance.certificate import described
 from fusecheck.invariance.claims import CLAIMS, REPEATS, Breach
+from fusecheck.invariance.probes import ORDER, TREE, again
 from fusecheck.invariance.subject import Kernels
 from fusecheck.problem import Problem
 
-FIELDS = {"invariance", "size", "backend", "module", "device", "virtual", "first", "second", "problem"}
+FIELDS = {"invariance", "size", "backend", "module", "device", "virtual", "first", "second", "probe", "problem"}
 
 
 def is_question(line: str) -> bool:
@@ -37,15 +38,19 @@ def replay(line: str, *, backend: str | None, device: str | None) -> dict[str, A
     """
     try:
         record = json.loads(line)
-        claim, first, second = record["invariance"], record["first"], record["second"]
-        known = set(record) <= FIELDS and claim in CLAIMS and isinstance(record["size"], int)
+        claim = record["invariance"]
+        sides = [record["probe"]] if claim in (ORDER, TREE) else [record["first"], record["second"]]
+        known = set(record) <= FIELDS and claim in (*CLAIMS, ORDER, TREE) and isinstance(record["size"], int)
         problem = Problem.from_json(json.dumps(record["problem"]))
         name, where = backend or record.get("module") or record["backend"], device or record["device"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise UsageError(f"a replay line of invariance lacks something ({error}); give it whole") from None
     if not known:
         raise UsageError(f"a replay line of invariance holds {line[:60]}, expected that of a finding, whole")
-    one, two = Call.from_record(first), Call.from_record(second)
+    if claim in (ORDER, TREE):
+        with Kernels(name, problem, where, bool(record.get("virtual"))) as kernels:
+            return _probe_again(kernels, claim, record)
+    one, two = (Call.from_record(side) for side in sides)
     with Kernels(name, problem, where, bool(record.get("virtual"))) as kernels:
         seen = _parts(kernels, claim, one, two)
         found: dict[str, Any] = {"claim": claim, "tried": "the two calls of the line", "changes": []}
@@ -53,6 +58,19 @@ def replay(line: str, *, backend: str | None, device: str | None) -> dict[str, A
             return found | {"verdict": "invariant", "calls": kernels.calls}
         breach = Breach(claim, record["size"], one, two, seen)
         return found | {"verdict": "breaks"} | described(kernels, breach) | {"calls": kernels.calls}
+
+
+def _probe_again(kernels: Kernels, claim: str, line: dict[str, Any]) -> dict[str, Any]:
+    try:
+        still = list(again(kernels, claim, line["probe"]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(f"a probe of a replay line lacks something ({error}); give it whole") from None
+    found = {"claim": claim, "tried": "the probe of the line", "changes": [], "calls": kernels.calls}
+    if not still:
+        return found | {"verdict": "read", "words": "nothing refutes what is declared"}
+    how = {"words": "", "size": line["size"], "output": "norm" if claim == TREE else "residual", "how": still[0]}
+    question = json.dumps(line, separators=(",", ":"))
+    return found | how | {"verdict": "breaks", "question": question}
 
 
 def _parts(kernels: Kernels, claim: str, one: Call, two: Call) -> Difference | None:

@@ -13,16 +13,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusecheck.inputs.rank_inputs import Inputs
+from fusecheck.inputs.rank_inputs import EXPERTS, Inputs
 from fusecheck.interface import RankInputs
 from fusecheck.invariance.calls import Call
+from fusecheck.invariance.expert_rows import filled, first, placed
 from fusecheck.invariance.sharp import sharpened
 from fusecheck.operations import Collective
 from fusecheck.problem import Problem
+from fusecheck.stages.experts import Experts, expert_sum
 
 FAMILIES = ("gaussian", "cancelling")
 COMPANY = {"rows": 1 << 20, "others": 1 << 21, "large": 1 << 20}
 """The number of the row that stands at place 0, if nobody watched stands there."""
+
+FILLS = {"zeros": 0.0, "nan": torch.nan}
+"""What every element holds in company of these kinds."""
 
 LARGE = 1024.0
 
@@ -39,27 +44,50 @@ class Rows:
         self.problem, self.device = problem, device
         self.row = lru_cache(maxsize=1024)(self._row)
         self._neighbours = lru_cache(maxsize=32)(self._made)
+        self._terms = lru_cache(maxsize=128)(self._made_terms)
 
     def of_rank(self, call: Call, rank: int) -> RankInputs:
-        """What the kernel receives on this rank."""
+        """What the kernel receives on this rank; where experts are summed, `partial` is their sum, for who wants it."""
         addends = call.addends or call.world_size or self.problem.world_size
         partial, residual = (x.clone() for x in self._company(call, rank, addends))
         for number, place in zip(call.watched, call.places, strict=True):
             partial[place], residual[place] = self.row(number, rank, addends)
-        made = Inputs(self.problem, self.device)
-        layout = self.problem.layout
-        problem = self.problem
-        return RankInputs(partial, residual, made.gamma(), made.scale(), problem.eps, problem.weight_bias, layout)
+        made, problem = Inputs(self.problem, self.device), self.problem
+        experts = self._experts(call, rank, addends) if problem.op.has_experts else None
+        if experts is not None:
+            partial = expert_sum(experts, EXPERTS)
+        gamma, scale = made.gamma(), made.scale()
+        return RankInputs(partial, residual, gamma, scale, problem.eps, problem.weight_bias, problem.layout, experts)
 
     def _company(self, call: Call, rank: int, addends: int) -> tuple[Tensor, Tensor]:
         shape = (call.tokens, self.problem.hidden)
-        if call.company in ("zeros", "nan"):
-            fill = 0.0 if call.company == "zeros" else torch.nan
-            empty = torch.full(shape, fill, dtype=self.problem.format.dtype, device=self.device)
+        if call.company in FILLS:
+            empty = torch.full(shape, FILLS[call.company], dtype=self.problem.format.dtype, device=self.device)
             return empty, empty
         partial, residual = self._neighbours(COMPANY[call.company], self.problem.tokens, rank, addends)
         partial, residual = partial[: call.tokens], residual[: call.tokens]
         return (partial * LARGE, residual * LARGE) if call.company == "large" else (partial, residual)
+
+    def _experts(self, call: Call, rank: int, addends: int) -> Experts:
+        """The experts of the batch; those of rows that are made for their squares add up to nothing."""
+        beside = COMPANY.get(call.company, COMPANY["rows"])
+        batch = first(self._terms(beside, self.problem.tokens, rank, addends, FAMILIES[0]), call.tokens)
+        batch = filled(batch, with_=FILLS.get(call.company), times=LARGE if call.company == "large" else 1.0)
+        kinds = [kind_of(number, addends) for number in call.watched]
+        rows = [
+            self._terms(number, 1, rank, addends, FAMILIES[kind == "ranks"])
+            for number, kind in zip(call.watched, kinds, strict=True)
+        ]
+        silent = [kind == "squares" and self.problem.op.norm for kind in kinds]
+        rows = [filled(row, with_=0.0) if quiet else row for row, quiet in zip(rows, silent, strict=True)]
+        return placed(batch, rows, call.places)
+
+    def _made_terms(self, number: int, count: int, rank: int, addends: int, family: str) -> Experts:
+        """The expert tensors of rows that begin with this number; zeros on ranks that add nothing."""
+        seed = (self.problem.seed + (number << 20)) % 2**62
+        made = replace(self.problem, family=family, tokens=count, world_size=addends, seed=seed)
+        experts = Inputs(made, self.device).experts(min(rank, addends - 1))
+        return filled(experts, with_=0.0) if rank >= addends else experts
 
     def _row(self, number: int, rank: int, addends: int) -> tuple[Tensor, Tensor]:
         kind, problem = kind_of(number, addends), self.problem
@@ -69,6 +97,8 @@ class Rows:
             return partial, residual
         weight = Inputs(problem, self.device).gamma().float() + problem.weight_bias
         stream = sharpened(residual, weight, problem.eps, problem.format, number)
+        if problem.op.has_experts:
+            return torch.zeros_like(stream), stream
         if not problem.op.residual:
             return (stream if rank == 0 else torch.zeros_like(stream)), residual
         if problem.op.collective is Collective.NONE or addends == 1:
@@ -77,13 +107,15 @@ class Rows:
         return (shared, -shared)[rank] if rank < 2 else torch.zeros_like(shared), stream
 
     def _made(
-        self, first: int, count: int, rank: int, addends: int, family: str = FAMILIES[0]
+        self, number: int, count: int, rank: int, addends: int, family: str = FAMILIES[0]
     ) -> tuple[Tensor, Tensor]:
         """Rows of one family, [count, hidden]: the partial sums of this rank, and the residual."""
         made = Inputs(replace(self.problem, family=family, tokens=count, world_size=addends), self.device)
-        rows = range(first, first + count)
+        rows = range(number, number + count)
         residual = made.residual(rows)
-        return made.partial(rank, rows) if rank < addends else torch.zeros_like(residual), residual
+        if rank >= addends or self.problem.op.has_experts:
+            return torch.zeros_like(residual), residual
+        return made.partial(rank, rows), residual
 
 
 def kind_of(row: int, addends: int) -> str:

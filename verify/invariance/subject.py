@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusecheck import backends
 from fusecheck.errors import Inconclusive
 from fusecheck.interface import Strategy
 from fusecheck.invariance.calls import Call, Seen
+from fusecheck.invariance.orders import Mask
+from fusecheck.invariance.squares import UNCLEAR
+from fusecheck.invariance.trees import Question
 from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
 from fusecheck.problem import Problem
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
 from fusecheck.ranks.replies import culprits
 
 WORKER = "fusecheck.invariance.worker:InvarianceWorker"
+Units: TypeAlias = "NDArray[np.uint8]"
+
 VIRTUAL = "fusecheck.invariance.virtual:VirtualInvarianceWorker"
 
 
@@ -80,6 +88,32 @@ class Kernels:
         """The watched rows on every rank, by output, each [watched, columns] on the CPU."""
         everyone = self._everyone("show", call)
         return [{name: _tensor(*x, rows=len(call.watched)) for name, x in each.items()} for each in everyone]
+
+    def squares(self, questions: Sequence[Question]) -> list[int]:
+        """Answers about the tree of the squares, from a call with a row for each question; unclear where ranks differ.
+
+        Raises:
+            Inconclusive: a rank failed.
+        """
+        self.calls += 1
+        everyone = self._call("squares", self.problem, list(questions))
+        return [said[0] if len(set(said)) == 1 else UNCLEAR for said in zip(*everyone, strict=True)]
+
+    def units(self, mask: Mask) -> list[Units]:
+        """By rank, the units that a pair of large addends leaves in each element of some rows, [rows, hidden].
+
+        Raises:
+            Inconclusive: a rank failed.
+        """
+        self.calls += 1
+        problem = replace(self.problem, world_size=mask.world_size)
+        everyone = self._call("units", problem, asdict(mask))
+        return [np.frombuffer(units, dtype=np.uint8).reshape(len(mask.rows), -1) for units in everyone]
+
+    def binaries(self) -> list[dict[str, Any]]:
+        """Those that the backend names, by their hashes, as the first rank has them; see `binaries.hashed`."""
+        found: list[dict[str, Any]] = self._call("binaries", self.problem)[0]
+        return found
 
     def _everyone(self, method: str, call: Call) -> list[Any]:
         self.calls += 1 + len(call.before or ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fusecheck.interface import Rank
@@ -21,13 +23,11 @@ class VirtualInvarianceWorker:
         self._device = rank.device
         self._crew: Crew[InvarianceWorker] | None = None
 
-    def ask(self, *arguments: Any) -> list[Any]:
-        """`InvarianceWorker.ask` of every virtual rank."""
-        return self._everyone("ask", *arguments)
-
-    def show(self, *arguments: Any) -> list[Any]:
-        """`InvarianceWorker.show` of every virtual rank."""
-        return self._everyone("show", *arguments)
+    def __getattr__(self, method: str) -> Callable[..., list[Any]]:
+        """A method of `InvarianceWorker`, called on every virtual rank."""
+        if method.startswith("_") or not hasattr(InvarianceWorker, method):
+            raise AttributeError(f"no method {method!r}, expected one of InvarianceWorker")
+        return partial(self._everyone, method)
 
     def _everyone(self, method: str, backend: str, problem: str, *arguments: Any) -> list[Any]:
         if self._crew is None:

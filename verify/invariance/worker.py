@@ -12,9 +12,14 @@ from torch import Tensor
 from fusecheck.case import alive, digest, returned
 from fusecheck.case.compare import comparable
 from fusecheck.case.workspaces import Workspaces
-from fusecheck.interface import Limits, Rank, RankOutputs, Strategy
+from fusecheck.interface import Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.invariance import masks
+from fusecheck.invariance.binaries import Binary, hashed
 from fusecheck.invariance.calls import Call
+from fusecheck.invariance.expert_rows import factor
+from fusecheck.invariance.orders import Mask
 from fusecheck.invariance.rows import Rows
+from fusecheck.invariance.trees import Question
 from fusecheck.problem import Problem
 
 _parse = lru_cache(maxsize=8)(Problem.from_json)
@@ -44,6 +49,25 @@ class InvarianceWorker:
             for name, tensor in seen.items()
         }
 
+    def squares(self, backend: str, problem: str, questions: list[Question]) -> list[int]:
+        """What a call with a row for each question tells about the tree of the squares; see `masks`."""
+        asked = _parse(problem)
+        inputs = masks.squares_inputs(asked, questions, self.rank.index, self.rank.device)
+        outputs, step = self._made(backend, asked, inputs, "")
+        return masks.squares_answers(outputs, step, questions)
+
+    def units(self, backend: str, problem: str, record: dict[str, Any]) -> bytes:
+        """The units that a pair of large addends leaves in some rows; see `masks`."""
+        asked, mask = _parse(problem), Mask.from_record(record)
+        inputs = masks.units_inputs(asked, mask, self.rank.index, self.rank.device)
+        outputs, step = self._made(backend, asked, inputs, mask.strategy)
+        return masks.units_left(outputs, step, mask, factor(asked) if asked.op.has_experts else 1.0)
+
+    def binaries(self, backend: str, problem: str) -> list[Binary]:
+        """The binaries that the backend names, by their hashes; none where it names none."""
+        del problem
+        return hashed(getattr(self._workspaces.backend(backend), "binaries", ()))
+
     def _watched(self, backend: str, problem: str, record: dict[str, Any]) -> dict[str, Tensor]:
         call, asked = Call.from_record(record), _parse(problem)
         kernel = self._workspaces.backend(backend)
@@ -61,10 +85,11 @@ class InvarianceWorker:
         }
 
     def _call(self, backend: str, asked: Problem, call: Call) -> tuple[RankOutputs, Problem]:
+        return self._made(backend, asked, self._rows(asked).of_rank(call, self.rank.index), call.strategy)
+
+    def _made(self, backend: str, asked: Problem, inputs: RankInputs, strategy: str) -> tuple[RankOutputs, Problem]:
         kernel = self._workspaces.backend(backend)
-        strategy = Strategy(call.strategy) if call.strategy else asked.strategy
-        step = replace(asked, tokens=call.tokens, strategy=strategy)
+        step = replace(asked, tokens=len(inputs.residual), strategy=Strategy(strategy) if strategy else asked.strategy)
         limits = Limits(asked.tokens, asked.hidden, asked.format.dtype)
         opened = self._workspaces.kernel(kernel, limits)
-        inputs = self._rows(asked).of_rank(call, self.rank.index)
         return self._workspaces.call(opened, inputs, step, alive.Arena(self.rank.device)), step

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fusecheck.errors import UsageError
 
-KERNEL_SECONDS = 45.0
+KERNEL_SECONDS = 55.0
 """What the kernel question takes about without a budget, on two idle cores."""
 
 SLACK = 1.3
@@ -56,6 +56,12 @@ KERNEL = ("--backend", "--device")
 STEPS = (
     Step("graph", Form(("--random", "10", "--no-export"), 25.0), Form((), 150.0), takes=KERNEL),
     Step("protocol", Form(("--ranks", "2", "--blocks", "1", "--calls", "4"), 10.0), Form((), 30.0)),
+    Step(
+        "invariance",
+        Form(("--hidden", "256", "--tokens", "4", "--rows", "4"), 8.0),
+        Form(("--hidden", "1024", "--tokens", "64"), 45.0),
+        takes=KERNEL,
+    ),
     Step("accuracy", Form(("--quick",), 75.0), Form((), 240.0), takes=KERNEL),
     Step("faults", Form(("--quick",), 50.0), Form((), 780.0)),
     Step("latency", Form(("--tokens", "1,16,128,1024", "--replays", "10"), 60.0), takes=("--backend",)),

@@ -143,22 +143,23 @@ def _of_protocol(part: Part) -> Iterator[Group]:
 
 def _of_invariance(part: Part) -> Iterator[Group]:
     found = {finding.get("stage"): finding for finding in part.findings}
-    for record in _claims(part):
-        claim = record["claim"]
-        mine = [found[claim]] if claim in found else []
-        note = f"breaks from {record['size']} on: {record['how']}" if "size" in record else record["tried"]
-        yield Group(claim, _verdict(mine, ran=not record["untold"]), record["untold"] or note, _text(mine))
-
-
-def _claims(part: Part) -> list[dict[str, Any]]:
-    return list(part.summary.get("certificate", {}).get("claims", []))
+    for record in part.summary.get("certificate", {}).get("claims", []):
+        if claim := record["claim"] if not record["untold"] else "":
+            mine = [found[claim]] if claim in found else []
+            note = f"breaks from {record['size']} on: {record['how']}" if "size" in record else record["tried"]
+            yield Group(claim, _verdict(mine), note, _text(mine))
 
 
 def _invariance_sentence(part: Part) -> str:
     made = part.summary.get("certificate", {})
-    broken = [f"{record['claim']} from {record['size']} on" for record in _claims(part) if "size" in record]
-    held = [record["claim"] for record in _claims(part) if record["verdict"] == "invariant"]
+    claims = made.get("claims", [])
+    broken = [f"{each['claim']} from {each['size']} on" for each in claims if "size" in each and "words" not in each]
+    held = [each["claim"] for each in claims if each["verdict"] == "invariant"]
     says = f"breaks {', '.join(broken) or 'nothing'}; invariant over what was tried: {', '.join(held) or 'nothing'}"
+    says += "".join(f"; {each['claim']}: {each['words']}" for each in claims if each.get("words"))
+    left = [f"{each['claim']} ({each['untold']})" for each in claims if each["untold"]] + made.get("not_tried", [])
+    named = [f"{each['file']} {each['sha256'][:16]}" for each in made.get("binaries", [])]
+    says += f"; binaries: {', '.join(named) or 'none named'}; not asked: {'; '.join(left)}"
     return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}"
 
 
