@@ -1,162 +1,28 @@
-"""Where a kernel rounds: one frozen declaration, and the known kernels' by name.
-
-A dataflow is a property of the kernel, constant over a run. Each field is a
-licence (assumption A5 of the criterion): a value computed under the declaration
-conforms, whatever the evaluation order inside a stage.
-"""
+"""The known kernels' declarations, by name: what each implementation computes, with its source."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Literal
+from dataclasses import replace
+from functools import partial
 
+from fusecheck.declaration import ALONE, Dataflow, ExpertFlow
 from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
-from fusecheck.quantflow import QUANT_FLOWS, CodeOfNan, CodeRule, QuantFlow, Reads
+from fusecheck.quantflow import QUANT_FLOWS
 
-Accumulate = Literal["fp32", "native"]
-Order = Literal["rank", "any"]
-Scaling = Literal["multiply", "divide", "either"]
-MeanRule = Literal["exact", "approx"]
-ZeroSign = Literal["kept", "any"]
-NanPayload = Literal["kept", "any"]
+__all__ = ["ALONE", "DATAFLOWS", "Dataflow", "ExpertFlow", "dataflow"]
 
-GPU_DEPTH = 24
-"""Additions above any square in the fused kernels: 7 serial per thread, 5 + 5 warp shuffles, 7 over a cluster."""
-ALONE = 2
-"""For `invariant_below`: launches depend on the rows of the batch, so that only a row alone is a row alone."""
 NORM_DEPTH = 65
 """In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""
 
 
-@dataclass(frozen=True)
-class ExpertFlow:
-    """How an MoE collective sums experts on a rank, terms ascending, each operation rounded once.
-
-    Attributes:
-        accumulate: dtype of the sum after each addition.
-        product_rounded: a weighted token is rounded to the activations' dtype before it is added.
-        scaling: the routed factor multiplies the experts' sum, or is never applied.
-        shared: the shared expert's output is added, on each rank that has one.
-    """
-
-    accumulate: Accumulate = "native"
-    product_rounded: bool = True
-    scaling: Literal["after_experts", "never"] = "after_experts"
-    shared: bool = True
+FAST = partial(Dataflow, mean_rule="approx", exact_reciprocal=False, exact_pow2=True, flush_subnormals=True)
+"""What `-use_fast_math` makes of FlashInfer's kernels."""
+SEPARATE = partial(Dataflow, depth=None, scaling="divide")
+"""Torch ops behind an all-reduce of their own, each result rounded."""
 
 
-@dataclass(frozen=True)
-class Dataflow:
-    """The declared arithmetic of AllReduce + residual add + RMSNorm + E4M3 quantise.
-
-    "Native" is the activations' dtype (bf16 or fp16); "rounded" means rounded to it.
-
-    Attributes:
-        name: how reports and the command line call it.
-        source: the implementation that computes like this.
-        accumulate: dtype of every addition over ranks.
-        order: `rank` adds rank 0, 1, ... N-1 on every rank; `any` is any tree.
-        round_sum: the sum is rounded before the residual is added.
-        norm_reads_rounded: the norm reads the rounded residual_out, not the float32 sum.
-        round_squares: each square is rounded before it is added up.
-        scaled_squares: a row is scaled by a power of two before it is squared, so that no square overflows.
-        depth: additions above any square, at most; None: any order.
-        mean_rule: how the sum of squares is divided by hidden: `exact` divides correctly rounded or multiplies by the
-            rounded 1 / hidden; `approx` is within 2 ulp (`div.approx`, the division of `-use_fast_math`).
-        round_normed: t * r is rounded before the product with gamma.
-        round_norm: the quantiser reads the rounded norm.
-        scaling: by the reciprocal of scale, by division, or undeclared.
-        exact_reciprocal: the reciprocal is correctly rounded, else within 1 ulp.
-        exact_pow2: a reciprocal or division that is not correctly rounded is exact where the divisor is a power of two
-            (`fusecheck exhaust` checks it on a chip).
-        flush_subnormals: float32 subnormal operands and results of the additions become zero, as does the scale's
-            reciprocal (FlashInfer's `-use_fast_math`).
-        sum_flushes: with `flush_subnormals`, the additions over ranks flush too; not where a library adds up that keeps
-            subnormals.
-        zero_sign: whether the sign of a zero survives the exchange.
-        nan_payload: whether outputs that are compared with each other, between ranks or calls, hold the same bits of a
-            NaN, or any NaN.
-        reproducible: whether the same inputs give the same bits at every call. Where not, further calls are judged by
-            their enclosures alone, and what only bits could show is left out: graphs, streams, neighbours.
-        invariant_below: in every batch of fewer rows than this a row has the same bits, wherever it stands and whatever
-            stands beside it; 0: in every batch; `ALONE`: nothing is promised of any batch; None: not declared, which
-            the property tests take for 0. `fusecheck invariance` checks it.
-        saturate: the cast clamps to +-448; else values beyond 464 become NaN.
-        code_of_nan: what a NaN becomes in the cast.
-        statistics: whether the mean square is that of the rounded residual stream; None: of what the norm reads.
-        experts: how experts are summed on a rank before the exchange.
-        quants: how every other quantiser than the one with a given scale computes, by its name.
-    """
-
-    name: str
-    source: str = field(compare=False, default="")
-    accumulate: Accumulate = "native"
-    order: Order = "rank"
-    round_sum: bool = True
-    norm_reads_rounded: bool = True
-    round_squares: bool = False
-    scaled_squares: bool = False
-    depth: int | None = GPU_DEPTH
-    mean_rule: MeanRule = "exact"
-    round_normed: bool = False
-    round_norm: bool = True
-    scaling: Scaling = "multiply"
-    exact_reciprocal: bool = True
-    exact_pow2: bool = False
-    flush_subnormals: bool = False
-    sum_flushes: bool = True
-    zero_sign: ZeroSign = "any"
-    nan_payload: NanPayload = "any"
-    reproducible: bool = True
-    invariant_below: int | None = None
-    saturate: bool = True
-    code_of_nan: CodeOfNan = "nan"
-    statistics: Reads | None = None
-    experts: ExpertFlow = ExpertFlow()
-    quants: tuple[tuple[str, QuantFlow], ...] = ()
-
-    def declares(self, quantiser: str) -> bool:
-        """Whether it says how a quantiser computes; of none and of one with a given scale every dataflow does."""
-        names = ("none", GIVEN_SCALE, *dict(self.quants))
-        return quantiser in names or quantiser.rstrip("0123456789").removesuffix("-") in names
-
-    def quant(self, quantiser: str) -> QuantFlow:
-        """How a quantiser computes, by its name, with or without the size of its groups.
-
-        Raises:
-            UsageError: the dataflow does not declare it.
-        """
-        if quantiser == GIVEN_SCALE:
-            return self._static
-        declared = dict(self.quants)
-        found = declared.get(quantiser) or declared.get(quantiser.rstrip("0123456789").removesuffix("-"))
-        if found is None:
-            known = ", ".join(declared) or "none"
-            raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")
-        return found
-
-    @cached_property
-    def _static(self) -> QuantFlow:
-        rule: CodeRule = "divide" if self.scaling == "divide" else "either"
-        if self.scaling == "multiply":
-            rule = "reciprocal" if self.exact_reciprocal else "rcp"
-        return QuantFlow(
-            self.name,
-            reads="rounded" if self.round_norm else "unrounded",
-            given="scale",
-            scale_rule="given",
-            code_rule=rule,
-            exact_pow2=self.exact_pow2,
-            code_of_nan=self.code_of_nan,
-            flush=self.flush_subnormals,
-            saturate=self.saturate,
-        )
-
-
-def _known() -> tuple[Dataflow, ...]:
-    fast = partial(Dataflow, mean_rule="approx", exact_reciprocal=False, exact_pow2=True, flush_subnormals=True)
+def _trtllm() -> tuple[Dataflow, ...]:
     return (
         Dataflow(
             "trtllm",
@@ -171,71 +37,156 @@ def _known() -> tuple[Dataflow, ...]:
         ),
         Dataflow(
             "trtllm-nccl",
-            "TensorRT-LLM NCCL + fallbackRunSubsequentOps",
+            "TensorRT-LLM NCCL, in the switch or not, + fallbackRunSubsequentOps",
+            sum_rounding="either",
             order="any",
             scaling="either",
             exact_pow2=True,
         ),
-        Dataflow("trtllm-ub", "TensorRT-LLM user buffers (multimem)", accumulate="fp32", order="any", round_norm=False),
-        fast("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False"),
-        fast("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32"),
-        fast(
+        Dataflow(
+            "trtllm-ub",
+            "TensorRT-LLM user buffers: in-switch sums (multimem) as of `multimem-bf16`, their last rounding unread",
+            sum_rounding="either",
+            order="any",
+            round_norm=False,
+        ),
+        Dataflow(
+            "trtllm-mnnvl",
+            "TensorRT-LLM mnnvl_fusion_allreduce as read at 13c61bf6, before its FP8 (PR 14476): native squares",
+            accumulate="fp32",
+            round_squares=True,
+        ),
+    )
+
+
+def _flashinfer() -> tuple[Dataflow, ...]:
+    norms = partial(FAST, order="any", norm_reads_rounded=False, depth=NORM_DEPTH, sum_flushes=False)
+    cute = partial(Dataflow, accumulate="fp32", order="any", depth=None)
+    return (
+        FAST("flashinfer", "FlashInfer trtllm_allreduce_fusion, fp32_acc=False"),
+        FAST("flashinfer-fp32", "the same with fp32_acc=True (vLLM, SGLang)", accumulate="fp32"),
+        FAST(
             "flashinfer-mnnvl-oneshot",
             "FlashInfer mnnvl, one-shot, before 0.7.4: squares in the native dtype",
             accumulate="fp32",
             round_squares=True,
         ),
-        fast("flashinfer-mnnvl-twoshot", "FlashInfer mnnvl, two-shot, and one-shot from 0.7.4 on", accumulate="fp32"),
-        fast(
+        FAST(
+            "flashinfer-mnnvl-twoshot",
+            "FlashInfer mnnvl, two-shot up to 16 ranks, and one-shot from 0.7.4 on up to 8",
+            accumulate="fp32",
+        ),
+        FAST(
+            "flashinfer-mnnvl-chunked",
+            "the same with more ranks, in chunks: one-shot from 0.7.4 on above 8, two-shot above 16",
+            accumulate="fp32",
+            order="any",
+        ),
+        cute("flashinfer-cutedsl", "FlashInfer mnnvl-cutedsl (0.7.4), Blackwell"),
+        cute(
+            "flashinfer-cake-fp4",
+            "FlashInfer cake_fp4_allreduce (0.7.4), Blackwell: statistics of the float32 stream, which the norm reads "
+            "rounded; how it forms scales was not read",
+            round_sum=False,
+            statistics="unrounded",
+        ),
+        norms(
             "flashinfer-norm-quant",
             "all-reduce, then FlashInfer fused_add_rmsnorm_quant (its CUDA kernels)",
+            round_norm=False,
+            code_of_nan="+max",
+        ),
+        norms("flashinfer-norm-block", "all-reduce, then FlashInfer's norm with fp8_block_quant (0.7.4)"),
+    )
+
+
+def _engines() -> tuple[Dataflow, ...]:
+    vllm = partial(Dataflow, accumulate="fp32", depth=None)
+    return (
+        vllm(
+            "vllm-native",
+            "vLLM custom all-reduce, native RMSNorm, static quantise",
+            norm_reads_rounded=False,
+            round_normed=True,
+        ),
+        vllm(
+            "vllm-c",
+            "vLLM custom all-reduce, fused_add_rms_norm, static_scaled_fp8_quant",
+            code_of_nan="+max",
+        ),
+        vllm(
+            "vllm-fused-quant",
+            "vLLM custom all-reduce, rms_norm_dynamic_per_token_quant or rms_norm_per_block_quant",
+            norm_reads_rounded=False,
+            round_normed=True,
+            code_of_nan="+max",
+        ),
+        FAST(
+            "sglang",
+            "SGLang custom all-reduce, sgl-kernel's fused_add_rmsnorm (FlashInfer's), per_token_group_quant v2",
+            accumulate="fp32",
             order="any",
             norm_reads_rounded=False,
             depth=NORM_DEPTH,
-            round_norm=False,
             sum_flushes=False,
             code_of_nan="+max",
         ),
         Dataflow(
-            "vllm-native",
-            "vLLM custom all-reduce, native RMSNorm, static quantise",
+            "aiter",
+            "AITER fused all-reduce, 1-stage (issue 2586): the sum rounded, the stream kept in float32 to the codes",
             accumulate="fp32",
-            norm_reads_rounded=False,
-            round_normed=True,
-            depth=None,
-        ),
-        Dataflow(
-            "vllm-c",
-            "vLLM custom all-reduce, fused_add_rms_norm, static_scaled_fp8_quant",
-            accumulate="fp32",
-            depth=None,
-            code_of_nan="+max",
-        ),
-        Dataflow(
-            "torch-symm",
-            "torch symmetric memory's one-shot and two-shot all-reduce, then torch ops",
-            depth=None,
-            scaling="divide",
-        ),
-        Dataflow(
-            "unfused",
-            "torch.distributed all_reduce, then torch ops",
             order="any",
+            norm_reads_rounded=False,
             depth=None,
+            round_norm=False,
             scaling="divide",
-            zero_sign="any",
+        ),
+    )
+
+
+def _separate() -> tuple[Dataflow, ...]:
+    return (
+        SEPARATE("torch-symm", "torch symmetric memory's one-shot and two-shot all-reduce, then torch ops"),
+        SEPARATE("unfused", "torch.distributed all_reduce, then torch ops", order="any"),
+        SEPARATE(
+            "nccl-nvls",
+            "the same where NCCL may add up in the switch (NVLS): truncated then, in an order that differs between "
+            "drivers and processes (NCCL issues 1497 and 2360, August 2026)",
+            sum_rounding="either",
+            order="any",
+            reproducible=False,
+        ),
+        SEPARATE(
+            "multimem-bf16",
+            "in-switch sums of bf16 (NVLS, multimem), then torch ops; they truncate (Megatron-LM pull requests 6634 "
+            "and 6806, August 2026), in which width is not said: this declaration contains all",
+            sum_rounding="truncate",
+            order="any",
+        ),
+        SEPARATE(
+            "multimem-fp32",
+            "in-switch sums of float32 (NVLS, multimem), then torch ops: the exact sum rounded once on 16.7 million "
+            "channels (the same pull requests)",
+            accumulate="exact",
+            order="any",
         ),
     )
 
 
 _LIKE = {
     "flashinfer": ("flashinfer",),
-    "flashinfer-mnnvl-twoshot": ("flashinfer-mnnvl-twoshot", "trtllm"),
-    "flashinfer-mnnvl-oneshot": ("flashinfer", "trtllm"),
+    "flashinfer-cutedsl": ("flashinfer-cutedsl", "flashinfer"),
+    "flashinfer-norm-block": ("flashinfer-block", "flashinfer"),
+    "flashinfer-mnnvl": ("flashinfer-mnnvl", "flashinfer"),
+    "flashinfer-mnnvl-twoshot": ("flashinfer-mnnvl-twoshot", "flashinfer-mnnvl", "flashinfer"),
     "vllm": ("vllm", "deepgemm", "torchao-rceil", "trtllm"),
     "trtllm": ("trtllm",),
+    "sglang": ("sglang", "vllm", "deepgemm", "trtllm"),
+    "aiter": ("aiter", "torchao-even", "torchao"),
     "unfused": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
     "torch": ("torch", "vllm-native", "torchao"),
+    "nccl": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
+    "multimem": ("torch", "vllm-native", "torchao"),
 }
 """Whose quantisers go with a dataflow, the first that there is, by the longest beginning of its name."""
 
@@ -251,7 +202,9 @@ def _with_quants(flow: Dataflow) -> Dataflow:
     return replace(flow, quants=tuple(chosen))
 
 
-DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _known()}
+_KNOWN = (*_trtllm(), *_flashinfer(), *_engines(), *_separate())
+
+DATAFLOWS: dict[str, Dataflow] = {flow.name: _with_quants(flow) for flow in _KNOWN}
 """The known dataflows by name."""
 
 

@@ -159,6 +159,7 @@ class Backend(Protocol):
     * `binaries`: what its kernels are in, for certificates: paths of files or folders, or parts of the paths of shared
       objects that a rank has loaded.
     * `pdl`: its kernel is launched by programmatic dependent launch.
+    * `one_workspace`: opening it again finds the same workspace; two calls at once are not asked of it.
     * `mixes_dtypes`: calls in bf16 and fp16 may share a workspace.
     * `operations`: a tuple of every `Operation` that its kernel has; left out: the three of the first op.
     """

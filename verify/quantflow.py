@@ -192,6 +192,19 @@ def _mxfp8() -> tuple[QuantFlow, ...]:
             flush=True,
             column_padding="zero",
         ),
+        QuantFlow(
+            "trtllm",
+            "TensorRT-LLM's op 11 (10a94126): padded rows zeroed; a code whose scale is 2^-127 is not as declared",
+            scale_rule="rcp",
+            pow2="rceil",
+            scale_top=254,
+            code_rule="rcp",
+            exact_pow2=True,
+            zero_group="byte0",
+            flush=True,
+            row_padding="zero",
+            column_padding="zero",
+        ),
         QuantFlow("torchao", "torchao to_mx, FLOOR", pow2="floor", code_rule="reciprocal", amax_nan="propagate"),
         QuantFlow(
             "torchao-rceil",
@@ -208,7 +221,8 @@ def _nvfp4() -> tuple[QuantFlow, ...]:
     multiplies = partial(QuantFlow, given="multiplies", code_of_nan="+max", flush=True)
     return (
         multiplies("flashinfer", "FlashInfer patterns 3, 5", scale_rule="multiply", code_rule="approx"),
-        multiplies("trtllm", "TensorRT-LLM, FlashInfer's MoE and mnnvl, vLLM", scale_rule="rcp", code_rule="rcp"),
+        multiplies("flashinfer-mnnvl", "FlashInfer's MoE and mnnvl kernels", scale_rule="rcp", code_rule="rcp"),
+        multiplies("trtllm", "TensorRT-LLM, vLLM", scale_rule="rcp", code_rule="rcp"),
         QuantFlow("torchao", "torchao nvfp4_quantize", given="divides", least=2.0**-6, amax_nan="propagate"),
     )
 

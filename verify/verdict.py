@@ -81,7 +81,8 @@ def off_nominal_share(flow: Dataflow, fmt: Format, hidden: int) -> float | None:
     norm that is rounded twice may change twice. None where the norm reads what is no single value. The derivation is
     on the page of the criterion, `verify/README.md`.
     """
-    if not (flow.norm_reads_rounded or flow.order == "rank"):
+    observed = flow.norm_reads_rounded and flow.statistics != "unrounded"
+    if not (observed or (flow.order_free and flow.sum_rounding != "either")):
         return None
     root = (enclosure.kappa(flow, hidden) + enclosure.mean_error(flow, hidden)) / 2 + 0.5 * enclosure.U
     shift = root + enclosure.RSQRT + 2.01 * enclosure.U + 4.5 * enclosure.U

@@ -34,7 +34,7 @@ def draw(bench: Bench, data: st.DataObject, **limits: Any) -> Problem:
 
 def summable(bench: Bench) -> tuple[str, ...]:
     """Families whose sums are determined: all plain ones where the order is declared, else those free of it."""
-    return PLAIN if bench.world_size <= 2 or bench.dataflow(Problem()).order == "rank" else ORDER_FREE
+    return PLAIN if bench.world_size <= 2 or bench.dataflow(Problem()).order_free else ORDER_FREE
 
 
 @moderate

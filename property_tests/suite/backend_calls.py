@@ -148,11 +148,14 @@ def float32(x: Floats) -> Floats:
 
 
 def residual_in_rank_order(call: Call, world_size: int, *, accumulate: str) -> Floats:
-    """residual_out when rank 0, 1, ... are added in this order and the sum is rounded before the residual."""
+    """residual_out when rank 0, 1, ... are added in this order or exactly and rounded before the residual."""
     total, *others = (partial.double().numpy() for partial in call.partials(world_size))
     for partial in others:
-        total = rounded(total + partial, call.dtype) if accumulate == "native" else float32(total + partial)
-    return rounded(rounded(total, call.dtype) + call.inputs(0, world_size).residual.double().numpy(), call.dtype)
+        kept = {"native": rounded(total + partial, call.dtype), "fp32": float32(total + partial)}
+        total = kept.get(accumulate, total + partial)
+    return rounded(
+        rounded(float32(total), call.dtype) + call.inputs(0, world_size).residual.double().numpy(), call.dtype
+    )
 
 
 def normalised(read: Floats, call: Call) -> Floats:

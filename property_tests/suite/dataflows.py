@@ -21,7 +21,8 @@ def draw_dataflow(rng: np.random.Generator, *, depth: int | None = None) -> Data
     round_squares = reads_rounded and bool(rng.random() < 0.25)
     return Dataflow(
         "drawn",
-        accumulate="fp32" if coin() else "native",
+        accumulate=(("fp32", "native", "exact") * 2)[int(rng.integers(6))],
+        sum_rounding=(("nearest", "truncate", "either") * 2)[int(rng.integers(6))],
         order="rank" if coin() else "any",
         round_sum=coin(),
         norm_reads_rounded=reads_rounded,
@@ -48,5 +49,12 @@ def describe(flow: Dataflow) -> str:
     """The flags that are set, for a table or a failure message."""
     flags: tuple[str, ...] = ("round_sum", "norm_reads_rounded", "round_squares", "scaled_squares", "round_normed")
     flags += ("round_norm", "exact_reciprocal", "exact_pow2")
-    words = [flow.accumulate, flow.order, flow.scaling, f"mean={flow.mean_rule}", f"depth={flow.depth}"]
+    words = [
+        flow.accumulate,
+        flow.sum_rounding,
+        flow.order,
+        flow.scaling,
+        f"mean={flow.mean_rule}",
+        f"depth={flow.depth}",
+    ]
     return " ".join([*words, *(f for f in flags if getattr(flow, f))])

@@ -12,7 +12,7 @@ from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, layout_of
 from fusecheck.dataflow import Dataflow, ExpertFlow
 from fusecheck.inputs.rank_inputs import EXPERTS, Inputs
-from fusecheck.interface import RankOutputs
+from fusecheck.interface import Operation, RankInputs, RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.problem import Problem
 from fusecheck.quantisers.known import quantiser
@@ -57,25 +57,37 @@ def emulated(
     quantising: type[Quantising] = Quantising,
 ) -> RankOutputs:
     """What the emulated kernel returns on a rank, as it stores it; `source` spares making the inputs again."""
-    source, op = source or Inputs(problem, CPU), problem.op
+    source = source or Inputs(problem, CPU)
     inputs, partials = source.of_rank(rank), source.partials(range(problem.tokens))
-    kernel = arithmetic(flow, rank, len(partials))
+    return computed(arithmetic(flow, rank, len(partials)), inputs, partials, problem.op, quantising=quantising)
+
+
+def computed(
+    kernel: Arithmetic,
+    inputs: RankInputs,
+    partials: list[Tensor],
+    op: Operation,
+    *,
+    quantising: type[Quantising] = Quantising,
+) -> RankOutputs:
+    """What a kernel makes of every rank's partial sums, and of one rank's other operands."""
     row = replace(kernel.prepare(inputs), op=op)
     outputs = RankOutputs(
         torch.empty_like(inputs.partial) if op.residual else None,
         torch.empty_like(inputs.partial) if op.returns_norm else None,
+        total=None if op.norm else torch.empty_like(inputs.partial),
     )
     if not op.returns_scale:
         codes = torch.empty_like(inputs.partial, dtype=torch.float8_e4m3fn) if op.returns_quant else None
         outputs = replace(outputs, quant=codes)
         kernel.epilogue(kernel.total(partials), inputs.residual, row, outputs)
         return outputs
-    rules = flow.quant(op.quantiser)
-    maker = quantising(quantiser(op.quantiser), rules, inputs.scale, inputs.partial.dtype, problem.layout)
-    scales, flat = maker.allocate(problem.tokens, problem.hidden)
+    rules, tokens, hidden = kernel.dataflow.quant(op.quantiser), *inputs.partial.shape
+    maker = quantising(quantiser(op.quantiser), rules, inputs.scale, inputs.partial.dtype, inputs.layout)
+    scales, flat = maker.allocate(tokens, hidden)
     outputs = replace(outputs, quant=flat, scale=scales)
     kernel.epilogue(kernel.total(partials), inputs.residual, replace(row, quantising=maker), outputs)
-    return replace(outputs, quant=maker.pack(flat), scale=maker.lay_out(scales, problem.hidden))
+    return replace(outputs, quant=maker.pack(flat), scale=maker.lay_out(scales, hidden))
 
 
 def judged(

@@ -18,6 +18,7 @@ import torch
 from fusecheck.dataflow import Dataflow
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Generator = np.random.Generator
 
 ORDERS = ("sequential", "permuted", "fma", "ascending", "descending", "pairwise", "threads", "library")
@@ -87,16 +88,67 @@ def _adder(*, flushes: bool) -> Callable[[Floats, Floats], Floats]:
     return lambda a, b: a + b
 
 
+def chopped(x: Doubles, rest: Doubles, native: torch.dtype) -> Floats:
+    """Float64 toward zero, to a format; `rest` is what it lacks of the exact value."""
+    info = torch.finfo(native)
+    _, exponent = np.frexp(x)
+    unit = np.ldexp(info.eps / 2, np.maximum(exponent, round(math.log2(info.smallest_normal)) + 1))
+    cut = np.trunc(x / unit) * unit
+    on_grid = (cut == x) & (rest * x < 0)
+    below = np.where(np.abs(np.frexp(x)[0]) == 0.5, unit / 2, unit)  # the grid is finer below a power of two
+    kept = np.where(on_grid, cut - np.copysign(below, x), cut)
+    return np.where(np.isfinite(x), np.clip(kept, -info.max, info.max), x).astype(np.float32)
+
+
+def _added(addends: list[Floats]) -> tuple[Doubles, Doubles]:
+    """The exact sum of float32 numbers: a float64, and what it lacks, or the sign of that."""
+    wide = np.stack(addends).astype(np.float64)
+    total = wide.sum(0)
+    rest = np.zeros_like(total)
+    _, exponent = np.frexp(wide)
+    least = np.where(wide == 0, 1 << 20, exponent).min(0)
+    for place in np.argwhere((np.where(wide == 0, -(1 << 20), exponent).max(0) - least > 25) & np.isfinite(total)):
+        at = (slice(None), *place)
+        total[at[1:]] = math.fsum(wide[at])
+        rest[at[1:]] = math.fsum([*wide[at], -total[at[1:]]])
+    return total, rest
+
+
+def round_sum(x: Floats, rounding: str, native: torch.dtype) -> Floats:
+    """A finished sum in the native format."""
+    return chopped(x.astype(np.float64), np.zeros(x.shape), native) if rounding == "truncate" else to_native(x, native)
+
+
+def sum_exactly(addends: list[Floats], rounding: str) -> Floats:
+    """The true sum with one rounding to float32."""
+    total, rest = _added(addends)
+    if rounding == "truncate":
+        return chopped(total, rest, torch.float32)
+    toward = np.where(rest > 0, np.inf, -np.inf)
+    even = (total.view(np.int64) & 1) == 0
+    return np.where((rest != 0) & even, np.nextafter(total, toward), total).astype(np.float32)
+
+
 def sum_partials(inputs: Inputs, flow: Dataflow, rng: Generator) -> Floats:
-    """Add over ranks: in rank order, or in a random sequence, or by a random tree."""
-    add = _adder(flushes=flow.flush_subnormals and flow.sum_flushes)
+    """Add over ranks: in rank order, or in a random sequence, or by a random tree; or exactly."""
+    flushes = flow.flush_subnormals and flow.sum_flushes
+    add = _adder(flushes=flushes)
+    ways = ("nearest", "truncate") if flow.sum_rounding == "either" else (flow.sum_rounding,)
 
     def step(a: Floats, b: Floats) -> Floats:
+        rounding = ways[rng.integers(len(ways))]
+        if rounding == "truncate":
+            wide, rest = _added([_flushed(a), _flushed(b)] if flushes else [a, b])
+            cut = chopped(wide, rest, inputs.native if flow.accumulate == "native" else torch.float32)
+            return _flushed(cut) if flushes else cut
         total = add(a, b)
         return to_native(total, inputs.native) if flow.accumulate == "native" else total
 
     items = list(inputs.partials)
-    if flow.order == "any":
+    if flow.accumulate == "exact":
+        total = sum_exactly([_flushed(item) for item in items] if flushes else items, ways[rng.integers(len(ways))])
+        items = [_flushed(total) if flushes else total]
+    elif flow.order == "any":
         items = [items[i] for i in rng.permutation(len(items))]
         while len(items) > 1 and rng.random() < 0.7:
             i, j = sorted(rng.choice(len(items), 2, replace=False))
@@ -105,7 +157,7 @@ def sum_partials(inputs: Inputs, flow: Dataflow, rng: Generator) -> Floats:
     total = items[0]
     for item in items[1:]:
         total = step(total, item)
-    return to_native(total, inputs.native) if flow.round_sum else total
+    return round_sum(total, ways[rng.integers(len(ways))], inputs.native) if flow.round_sum else total
 
 
 def _halve(values: Floats) -> tuple[Floats, int]:

@@ -83,6 +83,16 @@ def nearest(x: Real, grid: Grid) -> Fraction:
     return root.sign * (below + up) * quantum
 
 
+def toward_zero(x: Real, grid: Grid) -> Fraction:
+    """Round once to a format, toward zero."""
+    root = Root.of(x)
+    if root.sign == 0:
+        return Fraction(0)
+    quantum = Fraction(2) ** (max(_exponent(root.square), grid.emin) - grid.precision + 1)
+    scaled = root.square / (quantum * quantum)
+    return root.sign * math.isqrt(scaled.numerator // scaled.denominator) * quantum
+
+
 def half_ulp(x: Fraction, grid: Grid) -> Fraction:
     """Half the spacing of the format in the binade that holds |x|."""
     exponent = _exponent(x * x) if x else grid.emin

@@ -6,7 +6,8 @@ small rows. Two things are computed for a row of H elements over R ranks:
 * the nominal: every declared rounding applied to the exact value, everything else left exact;
 * the enclosure: the ends that every conforming kernel lies between (u = 2^-24, g_k = k u / (1 - k u)):
   the sum over ranks within g_(R-1) sum|x| in float32, or within the tree bound E_R in the native
-  format, or at a point where the order is declared or the addends prove every order exact; the sum of
+  format (both twice as wide where additions may truncate), or at a point where the order is declared, the
+  exact sum is, or the addends prove every order exact; the sum of
   squares within g_(D+1); the mean within g_2, or 5u where its division is approximate; eps and its addition
   within u each; the root within 5u; the two products
   within 2.01 u; the scaling within 5u, or at a point where it is declared.
@@ -16,6 +17,7 @@ Subnormals, infinities and NaN are outside its scope.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,6 +33,7 @@ from fusecheck.property_tests.suite.rational_numbers import (
     nearest,
     ordinal,
     preimage,
+    toward_zero,
 )
 
 U = Fraction(1, 1 << 24)
@@ -72,11 +75,14 @@ class Row:
 # ------------------------------------------------------------------ the sum over ranks
 
 
-def _in_rank_order(addends: list[Fraction], grid: Grid) -> Fraction:
-    total = addends[0]
-    for addend in addends[1:]:
-        total = nearest(total + addend, grid)
-    return total
+def _roundings(flow: Dataflow) -> Sequence[Callable[[Real, Grid], Fraction]]:
+    """How a rounding of a sum may go."""
+    return {"nearest": [nearest], "truncate": [toward_zero], "either": [nearest, toward_zero]}[flow.sum_rounding]
+
+
+def _rounded(ends: tuple[Fraction, Fraction], grid: Grid, flow: Dataflow) -> tuple[Fraction, Fraction]:
+    each = [[way(end, grid) for way in _roundings(flow)] for end in ends]
+    return min(each[0]), max(each[1])
 
 
 def _is_exact(addends: list[Fraction], precision: int) -> bool:
@@ -85,45 +91,46 @@ def _is_exact(addends: list[Fraction], precision: int) -> bool:
     return not units or sum(abs(a) for a in addends) <= 2**precision * min(units)
 
 
-def _tree_bound(addends: list[Fraction], grid: Grid) -> Fraction:
-    """E_R: the error of any tree whose every node is rounded to `grid`, perhaps by way of float32."""
+def _tree_bound(addends: list[Fraction], grid: Grid, halves: int) -> Fraction:
+    """E_R: the error of any tree whose every node errs by so many half units of `grid`, perhaps by way of float32."""
     ascending = sorted(addends)
     error, peak = Fraction(0), Fraction(0)
     for m in range(2, len(addends) + 1):
         node = max(abs(sum(ascending[-m:], Fraction(0))), abs(sum(ascending[:m], Fraction(0))))
         peak = max(peak, node) if m < len(addends) else node
         reach = peak + error
-        error += half_ulp(reach * (1 + 2 * U), grid) + U * reach
+        error += halves * (half_ulp(reach * (1 + 2 * U), grid) + U * reach)
     return error
 
 
 def sum_ends(row: Row, flow: Dataflow, i: int) -> tuple[Fraction, Fraction]:
     """Enclose element i of the sum over ranks as it meets the residual."""
     addends = [partial[i] for partial in row.partials]
-    grid = FP32 if flow.accumulate == "fp32" else row.native
-    if flow.order == "rank":
-        point = _in_rank_order(addends, grid)
-        low = high = point
+    total, grid = sum(addends, Fraction(0)), row.native if flow.accumulate == "native" else FP32
+    halves = 1 if flow.sum_rounding == "nearest" else 2
+    if flow.accumulate != "exact" and flow.order == "rank" and flow.sum_rounding != "either":
+        return (sum_nominal(row, flow, i),) * 2
+    if flow.accumulate == "exact" or len(addends) <= 2 or _is_exact(addends, grid.precision):
+        error = Fraction(0)  # one addition has one order
+    elif grid is FP32:
+        error = gamma(halves * (len(addends) - 1)) * sum((abs(a) for a in addends), Fraction(0))
     else:
-        if len(addends) <= 2 or _is_exact(addends, grid.precision):  # one addition has one order
-            error = Fraction(0)
-        elif grid is FP32:
-            error = gamma(len(addends) - 1) * sum((abs(a) for a in addends), Fraction(0))
-        else:
-            error = _tree_bound(addends, grid)
-        total = sum(addends, Fraction(0))
-        low, high = nearest(total - error, grid), nearest(total + error, grid)
-    if flow.round_sum:
-        low, high = nearest(low, row.native), nearest(high, row.native)
-    return low, high
+        error = _tree_bound(addends, grid, halves)
+    ends = _rounded((total - error, total + error), grid, flow)
+    return _rounded(ends, row.native, flow) if flow.round_sum else ends
 
 
 def sum_nominal(row: Row, flow: Dataflow, i: int) -> Fraction:
     """The sum over ranks, in rank order where that is declared, else exact and rounded once."""
-    addends = [partial[i] for partial in row.partials]
-    grid = FP32 if flow.accumulate == "fp32" else row.native
-    total = _in_rank_order(addends, grid) if flow.order == "rank" else nearest(sum(addends, Fraction(0)), grid)
-    return nearest(total, row.native) if flow.round_sum else total
+    rounded, addends = _roundings(flow)[0], [partial[i] for partial in row.partials]
+    grid = row.native if flow.accumulate == "native" else FP32
+    total = addends[0]
+    if flow.order == "rank" and flow.accumulate != "exact":
+        for addend in addends[1:]:
+            total = rounded(total + addend, grid)
+    else:
+        total = rounded(sum(addends, Fraction(0)), grid)
+    return rounded(total, row.native) if flow.round_sum else total
 
 
 def add_residual(row: Row, flow: Dataflow, total: Fraction, i: int) -> tuple[Fraction, Fraction]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from fusecheck.dataflow import Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.oracle import Operands, Oracle
-from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation
+from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation, sum_refutation
 from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
@@ -178,12 +178,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks", type=float, default=1e8, help="elements to judge by each sound bound")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--elements", type=int, default=Plan.elements, help="outputs of one call")
-    parser.add_argument("--format", choices=[*QUANT_FLOWS, "all"], help="a quantiser's scales and codes instead")
+    parser.add_argument(
+        "--format",
+        choices=[*QUANT_FLOWS, "sums", "all"],
+        help="a quantiser's bounds instead, or those of sums over ranks",
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.format:
-        names = list(QUANT_FLOWS) if options.format == "all" else [options.format]
-        return quantiser_refutation.report(names, int(options.checks), options.elements, options.seed)
+        names = [*QUANT_FLOWS, "sums"] if options.format == "all" else [options.format]
+        asked = [name for name in names if name != "sums"]
+        failed = quantiser_refutation.report(asked, int(options.checks), options.elements, options.seed)
+        if "sums" in names:
+            failed |= sum_refutation.report(int(options.checks), min(options.elements, 1 << 14), options.seed)
+        return failed
     start = time.monotonic()
     tallies: dict[str, Tally] = {}
     problems = 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fusecheck import backends
+from fusecheck.backends import unfused
 from fusecheck.backends.unfused import UnfusedBackend
 from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankInputs, Strategy
 from fusecheck.problem import Problem
@@ -111,3 +114,25 @@ def test_several_ranks_without_a_process_group_are_refused() -> None:
 
 def test_every_problem_is_supported() -> None:
     assert UnfusedBackend().supports(Problem(hidden=65544, strategy=Strategy.ONESHOT)).ok
+
+
+@pytest.mark.parametrize(
+    ("multicast", "variable", "name"), [(True, None, "nccl-nvls"), (True, "0", "unfused"), (False, "1", "unfused")]
+)
+def test_nccl_is_judged_by_either_rounding_where_it_may_add_up_in_the_switch(
+    monkeypatch: pytest.MonkeyPatch, *, multicast: bool, variable: str | None, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    memory = SimpleNamespace(has_multicast_support=lambda *_: multicast)
+    monkeypatch.setattr(torch._C._distributed_c10d, "_SymmetricMemory", memory)
+    monkeypatch.delenv("NCCL_NVLS_ENABLE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("NCCL_NVLS_ENABLE", variable)
+    unfused.in_switch.cache_clear()
+    try:
+        assert backends.backend("unfused").dataflow(Problem()).name == name
+        assert backends.backend("unfused:vllm").dataflow(Problem()).name == f"{name}/vllm"
+        flow = backends.backend("flashinfer-norm").dataflow(Problem())
+        assert (flow.sum_rounding == "either") is (name == "nccl-nvls")
+    finally:
+        unfused.in_switch.cache_clear()

@@ -204,7 +204,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
         (("kernel", "--virt"), ["--virtual-ranks"]),
         (("kernel", "--model", "llama-3.1"), ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"]),
         (("kernel", "--backend", "emul"), ["emulated", *(f"emulated:{name}" for name in DATAFLOWS)]),
-        (("replay", "--dataflow", "vllm"), ["vllm-native", "vllm-c"]),
+        (("replay", "--dataflow", "vllm"), ["vllm-native", "vllm-c", "vllm-fused-quant"]),
         (("kernel", "--family", "gaussian,ex"), ["gaussian,exact"]),
         (("kernel", "--strategy", "T"), ["TWOSHOT"]),
         (("kernel", "--model", "nothing-like-it"), []),

@@ -16,8 +16,10 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.case.run import collect, request
 from fusecheck.formats.binary import BF16
 from fusecheck.formats.element import E4M3
+from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs
 from fusecheck.numerics import enclosure
+from fusecheck.numerics.sums import sum_partials
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.property_tests.suite import legal_kernels
 from fusecheck.ranks import Reply
@@ -50,6 +52,8 @@ def test_what_the_norm_reads_decides_whether_there_is_a_budget_and_its_name_does
     own = replace(DATAFLOWS["trtllm"], name="mine")
     assert off_nominal_share(own, BF16, 512) == off_nominal_share(DATAFLOWS["trtllm"], BF16, 512)
     assert off_nominal_share(replace(own, norm_reads_rounded=False, order="any"), BF16, 512) is None
+    assert off_nominal_share(replace(own, norm_reads_rounded=False, order="any", accumulate="exact"), BF16, 512)
+    assert off_nominal_share(replace(own, statistics="unrounded", order="any"), BF16, 512) is None
 
 
 def test_a_declaration_of_ones_own_is_held_to_the_budget() -> None:
@@ -121,6 +125,42 @@ def test_an_inexact_reciprocal_has_its_slack_at_powers_of_two_unless_declared_ex
         assert not admits(replace(inexact, exact_pow2=True))
         factor = Arithmetic(inexact, 0, 1).reciprocal(torch.tensor([scale]))
         assert float(factor) == float(low)  # the emulator does it, so a plug-in of its kind is right
+
+
+def totals(family: str, ranks: int) -> dict[str, torch.Tensor]:
+    """The sums over ranks of a family's case, as each kind of addition forms them, in rank order."""
+    problem = Problem(tokens=32, hidden=256, world_size=ranks, family=family)
+    partials = Inputs(problem, torch.device("cpu")).partials(range(problem.tokens))
+    kinds: dict[str, Dataflow] = {
+        "native": Dataflow("native"),
+        "truncated": Dataflow("truncated", sum_rounding="truncate"),
+        "fp32": Dataflow("fp32", accumulate="fp32", round_sum=False),
+        "exact": Dataflow("exact", accumulate="exact", round_sum=False),
+    }
+    return {name: sum_partials(partials, flow, flushing=False).double() for name, flow in kinds.items()}
+
+
+def test_there_are_inputs_on_which_all_sums_agree_and_inputs_that_tell_each_from_the_others() -> None:
+    first, *others = totals("exact", 8).values()
+    assert all(torch.equal(first, other) for other in others)
+    found = totals("cancelling", 8)
+    apart = {(a, b): float((found[a] != found[b]).double().mean()) for a in found for b in found if a < b}
+    assert min(apart.values()) > 0.01, apart
+    assert bool((found["truncated"].abs() <= found["exact"].abs()).all()) is False  # partial sums of both signs
+    plain = totals("gaussian", 2)
+    assert bool((plain["truncated"].abs() <= plain["exact"].abs()).all())
+
+
+def test_a_truncated_sum_that_overflows_on_the_way_may_end_below_the_largest_number() -> None:
+    """Found by an emulated kernel: the partial sum stays at the largest number, and a small addend takes one step."""
+    addends = [torch.full((1, 8), value, dtype=torch.bfloat16) for value in (2.0**127, 2.0**127, -0.0625)]
+    zero, largest = torch.zeros(1, 8, dtype=torch.bfloat16), torch.finfo(torch.bfloat16).max
+    truncated = Dataflow("truncated", sum_rounding="truncate", order="any", depth=None)
+    total = Arithmetic(replace(truncated, order="rank"), 0, 3).total(addends)
+    assert 0.99 * largest < float(total[0, 0]) < largest
+    where = (torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    low, high = Oracle(truncated, Operands(addends, zero, zero[0], 1.0, 1e-6)).residual_ends(where)
+    assert bool(((low <= total[0].double()) & (total[0].double() <= high)).all())
 
 
 def test_a_row_that_is_scaled_before_it_is_squared_may_hold_any_finite_number() -> None:

@@ -244,27 +244,34 @@ def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it()
     assert beyond_one(any_order, doubled) > 2 * beyond_one(any_order, outputs)
 
 
-CUTEDSL = Dataflow("cutedsl", "FlashInfer mnnvl-cutedsl", accumulate="fp32", order="any", depth=None)
-CAKE = replace(CUTEDSL, name="cake-fp4", round_sum=False, statistics="unrounded")
-
-
 @pytest.mark.parametrize(
-    ("flow", "other", "quantiser", "rules"),
+    ("name", "neighbour", "quantiser", "stage"),
     [
-        (CUTEDSL, replace(CUTEDSL, round_normed=True), "dynamic-fp8", "flashinfer-cutedsl"),
-        (CAKE, replace(CAKE, norm_reads_rounded=False), "nvfp4", "flashinfer"),
+        ("multimem-fp32", "torch-symm", "none", "residual"),
+        ("multimem-bf16", "unfused", "none", "residual"),
+        ("nccl-nvls", "torch-symm", "none", "residual"),
+        ("trtllm-ub", "trtllm", "none", "residual"),
+        ("trtllm-mnnvl", "trtllm-fp32", "mxfp8", "norm"),
+        ("flashinfer-mnnvl-chunked", "flashinfer", "mxfp8", "residual"),
+        ("flashinfer-cutedsl", "flashinfer-cake-fp4", "dynamic-fp8", "residual"),
+        ("flashinfer-cake-fp4", "flashinfer-cutedsl", "nvfp4", "residual"),
+        ("flashinfer-norm-block", "flashinfer-norm-quant", "group-fp8-128", "code"),
+        ("vllm-fused-quant", "vllm-c", "group-fp8-128", "norm"),
+        ("vllm-fused-quant", "vllm-c", "dynamic-fp8", "norm"),
+        ("sglang", "vllm-c", "group-fp8-128", "norm"),
+        ("aiter", "vllm-c", "mxfp4", "norm"),
+        ("aiter", "vllm-fused-quant", "dynamic-fp8", "norm"),
     ],
-    ids=["cutedsl", "cake-fp4"],
 )
-def test_what_is_declared_suffices_for_kernels_that_are_not_among_the_known(
-    flow: Dataflow, other: Dataflow, quantiser: str, rules: str
+def test_the_emulated_kernel_conforms_to_each_producers_dataflow_and_not_to_a_neighbours(
+    name: str, neighbour: str, quantiser: str, stage: str
 ) -> None:
-    """Family 4.2: statistics and input of the norm apart, a mean times the rounded 1 / hidden, an unrounded amax."""
-    quants = ((quantiser, QUANT_FLOWS[quantiser][rules]),)
-    declared, wrong = (replace(each, quants=quants) for each in (flow, other))
-    problem = problem_of(quantiser, tokens=16, hidden=1024, world_size=4)
-    assert outside(problem, declared, emulated(problem, declared)) == {}
-    assert outside(problem, declared, emulated(problem, wrong)).get("norm", 0) > 0
+    """Family 4.2: what one kernel returns is rejected by the declaration of the one most like it."""
+    op = Operation.RESIDUAL_RMS_NORM if quantiser == "none" else problem_of(quantiser).op
+    problem = Problem(op=op, tokens=16, hidden=1024, world_size=4, scale=700.0)
+    outputs = emulated(problem, DATAFLOWS[name])
+    assert outside(problem, DATAFLOWS[name], outputs) == {}
+    assert outside(problem, DATAFLOWS[neighbour], outputs).get(stage, 0) > 0
 
 
 def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fusecheck import backends
-from fusecheck.dataflow import Order
+from fusecheck.declaration import Order
 from fusecheck.errors import UsageError
 from fusecheck.invariance.binaries import hashed
 from fusecheck.invariance.calls import Call

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from fusecheck.formats.element import E4M3
 from fusecheck.property_tests.suite import legal_quantisers, refutation
 from fusecheck.property_tests.suite import quantiser_refutation as quantisers
 from fusecheck.property_tests.suite.quantiser_refutation import Tally
 from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.known import QUANTISERS
 
 CHECKS = {"static-fp8": 3_000_000, "dynamic-fp8": 2_000_000}
 """Elements; a tensor has one given scale, so it takes more to see each of them."""
@@ -24,6 +26,19 @@ def test_no_legal_quantiser_is_outside_and_every_broken_bound_is_caught(name: st
     assert sum(tally.elements for key, tally in tallies.items() if quantisers.is_sound(key)) >= 1_000_000
     assert quantisers.verdict(tallies) == ([], [])
     assert any(not quantisers.is_sound(key) for key in tallies)
+
+
+@pytest.mark.parametrize(("name", "flushes"), [("flashinfer", True), ("trtllm", False)])
+def test_a_subnormal_norm_may_be_flushed_before_it_is_scaled_where_a_kernel_flushes(name: str, flushes: bool) -> None:
+    """Found in 1e8 elements: their value is below every code, unless the given scale is hardly normal itself."""
+    norm = torch.tensor([[2.0**-130, -(2.0**-127), 1.0, 0.0]], dtype=torch.bfloat16)
+    stored, flow, static = torch.tensor([[2.0**-124]]), QUANT_FLOWS["static-fp8"][name], QUANTISERS["static-fp8"]
+    low, high = static.code_ends((norm.double(),) * 2, stored, flow)
+    ordinals = E4M3.ordinal(static.codes(norm, stored, flow))
+    assert ordinals[0, :2].tolist() == [8, -32]  # 2^-6 and -2^-3, by a kernel that keeps subnormals
+    assert bool(((low <= ordinals) & (ordinals <= high)).all())
+    assert bool(((low <= 0) & (high >= 0))[0, :2].all()) is flushes
+    assert bool((low[0, 2:] == high[0, 2:]).all())
 
 
 UNIQUE = {

@@ -174,7 +174,11 @@ BROKEN = {
     "a worse root than documented": ("RSQRT", 6 * enclosure.U),
     "a better division than documented": ("QUOTIENT", 4 * enclosure.U),
     "a rounded division of the mean": ("mean_error", lambda flow, hidden: enclosure.gamma_factor(2)),
-    "nine tenths of the tree bound": ("_native_error", lambda partials, fmt: 0.9 * TRUE_TREE(partials, fmt)),
+    "nine tenths of the tree bound": (
+        "_native_error",
+        lambda partials, fmt, units: 0.9 * TRUE_TREE(partials, fmt, units),
+    ),
+    "truncation no worse than rounding": ("TRUNCATION", 1.0),
 }
 
 

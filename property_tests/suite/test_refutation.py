@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from fusecheck.dataflow import DATAFLOWS, Dataflow
-from fusecheck.property_tests.suite import legal_kernels, refutation
+from fusecheck.numerics import enclosure
+from fusecheck.property_tests.suite import legal_kernels, refutation, sum_refutation
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.refutation import Plan, Tally
 
@@ -38,8 +40,19 @@ def test_the_sound_bounds_are_used_well_beyond_a_third_of_their_width(tallies: d
 def test_the_swarm_is_varied_so_that_the_bounds_are_tried_on_every_flow_and_distribution() -> None:
     rng = np.random.default_rng(1)
     drawn = [refutation._problem(rng, i, 64)[0] for i in range(400)]
-    for name in ("accumulate", "order", "scaling", "round_sum", "norm_reads_rounded", "round_squares", "round_normed"):
-        assert len({getattr(flow, name) for flow in drawn}) == (3 if name == "scaling" else 2), name
+    for name in (
+        "accumulate",
+        "sum_rounding",
+        "order",
+        "scaling",
+        "round_sum",
+        "norm_reads_rounded",
+        "round_squares",
+        "round_normed",
+    ):
+        assert len({getattr(flow, name) for flow in drawn}) == (
+            3 if name in ("accumulate", "sum_rounding", "scaling") else 2
+        ), name
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -89,3 +102,13 @@ def test_the_command_exits_with_one_when_a_bound_is_refuted(capsys: pytest.Captu
     with refutation.sabotage():
         assert refutation.main(["--checks", "2e5", "--elements", "8192"]) == 1
     assert "sound bounds REFUTED" in capsys.readouterr().out
+
+
+def test_no_legal_sum_over_ranks_is_outside_and_every_broken_bound_of_sums_is_caught(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert refutation.main(["--format", "sums", "--checks", "5e5", "--elements", "1024"]) == 0
+    assert "sums: sound bounds hold; broken bounds caught" in capsys.readouterr().out
+    with mock.patch.object(enclosure, "TRUNCATION", 1.0):
+        *_, last = sum_refutation.refute(200_000, 1024, seed=1)
+    assert "native any truncate" in sum_refutation.verdict(last)[0]

@@ -165,7 +165,7 @@ def test_an_infinite_row_does_not_poison_the_enclosure_of_its_finite_elements() 
         ("vllm-native", "vllm-c", Stage.NORM),
         ("vllm-c", "vllm-native", Stage.NORM),
         ("trtllm-fp32", "flashinfer-mnnvl-oneshot", Stage.NORM),
-        ("trtllm", "trtllm-ub", Stage.RESIDUAL),
+        ("trtllm", "trtllm-ub", Stage.QUANT),
     ],
 )
 def test_outputs_of_another_dataflow_are_rejected_where_the_two_part(ran: str, declared: str, stage: Stage) -> None:

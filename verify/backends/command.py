@@ -8,6 +8,7 @@ from rich.console import Console
 from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.operations import COMPOSITIONS, WORLD_SIZES
+from fusecheck.quantflow import QUANT_FLOWS
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_backends() -> None:
-    """List the backends, the known dataflows, the operations and the world sizes."""
+    """List the backends, the known dataflows and quantisers, the operations and the world sizes."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print("backends (or package.module:attribute):")
     for name, target in backends.backends().items():
@@ -24,6 +25,9 @@ def list_backends() -> None:
     console.print("dataflows (emulated:<dataflow>, --dataflow; with another's quantisers as in vllm-c/deepgemm):")
     for flow in DATAFLOWS.values():
         console.print(f"  {flow.name}  {flow.source}")
+    console.print("quantisers as implementations compute them (behind a slash):")
+    for quantiser, rules in QUANT_FLOWS.items():
+        console.print(f"  {quantiser}  {', '.join(rules)}")
     console.print("operations (--op) by quantiser (--quantiser):")
     for quantiser in dict.fromkeys(op.quantiser for op in COMPOSITIONS):
         console.print(f"  {quantiser}  {', '.join(op.name for op in COMPOSITIONS if op.quantiser == quantiser)}")

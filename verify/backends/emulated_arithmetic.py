@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from fusecheck.backends import emulated_sums
 from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import Operation, RankInputs, RankOutputs
@@ -116,7 +117,10 @@ class Arithmetic:
 
     def accumulate(self, partials: Sequence[Tensor]) -> Tensor:
         """A1: add the ranks' blocks in order; float32, or rounded to native at every step."""
-        first, *others = (partials[rank] for rank in self.rank_order())
+        ordered = [partials[rank] for rank in self.rank_order()]
+        if self.dataflow.accumulate == "exact":
+            return self.add_exactly(ordered)
+        first, *others = ordered
         accumulator = first.float() if self.dataflow.accumulate == "fp32" else first.clone()
         for partial in others:
             accumulator = self.add_partial(accumulator, partial)
@@ -124,14 +128,32 @@ class Arithmetic:
 
     def add_partial(self, accumulator: Tensor, partial: Tensor) -> Tensor:
         """One addition of A1, into the accumulator's dtype; overwrites `accumulator`."""
+        flushes = self.dataflow.flush_subnormals and self.dataflow.sum_flushes
+        add = emulated_sums.add_truncated if self.truncates else Tensor.add_
+        if not flushes:
+            return accumulator.copy_(add(accumulator, partial))
+        added = self.flush(add(self.flush(accumulator.float()), self.flush(partial.float())))
+        return self.rounded(added, accumulator.dtype)
+
+    def add_exactly(self, partials: Sequence[Tensor]) -> Tensor:
+        """A1 where the true sum is rounded once, to float32."""
         if not (self.dataflow.flush_subnormals and self.dataflow.sum_flushes):
-            return accumulator.add_(partial)
-        added = self.flush(self.flush(accumulator.float()).add_(self.flush(partial.float())))
-        return added.to(accumulator.dtype)
+            return emulated_sums.sum_exactly(partials, truncates=self.truncates)
+        flushed = [self.flush(partial.float()) for partial in partials]
+        return self.flush(emulated_sums.sum_exactly(flushed, truncates=self.truncates))
+
+    @property
+    def truncates(self) -> bool:
+        """Whether sums are rounded toward zero; so they are where that is left open."""
+        return self.dataflow.sum_rounding != "nearest"
+
+    def rounded(self, total: Tensor, dtype: torch.dtype) -> Tensor:
+        """A sum in another dtype, rounded as sums are."""
+        return emulated_sums.cut(total, dtype) if self.truncates else total.to(dtype)
 
     def round_sum(self, accumulator: Tensor, native: torch.dtype) -> Tensor:
         """A2: round the sum to native before the residual is added, where that is declared."""
-        return accumulator.to(self.sum_dtype(native))
+        return self.rounded(accumulator, self.sum_dtype(native))
 
     def flush(self, x: Tensor) -> Tensor:
         """Replace float32 subnormals by zeros, as `-use_fast_math` additions do; of their sign, where it is kept."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusecheck.backends.flashinfer import installed, refused_here
 from fusecheck.backends.operands import allocate, check_dense
-from fusecheck.backends.unfused import all_reduce, check
+from fusecheck.backends.unfused import all_reduce, check, in_switch
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
 
@@ -50,9 +50,10 @@ class FlashInferNormBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `flashinfer-norm-quant`."""
+        """The dataflow `flashinfer-norm-quant`; where NCCL may add up in the switch, with either rounding."""
         del problem
-        return replace(dataflow("flashinfer-norm-quant"), invariant_below=ALONE)
+        declared = replace(dataflow("flashinfer-norm-quant"), invariant_below=ALONE)
+        return replace(declared, sum_rounding="either", reproducible=False) if in_switch() else declared
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Load the kernels; nothing else is kept.

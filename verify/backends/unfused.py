@@ -8,8 +8,9 @@ activations' dtype where the dataflow `unfused` says so.
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,17 @@ E4M3_MAX = 448.0
 """The largest finite E4M3 value."""
 
 DTYPES = (torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def in_switch() -> bool:
+    """Whether NCCL may add up in the switch here: there is multicast memory, and NCCL_NVLS_ENABLE is not 0."""
+    if os.environ.get("NCCL_NVLS_ENABLE") == "0" or not torch.cuda.is_available():
+        return False
+    from torch._C import _autograd, _distributed_c10d
+
+    memory: Any = getattr(_distributed_c10d, "_SymmetricMemory", None)
+    return memory is not None and bool(memory.has_multicast_support(_autograd.DeviceType.CUDA, 0))
 
 
 def all_reduce(partial: Tensor, group: ProcessGroup | None, world_size: int) -> Tensor:
@@ -111,12 +123,13 @@ class UnfusedBackend:
         return Support(ok=True)
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """The dataflow `unfused`: any order over the ranks and of the squares, division by scale.
+        """The dataflow `unfused`, any order over the ranks and division by scale; or `nccl-nvls`, see `in_switch`.
 
         Rings begin at another rank for each part of a batch, so of the bits of a row in a batch nothing is promised.
         """
         del problem
-        return replace(self.flow, invariant_below=ALONE)
+        declared = dataflow(self.flow.name.replace("unfused", "nccl-nvls")) if in_switch() else self.flow
+        return replace(declared, invariant_below=ALONE)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Need nothing but the process group, or the board of virtual ranks.

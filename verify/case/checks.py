@@ -15,6 +15,7 @@ from fusecheck.case.compare import code_differences, compare_bits
 from fusecheck.case.judging import Judge
 from fusecheck.case.layouts import layouts_of
 from fusecheck.case.workspaces import Workspaces
+from fusecheck.dataflow import Dataflow
 from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Kernel, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE
@@ -50,7 +51,7 @@ class Checker:
             problem = replace(step.problem, strategy=strategy)
             if strategy is step.problem.strategy or not backend.supports(problem).ok:
                 continue
-            if backend.dataflow(problem).order != "rank" or step.flow.order != "rank":
+            if not (_is_named(backend.dataflow(problem)) and _is_named(step.flow)):
                 continue
             what = f"of a {strategy.value} call, after {step.problem.strategy.value}"
             other = self.workspaces.again(backend, step.made, problem, tally, what)
@@ -104,8 +105,11 @@ class Checker:
         tally.add(overlap.between_neighbours(self._kernel(backend, step), step))
 
     def streams(self, backend: Backend, step: Step, tally: Tally) -> None:
-        """CUDA only: calls from two streams, in turn on one workspace and at once on two."""
+        """CUDA only: calls from two streams, in turn on one workspace and, where there can be, at once on two."""
         kernel = self._kernel(backend, step)
+        if getattr(backend, "one_workspace", False):
+            tally.add(overlap.on_two_streams(kernel, None, step))
+            return
         second = backend.open(self.workspaces.rank, limits_of(step.problem, None))
         try:
             tally.add(overlap.on_two_streams(kernel, second, step))
@@ -148,6 +152,11 @@ _CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | No
 
 _BITS_ALONE = ("graphs", "neighbours", "streams")
 """Checks that compare with other calls' bits, and judge nothing by itself."""
+
+
+def _is_named(flow: Dataflow) -> bool:
+    """Whether another exchange must have the same sums: nothing of them is left open."""
+    return flow.order_free and flow.sum_rounding != "either"
 
 
 def _stream(outputs: RankOutputs) -> Tensor:

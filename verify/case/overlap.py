@@ -81,14 +81,14 @@ def _words(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
 
 
-def on_two_streams(kernel: Kernel, second: Kernel, step: Step) -> Tally:
+def on_two_streams(kernel: Kernel, second: Kernel | None, step: Step) -> Tally:
     """Calls from two streams: on one workspace in an order that events keep; and at once, on a workspace each.
 
     A refusal by an error is right, too.
 
     Args:
         kernel: the workspace of the case.
-        second: one more of the same size.
+        second: one more of the same size; None where the kernel has but one.
         step: the case.
     """
     tally = Tally(Stage.AGAIN)
@@ -96,7 +96,9 @@ def on_two_streams(kernel: Kernel, second: Kernel, step: Step) -> Tally:
     sets = [step.made, replace(step.made, partial=-step.made.partial, residual=step.made.residual.flip(0))]
     short = [replace(x, partial=x.partial[:few], residual=x.residual[:few]) for x in sets]
     _take_turns(tally, "in turn on two streams", step, sets, lambda _: kernel, ordered=True)
-    _take_turns(tally, "at once on two streams", step, short, lambda turn: (kernel, second)[turn], ordered=False)
+    if second is not None:
+        pair = kernel, second
+        _take_turns(tally, "at once on two streams", step, short, lambda turn: pair[turn], ordered=False)
     return tally
 
 

@@ -29,11 +29,6 @@ class Format:
     dtype: torch.dtype
 
     @property
-    def unit_roundoff(self) -> float:
-        """The unit roundoff, 2^-precision."""
-        return 2.0**-self.precision
-
-    @property
     def quantum(self) -> float:
         """The least subnormal."""
         return 2.0 ** (self.emin - self.precision + 1)
@@ -82,6 +77,15 @@ def round_to(x: Tensor, fmt: Format, ties: Ties = "even") -> Tensor:
     if fmt.overflows:
         rounded = torch.where(rounded.abs() > fmt.largest, torch.copysign(torch.full_like(x, torch.inf), x), rounded)
     return torch.where(x.isnan(), x, rounded)
+
+
+def truncate_to(x: Tensor, fmt: Format) -> Tensor:
+    """Round float64 to `fmt` toward zero; the result is float64. No finite number becomes infinite."""
+    drop = 53 - fmt.precision
+    normal = (x.contiguous().view(torch.int64) & -(1 << drop)).view(torch.float64)
+    tiny = torch.copysign(torch.floor((x / fmt.quantum).abs()), x) * fmt.quantum
+    cut = torch.where(x.abs() < 2.0**fmt.emin, tiny, normal).clamp(-fmt.largest, fmt.largest)
+    return torch.where(x.isfinite(), cut, x)
 
 
 def ulp(x: Tensor, fmt: Format) -> Tensor:

@@ -14,14 +14,6 @@ LANES = 8
 """Elements of one 16-byte access, which one thread adds up serially."""
 
 
-def sum_ranks(parts: list[Tensor], accumulate: str) -> Tensor:
-    """Add the ranks' tensors in rank order, `native` rounding after each addition or `fp32` once."""
-    total = parts[0] if accumulate == "native" else parts[0].float()
-    for part in parts[1:]:
-        total = total + part
-    return total.to(parts[0].dtype)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, bias: float = 0.0) -> Tensor:
     """RMSNorm over the last dimension in float32 with one rounding, to the dtype of x."""
     return (_normalised(x, eps) * (weight.float() + bias)).to(x.dtype)

@@ -92,13 +92,14 @@ def row_cases(world_size: int, pattern: str = "*") -> list[GraphCase]:
     Raises:
         UsageError: a part of the pattern names no row.
     """
-    mine = [row for row in ROWS if world_size > 1 or row.world_size == 1]
+    mine = [row for row in ROWS if (row.world_size or max(world_size, 2)) == world_size]
     named = _named(pattern, [row.name for row in ROWS])
-    return [
-        GraphCase(row.name, row.plan, row.title, alone=row.world_size == 1 < world_size)
-        for row in mine
-        if row.name in named
-    ]
+    return [GraphCase(row.name, row.plan, row.title) for row in mine if row.name in named]
+
+
+def lone_cases(pattern: str = "*") -> list[GraphCase]:
+    """The named edge cases of one rank, to be asked in the first rank of several."""
+    return [replace(case, alone=True) for case in row_cases(1, pattern)]
 
 
 def pair_cases(pattern: str = "*") -> list[GraphCase]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, pair_cases, random_cases, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, lone_cases, pair_cases, random_cases, row_cases
 from fusecheck.graph.collinear import PairPlan, is_pair
 from fusecheck.graph.config import FAMILY_PASS, NORM_PASS
 from fusecheck.graph.dialects import NAMES, library_named
@@ -101,8 +101,12 @@ def graph(
         require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
     groups = _groups(only)
-    named = [] if given else pair_cases(rows) if question.subject.merges else row_cases(tp, rows)
-    cases = list(_given(given, expect, dialect) if given else _cases(groups, named, model, layers, random, seed))
+    if given:
+        cases = list(_given(given, expect, dialect))
+    else:
+        lone = lone_cases(rows) if tp > 1 else []
+        named = pair_cases(rows) if question.subject.merges else row_cases(tp, rows) + lone
+        cases = list(_cases(groups, named, model, layers, random, seed))
     if expect and not any(isinstance(case.plan, FilePlan) for case in cases):
         raise UsageError("--expect is about a .pt2 file, expected --graph FILE.pt2; plans say what becomes of them")
     run = Run(question, case_timeout, accepted, make_run_dir("graph", run_dir), console)

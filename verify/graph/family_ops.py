@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusecheck.graph import arithmetic, quantised
+from fusecheck.graph import quantised
 from fusecheck.graph.context import active
-from fusecheck.graph.ops import dtype_named, fake, implement
+from fusecheck.graph.ops import dtype_named, fake, implement, sum_ranks
 from fusecheck.graph.quantised import Form
 from fusecheck.stages.experts import Experts, expert_sum
 
@@ -70,7 +70,7 @@ def _fake_moe_finalize(tokens: Tensor, scale: Tensor, rows: Tensor, *rest: objec
 def _reduce_scatter(x: Tensor, world_size: int, strategy: str) -> Tensor:
     """This rank's rows of the sum over ranks; a collective call."""
     context = active()
-    return _rows(arithmetic.sum_ranks(context.gather(x), context.dataflow.accumulate), world_size)
+    return _rows(sum_ranks(context.gather(x), context.dataflow), world_size)
 
 
 @implement("all_gather")

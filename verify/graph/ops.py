@@ -13,9 +13,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import Dataflow
 from fusecheck.graph import arithmetic
 from fusecheck.graph.context import active
 from fusecheck.interface import Strategy
+from fusecheck.numerics import sums
 
 NAMESPACE = "fusecheck"
 FP8 = torch.float8_e4m3fn
@@ -106,7 +108,7 @@ def dtype_named(name: str) -> torch.dtype:
 def all_reduce(x: Tensor, strategy: str) -> Tensor:
     """The sum over all ranks, in the precision that the active backend declares; a collective call."""
     context = active()
-    return arithmetic.sum_ranks(context.gather(x), context.dataflow.accumulate).clone()
+    return sum_ranks(context.gather(x), context.dataflow)
 
 
 @implement("all_reduce_max")
@@ -119,7 +121,12 @@ def _all_reduce_grouped(x: Tensor, group_size: int, strategy: str) -> Tensor:
     context = active()
     first = context.rank.index // group_size * group_size
     members = context.gather(x)[first : first + group_size]
-    return arithmetic.sum_ranks(members, context.dataflow.accumulate).clone()
+    return sum_ranks(members, context.dataflow)
+
+
+def sum_ranks(parts: list[Tensor], flow: Dataflow) -> Tensor:
+    """The ranks' tensors added as declared, in rank order, in their own dtype; a tensor of its own."""
+    return sums.sum_partials(parts, flow, flushing=False).to(parts[0].dtype).clone()
 
 
 @fake("all_reduce", "all_reduce_max")

@@ -71,7 +71,7 @@ def random_plan(seed: int) -> GraphPlan:
 
 def _of_family(draw: random.Random, plan: GraphPlan, site: SitePlan) -> SitePlan:
     """A site as it is, or with another format, with experts before its sum, or with rows spread over the ranks."""
-    if draw.random() < 0.4:
+    if draw.random() < 0.3:
         name = draw.choice(FORMATS)
         site = replace(site, readers=tuple(_made(draw, name, reader) for reader in site.readers))
     if not plan.dynamic and draw.random() < 0.3:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
-from fusecheck.formats.binary import FP32, Format, round_to, trailing_unit, ulp
+from fusecheck.formats.binary import FP32, Format, round_to, trailing_unit, truncate_to, ulp
+from fusecheck.numerics import sums
 
 U = 2.0**-24
 """Unit roundoff of float32."""
@@ -25,6 +26,8 @@ RSQRT = 5 * U
 """Reciprocal root within 2 ulp of the correctly rounded one (A3)."""
 QUOTIENT = 5 * U
 """A division within 2 ulp of the correctly rounded one; also a reciprocal within 1 ulp and a product (A4)."""
+TRUNCATION = 2.0
+"""Toward zero an addition errs by up to two units of what it errs by to nearest (G9)."""
 
 Interval = tuple[Tensor, Tensor]
 
@@ -34,7 +37,7 @@ def is_power_of_two(x: float) -> bool:
     return math.isfinite(x) and math.frexp(x)[0] in (0.5, -0.5)
 
 
-def gamma_factor(count: int) -> float:
+def gamma_factor(count: float) -> float:
     """gamma_k = k u / (1 - k u)."""
     return count * U / (1 - count * U)
 
@@ -46,25 +49,44 @@ def kappa(flow: Dataflow, hidden: int) -> float:
 
 def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
     """The rank sum in any order, as the dataflow rounds it. `partials` is [world_size, ...] float64."""
-    total = partials.sum(0)
+    total = sums.sum_to_odd(list(partials))
     magnitude = partials.abs().sum(0)
     grid = trailing_unit(partials).amin(0)
-    if flow.accumulate == "fp32":
-        error = torch.where(magnitude <= 2.0**24 * grid, 0.0, gamma_factor(len(partials) - 1) * magnitude)
+    units = 1.0 if flow.sum_rounding == "nearest" else TRUNCATION
+    if flow.accumulate == "exact" or len(partials) <= 2:  # one rounding, and that is the last
+        error = torch.zeros_like(total)
+    elif flow.accumulate == "fp32":
+        error = torch.where(magnitude <= 2.0**24 * grid, 0.0, gamma_factor(units * (len(partials) - 1)) * magnitude)
     else:
-        error = torch.where(magnitude <= 2.0**fmt.precision * grid, 0.0, _native_error(partials, fmt))
+        error = torch.where(magnitude <= 2.0**fmt.precision * grid, 0.0, _native_error(partials, fmt, units))
     error = error + torch.where(error > 0, SLACK * magnitude, 0.0)
     if flow.flush_subnormals and flow.sum_flushes:
         error = error + torch.where(magnitude < 2.0**-100, len(partials) * 2 * 2.0**-126, 0.0)
     error = torch.where(total.isfinite(), error, 0.0)  # an infinity or NaN among the addends stands for itself
-    lo, hi = round_to(total - error, FP32), round_to(total + error, FP32)
+    ends = total - error, total + error
+    if flow.accumulate != "native":
+        ends = _rounded(ends, flow, FP32)
     if flow.round_sum or flow.accumulate == "native":
-        lo, hi = round_to(lo, fmt), round_to(hi, fmt)
-    return lo, hi
+        ends = _rounded(ends, flow, fmt)
+    if flow.sum_rounding == "nearest" or flow.accumulate == "exact" or len(partials) <= 2:
+        return ends
+    # Toward zero a partial sum that overflows is the largest number, and the next addends start from there.
+    overflows = total.isfinite() & (magnitude > fmt.largest)
+    return ends[0].masked_fill(overflows, -torch.inf), ends[1].masked_fill(overflows, torch.inf)
 
 
-def _native_error(partials: Tensor, fmt: Format) -> Tensor:
-    """L2: |computed - exact| of a sum whose every addition is rounded to `fmt`, in any order."""
+def _rounded(ends: Interval, flow: Dataflow, fmt: Format) -> Interval:
+    """Ends of a sum after one of its roundings (L0)."""
+    if flow.sum_rounding == "nearest":
+        return round_to(ends[0], fmt), round_to(ends[1], fmt)
+    lo, hi = truncate_to(ends[0], fmt), truncate_to(ends[1], fmt)
+    if flow.sum_rounding == "truncate":
+        return lo, hi
+    return torch.minimum(lo, round_to(ends[0], fmt)), torch.maximum(hi, round_to(ends[1], fmt))
+
+
+def _native_error(partials: Tensor, fmt: Format, units: float) -> Tensor:
+    """L2: |computed - exact| of a sum whose every addition is rounded to `fmt`, in any order, by so many half units."""
     ordered = partials.sort(0).values
     low, high = ordered.cumsum(0), ordered.flip(0).cumsum(0)
     error, peak = torch.zeros_like(partials[0]), torch.zeros_like(partials[0])
@@ -72,15 +94,13 @@ def _native_error(partials: Tensor, fmt: Format) -> Tensor:
         node = torch.maximum(high[leaves].abs(), low[leaves].abs())
         peak = node if leaves + 1 == len(partials) else torch.maximum(peak, node)
         bound = peak + error
-        error = error + 0.5 * ulp(bound * (1 + 2 * U), fmt) + U * bound
+        error = error + units * (0.5 * ulp(bound * (1 + 2 * U), fmt) + U * bound)
     return error
 
 
 def _add_outward(a: Tensor, b: Tensor, side: int) -> Tensor:
-    """A + b, moved outward only where that float64 addition is inexact (TwoSum)."""
-    total = a + b
-    virtual = total - a
-    error = (a - (total - virtual)) + (b - virtual)
+    """A + b, moved outward only where that float64 addition is inexact."""
+    total, error = sums.two_sum(a, b)
     return torch.where(error.isnan() | (error == 0), total, total + side * 2.0**-52 * total.abs())
 
 

@@ -30,25 +30,6 @@ def flush(x: Tensor) -> Tensor:
     return torch.where(x.abs() < LEAST_NORMAL, x * 0.0, x)
 
 
-def sum_partials(partials: list[Tensor], flow: Dataflow, *, flushing: bool) -> Tensor:
-    """The sum over ranks in rank order; native when it is rounded, else float32. Shapes [rows, hidden]."""
-    native = partials[0].dtype
-    if flushing:
-        total = flush(partials[0].to(torch.float32))
-        for partial in partials[1:]:
-            total = flush(total + flush(partial.to(torch.float32)))
-            total = total.to(native).to(torch.float32) if flow.accumulate == "native" else total
-    elif flow.accumulate == "native":
-        total = partials[0]
-        for partial in partials[1:]:
-            total = total + partial
-    else:
-        total = partials[0].to(torch.float32)
-        for partial in partials[1:]:
-            total = total.add(partial)
-    return total.to(native) if flow.round_sum or flow.accumulate == "native" else total
-
-
 def add_residual(total: Tensor, residual: Tensor, flow: Dataflow, *, flushing: bool) -> Tensor:
     """What the norm reads, [rows, hidden]: native when it reads the rounded stream, else float32."""
     if flow.norm_reads_rounded and total.dtype == residual.dtype and not flushing:

@@ -29,6 +29,7 @@ _NAN_CODE = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
 def takes(flow: Dataflow, problem: Problem) -> bool:
     """Whether the kernel forms this dataflow's nominal values."""
     rounded = (flow.round_sum or flow.accumulate == "native") and flow.sum_flushes
+    rounded = rounded and flow.accumulate != "exact" and flow.sum_rounding == "nearest"
     squared = not (flow.round_squares or flow.scaled_squares)
     staged = flow.norm_reads_rounded and flow.round_norm and squared and not flow.round_normed
     today = problem.op in STATIC_OPS and flow.statistics is None

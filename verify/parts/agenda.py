@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fusecheck.errors import UsageError
 
-KERNEL_SECONDS = 45.0
+KERNEL_SECONDS = 55.0
 """What the kernel question takes about without a budget, on two idle cores."""
 
 SLACK = 1.3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusecheck.formats.element import E4M3
 from fusecheck.numerics.enclosure import Interval
-from fusecheck.numerics.nominal import look_up
+from fusecheck.numerics.nominal import LEAST_NORMAL, look_up
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.scaled import TABLE_PAYS, Scaled
 
@@ -33,8 +33,18 @@ class StaticFp8(Scaled):
         return none, torch.full_like(none, torch.inf)
 
     def _operand(self, norm: Tensor, flow: QuantFlow) -> Tensor:
-        """The norm as it is: it matters for scales below 2^-116 alone, and nothing is said of flushing it there."""
+        """The norm as it is: a dataflow that flushes says so of its additions and of the scale's reciprocal alone."""
         return norm
+
+    def quotient_ends(
+        self, norm: Interval, stored: Tensor, flow: QuantFlow, given: float = 1.0, amax: Interval | None = None
+    ) -> Interval:
+        """What a subnormal norm may become includes zero, where a kernel that flushes might flush it, too."""
+        lo, hi = super().quotient_ends(norm, stored, flow, given, amax)
+        if not flow.flush:
+            return lo, hi
+        flushed = (norm[0] < LEAST_NORMAL) & (norm[1] > -LEAST_NORMAL)
+        return torch.where(flushed, lo.clamp(max=0.0), lo), torch.where(flushed, hi.clamp(min=0.0), hi)
 
     def codes(self, norm: Tensor, stored: Tensor, flow: QuantFlow, given: float = 1.0) -> Tensor:
         """The nominal codes; of many 16-bit numbers by a table of all of them."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
 from fusecheck.formats.binary import round_to
-from fusecheck.numerics import enclosure, nominal
+from fusecheck.numerics import enclosure, nominal, sums
 from fusecheck.numerics.enclosure import Interval
 from fusecheck.stages import values
 from fusecheck.stages.judgement import Element, Stage
@@ -36,8 +36,9 @@ class Residual:
 
     @cached_property
     def order_known(self) -> bool:
-        """Whether the rank sum is one number by declaration: a named order, or at most one addition."""
-        return self.flow.order == "rank" or len(self.operands.partials) <= 2
+        """Whether the rank sum is one number by declaration: how it is rounded, and no order or addition to choose."""
+        addends = len(self.operands.partials)
+        return addends == 1 or (self.flow.sum_rounding != "either" and (self.flow.order_free or addends == 2))
 
     @cached_property
     def stream(self) -> Tensor:
@@ -52,7 +53,7 @@ class Residual:
 
     def _added(self, flow: Dataflow) -> Tensor:
         flushing = self.operands.flushing(flow)
-        total = nominal.sum_partials(self.operands.partials, flow, flushing=flushing and flow.sum_flushes)
+        total = sums.sum_partials(self.operands.partials, flow, flushing=flushing and flow.sum_flushes)
         if self.operands.op.residual:
             return nominal.add_residual(total, self.operands.residual, flow, flushing=flushing)
         return total.to(self.operands.native if flow.norm_reads_rounded else torch.float32)
