@@ -312,10 +312,11 @@ def run(inputs: Inputs, flow: Dataflow, rng: Generator, order: str | None = None
     read = residual if flow.norm_reads_rounded else wide
     native = inputs.native if flow.round_squares else None
     order = order or choose_order(flow, hidden, rng)
+    measured = read if flow.statistics is None else residual if flow.statistics == "rounded" else wide
     if flow.scaled_squares:
-        root, depth = scaled_root(read, order, inputs.eps, flow, rng)
+        root, depth = scaled_root(measured, order, inputs.eps, flow, rng)
     else:
-        sums, depth = sum_squares(read, order, native, rng)
+        sums, depth = sum_squares(measured, order, native, rng)
         root = inverse_root(mean_square(sums, hidden, inputs.eps, flow, rng), rng)
     weight = inputs.gamma + np.float32(inputs.weight_bias)
     norm = normalise(read, root, weight, inputs, flow, rng)

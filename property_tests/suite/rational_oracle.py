@@ -133,11 +133,15 @@ def sum_nominal(row: Row, flow: Dataflow, i: int) -> Fraction:
     return rounded(total, row.native) if flow.round_sum else total
 
 
-def add_residual(row: Row, flow: Dataflow, total: Fraction, i: int) -> tuple[Fraction, Fraction]:
-    """Element i of what the norm reads, and of residual_out, from the sum over ranks."""
+def add_residual(row: Row, total: Fraction, i: int) -> tuple[Fraction, Fraction]:
+    """Element i of the residual stream as a float32, and rounded, from the sum over ranks."""
     wide = nearest(total + row.residual[i], FP32)
-    narrow = nearest(wide, row.native)
-    return (narrow if flow.norm_reads_rounded else wide), narrow
+    return wide, nearest(wide, row.native)
+
+
+def measures_rounded(flow: Dataflow) -> bool:
+    """Whether the mean square is that of the rounded stream."""
+    return flow.norm_reads_rounded if flow.statistics is None else flow.statistics == "rounded"
 
 
 # ------------------------------------------------------------------ the norm
@@ -155,7 +159,7 @@ def _square_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow
 
 
 def root_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -> tuple[Root, Root]:
-    """Enclose the reciprocal root of mean square plus eps, from the ends of what the norm reads."""
+    """Enclose the reciprocal root of mean square plus eps, from the ends of what is squared."""
     low, high = _square_ends(read, row, flow)
     deepest = row.hidden - 1
     kappa = gamma((deepest if flow.depth is None else min(flow.depth, deepest)) + 1)
@@ -175,9 +179,11 @@ def _widen(low: Root, high: Root, relative: Fraction) -> tuple[Root, Root]:
     return outward(low, -1), outward(high, 1)
 
 
-def norm_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -> list[Ends]:
-    """Enclose the norm before its last rounding, element by element."""
-    smallest, largest = root_ends(read, row, flow)
+def norm_ends(
+    read: list[tuple[Fraction, Fraction]], measured: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow
+) -> list[Ends]:
+    """Enclose the norm before its last rounding, element by element, from the ends of what it reads and measures."""
+    smallest, largest = root_ends(measured, row, flow)
     ends: list[Ends] = []
     for (a, b), weight in zip(read, row.weight, strict=True):
         low = (smallest if a >= 0 else largest).times(a)
@@ -193,9 +199,9 @@ def norm_ends(read: list[tuple[Fraction, Fraction]], row: Row, flow: Dataflow) -
     return ends
 
 
-def norm_nominal(read: list[Fraction], row: Row, flow: Dataflow) -> list[Root]:
+def norm_nominal(read: list[Fraction], measured: list[Fraction], row: Row, flow: Dataflow) -> list[Root]:
     """The norm before its last rounding, with the declared roundings and an exact root."""
-    squares = [nearest(t * t, row.native) if flow.round_squares else t * t for t in read]
+    squares = [nearest(t * t, row.native) if flow.round_squares else t * t for t in measured]
     mean = sum(squares, Fraction(0)) / row.hidden + nearest(row.eps, FP32)
     norm: list[Root] = []
     for t, weight in zip(read, row.weight, strict=True):
@@ -265,34 +271,33 @@ class Enclosed:
 
 def nominal(row: Row, flow: Dataflow) -> Nominal:
     """Compute the nominal outputs of a row."""
-    pairs = [add_residual(row, flow, sum_nominal(row, flow, i), i) for i in range(row.hidden)]
-    norm = norm_nominal([read for read, _ in pairs], row, flow)
-    return Nominal([out for _, out in pairs], norm, [ordinal(quotient_nominal(y, row, flow)) for y in norm])
+    wide, out = zip(*(add_residual(row, sum_nominal(row, flow, i), i) for i in range(row.hidden)), strict=True)
+    stream = {True: list(out), False: list(wide)}
+    norm = norm_nominal(stream[flow.norm_reads_rounded], stream[measures_rounded(flow)], row, flow)
+    return Nominal(list(out), norm, [ordinal(quotient_nominal(y, row, flow)) for y in norm])
 
 
-def read_ends(row: Row, flow: Dataflow) -> tuple[list[tuple[Fraction, Fraction]], list[Ends]]:
-    """Enclose what the norm reads, and residual_out."""
-    read: list[tuple[Fraction, Fraction]] = []
+def stream_ends(row: Row, flow: Dataflow) -> tuple[list[tuple[Fraction, Fraction]], list[Ends]]:
+    """Enclose the residual stream as float32, and residual_out."""
+    wide: list[tuple[Fraction, Fraction]] = []
     out: list[Ends] = []
     for i in range(row.hidden):
-        low, high = (add_residual(row, flow, end, i) for end in sum_ends(row, flow, i))
-        read.append((low[0], high[0]))
+        low, high = (add_residual(row, end, i) for end in sum_ends(row, flow, i))
+        wide.append((low[0], high[0]))
         out.append((low[1], high[1]))
-    return read, out
+    return wide, out
 
 
 def enclose(row: Row, flow: Dataflow, observed: list[Fraction]) -> Enclosed:
     """Compute the enclosure of a row: of residual_out, and of what follows from the observed residual_out.
 
-    Where the norm reads the rounded sum, it reads the observed value itself; else whatever rounds to it and
+    Where the rounded sum is read or squared, it is the observed value itself; else whatever rounds to it and
     the sum allows.
     """
-    read, out = read_ends(row, flow)
-    if flow.norm_reads_rounded:
-        read = [(t, t) for t in observed]
-    else:
-        before = [preimage(t, row.native) for t in observed]
-        read = [(max(low, a), min(high, b)) for (low, high), (a, b) in zip(read, before, strict=True)]
-    norm = norm_ends(read, row, flow)
+    wide, out = stream_ends(row, flow)
+    before = [preimage(t, row.native) for t in observed]
+    allowed = [(max(low, a), min(high, b)) for (low, high), (a, b) in zip(wide, before, strict=True)]
+    stream = {True: [(t, t) for t in observed], False: allowed}
+    norm = norm_ends(stream[flow.norm_reads_rounded], stream[measures_rounded(flow)], row, flow)
     quotient = [quotient_ends(ends, row, flow) for ends in norm]
     return Enclosed(out, norm, quotient, [(ordinal(low), ordinal(high)) for low, high in quotient])

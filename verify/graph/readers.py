@@ -46,6 +46,8 @@ class Readers:
         if reader.kind == "weight":
             self.read_as_weight(name, norm)
             return None
+        if reader.kind == "made":
+            return self.unview(reader, self.made(name, reader, norm))
         seen = self.view(reader, norm)
         if reader.kind == "router":
             logits = self.call(
@@ -55,8 +57,6 @@ class Readers:
             return None
         if reader.kind in ("fp8", "quantize", "dead"):
             found = self.quantized(name, reader, seen)
-        elif reader.kind == "made":
-            found = self.made(name, reader, seen)
         else:
             found = self.plain_linear(name, seen, self.width(reader))
         if reader.kind == "dead":
@@ -115,11 +115,15 @@ class Readers:
             return self.call(linear, seen, weight, bias=bias, input_scale=scale, weight_scale=weight_scale)
         return self.call(linear, seen, weight, bias, scale, weight_scale)
 
-    def made(self, name: str, reader: ReaderPlan, seen: Node) -> Node:
-        """A linear layer on codes behind a quantise that makes their scales; its weight has the same format."""
+    def made(self, name: str, reader: ReaderPlan, norm: Node) -> Node:
+        """A linear layer on codes behind a quantise that makes their scales; its weight has the same format.
+
+        The norm is viewed only where it is quantised anew, so that no view is left without a reader.
+        """
         form, width = reader.form, self.width(reader)
         key = (form, reader.view)
         if not reader.shared_scale or key not in self.pairs:
+            seen = self.view(reader, norm)
             factor = self.scale(name, reader, seen) if takes_scale(form.name) else None
             self.pairs[key] = (*self.builder.quantised(seen, width, factor, form), factor)
         bias = self.bias(name) if reader.bias else None
