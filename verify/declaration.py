@@ -13,7 +13,7 @@ from typing import Literal
 
 from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE
-from fusecheck.quantflow import CodeOfNan, CodeRule, QuantFlow, Reads
+from fusecheck.quantflow import CodeOfNan, CodeRule, QuantFlow, Reads, without_group
 
 Accumulate = Literal["fp32", "native", "exact"]
 SumRounding = Literal["nearest", "truncate", "either"]
@@ -127,7 +127,7 @@ class Dataflow:
     def declares(self, quantiser: str) -> bool:
         """Whether it says how a quantiser computes; of none and of one with a given scale every dataflow does."""
         names = ("none", GIVEN_SCALE, *dict(self.quants))
-        return quantiser in names or quantiser.rstrip("0123456789").removesuffix("-") in names
+        return quantiser in names or without_group(quantiser) in names
 
     def quant(self, quantiser: str) -> QuantFlow:
         """How a quantiser computes, by its name, with or without the size of its groups.
@@ -138,7 +138,7 @@ class Dataflow:
         if quantiser == GIVEN_SCALE:
             return self._static
         declared = dict(self.quants)
-        found = declared.get(quantiser) or declared.get(quantiser.rstrip("0123456789").removesuffix("-"))
+        found = declared.get(quantiser) or declared.get(without_group(quantiser))
         if found is None:
             known = ", ".join(declared) or "none"
             raise UsageError(f"dataflow {self.name} declares no quantiser {quantiser!r}, only: {known}; see `quants`")

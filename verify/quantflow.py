@@ -260,7 +260,11 @@ QUANT_FLOWS: dict[str, dict[str, QuantFlow]] = {
 """The known arithmetic of each quantiser, by the implementation's name."""
 
 
+def without_group(quantiser: str) -> str:
+    """A quantiser's name without the size of its groups: `group-fp8` of `group-fp8-64`."""
+    return quantiser if quantiser in QUANT_FLOWS else quantiser.rstrip("0123456789").removesuffix("-")
+
+
 def known_flows(quantiser: str) -> dict[str, QuantFlow]:
     """The known arithmetic of a quantiser, whose name may end in the size of its groups; empty where there is none."""
-    kind = quantiser if quantiser in QUANT_FLOWS else quantiser.rstrip("0123456789").removesuffix("-")
-    return QUANT_FLOWS.get(kind, {})
+    return QUANT_FLOWS.get(without_group(quantiser), {})

@@ -32,6 +32,7 @@ from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.operations import GIVEN_SCALE, Collective, compose
 from fusecheck.oracle import Oracle
 from fusecheck.property_tests.suite.family import CPU, Given, emulated
+from fusecheck.quantflow import without_group
 from fusecheck.report import Verdict, write_result
 from fusecheck.testing import conforms
 
@@ -108,7 +109,7 @@ class Call:
 
 def usual_calls(name: str, flow: Dataflow) -> Iterator[Call]:
     """Calls on the data of FlashInfer's test, all outputs returned; without a name the scale is given."""
-    kind = name.rstrip("0123456789").removesuffix("-") if name not in ORIGINAL else name
+    kind = without_group(name)
     profile = PROFILES["flashinfer-group" if "group" in name else "flashinfer"]
     for ranks, tokens, hidden in SHAPES:
         made = operands(profile, ranks, tokens, hidden, seed=42)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusecheck.faults.comparison import Codes, Floats, close, far
+from fusecheck.quantflow import without_group
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class FormatCriterion:
 
     def takes(self, quantiser: str) -> bool:
         """Whether its test is of this quantiser."""
-        return quantiser.rstrip("0123456789").removesuffix("-") in self.formats or quantiser in self.formats
+        return quantiser in self.formats or without_group(quantiser) in self.formats
 
 
 def _all(a: Floats, b: Floats, atol: float, rtol: float) -> bool:

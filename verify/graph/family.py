@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fusecheck.errors import UsageError
 from fusecheck.operations import COMPOSITIONS, Collective, Operation
-from fusecheck.quantflow import QUANT_FLOWS, known_flows
+from fusecheck.quantflow import known_flows, without_group
 from fusecheck.quantisers.known import quantiser
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -23,14 +23,9 @@ FINALIZE = "moe_finalize"
 """What else a pass may move into the fused operator: a rank's sum of experts."""
 
 
-def family_of(name: str) -> str:
-    """A quantiser's name without the size of its groups."""
-    return name if name in QUANT_FLOWS else name.rstrip("0123456789").removesuffix("-")
-
-
 def kind_of(name: str) -> str | None:
     """The kind of a quantiser, by its name with or without the size of its groups."""
-    return next((kind for kind, names in KINDS.items() if family_of(name) in names), None)
+    return next((kind for kind, names in KINDS.items() if without_group(name) in names), None)
 
 
 def takes_scale(name: str) -> bool:
@@ -62,7 +57,7 @@ def fused_operation(quantiser: str, *, norm_out: bool, experts: bool = False) ->
 
 
 def _base(op: Operation) -> tuple[Collective, str, bool]:
-    return op.collective, family_of(op.quantiser), op.returns_norm
+    return op.collective, without_group(op.quantiser), op.returns_norm
 
 
 _KNOWN = {_base(op) for op in COMPOSITIONS if op.residual and op.norm}

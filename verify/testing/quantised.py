@@ -10,7 +10,7 @@ from torch import Tensor
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation
-from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
+from fusecheck.quantflow import QUANT_FLOWS, QuantFlow, without_group
 from fusecheck.quantisers.known import quantiser
 from fusecheck.quantisers.quantiser import Quantiser
 from fusecheck.stages.code import Code
@@ -100,8 +100,7 @@ def _flows(name: str, flow: str | QuantFlow | None) -> list[QuantFlow]:
     """
     if isinstance(flow, QuantFlow):
         return [flow]
-    plain = name.rstrip("0123456789").removesuffix("-") if name not in QUANT_FLOWS else name
-    known = QUANT_FLOWS[plain]
+    known = QUANT_FLOWS[without_group(name)]
     if flow is not None and flow not in known:
         raise UsageError(f"flow={flow!r} is not known for {name}, expected one of: {', '.join(known)}")
     return list(known.values()) if flow is None else [known[flow]]
