@@ -12,8 +12,8 @@ from fusecheck.graph.run import GraphChecker
 from fusecheck.operations import STATIC_OPS, Collective
 from fusecheck.property_tests.graph_strategies import plans
 
-GRAPHS_PER_EXAMPLE = 2.5
-"""Graphs are cheap beside kernel cases: profile `ci` checks 200 of them, `fusecheck graph --random 500` more."""
+GRAPHS_PER_EXAMPLE = 1.25
+"""Graphs are cheap beside kernel cases: profile `ci` checks 100 of them, `fusecheck graph --random 500` more."""
 OTHER_TOKENS = 3
 GRAPHS = min(2000, round(settings().max_examples * GRAPHS_PER_EXAMPLE))
 

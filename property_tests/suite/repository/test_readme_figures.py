@@ -86,7 +86,7 @@ def long_run(result: str) -> None:
 
 
 def refuted(result: str) -> None:
-    *_, last = refutation.refute(refutation.Plan(checks=60_000, elements=1 << 12))
+    *_, last = refutation.refute(refutation.Plan(checks=200_000, elements=1 << 10))
     assert number(r"(\d+) violations", result) == last["any order"].total == last["depth declared"].total == 0
     # One element in four is also judged by the bound that was broken on purpose.
     share = number(r"caught ([\d.]+) million", result) * 1e6 / (number(r"in ([\d,]+) elements", result) / 4)
