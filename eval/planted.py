@@ -8,7 +8,6 @@ table: `golden/model/planted.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, table, tiers
+from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, asked, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import FirstScalePath
@@ -225,12 +224,7 @@ def to_json(name: str, outcome: Comparison, kernel: KernelTier | None) -> dict[s
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(PLANTED), help=f"some of {', '.join(PLANTED)}")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--run-dir", type=Path)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = asked(__doc__, PLANTED)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)

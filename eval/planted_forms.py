@@ -8,7 +8,6 @@ and prints a table. With the same `--run-dir` it goes on where it was broken off
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -26,6 +25,7 @@ from fusecheck.eval.calibrate import COPIED, quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.compare import compare
 from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.planted_tiers import asked, figures
 from fusecheck.eval.recipe import FORMS
 from fusecheck.eval.run import GOLDEN, open_job, run_arms
 from fusecheck.eval.samples import Run, read_run
@@ -125,11 +125,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             str(row["form"]),
             str(row["title"]),
-            f"{row['accuracy']:.4f}",
-            f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",
-            f"{row['lost']}/{row['gained']}",
-            f"{row['kl_ratio']:.2f}" if "kl_ratio" in row else "",
-            f"{row['wilcoxon_p']:.1g}" if "wilcoxon_p" in row else "",
+            *figures(row),
             str(row["verdict"]),
             "none" if row["first"] is None else ", stage ".join(row["first"]),
         ]
@@ -140,16 +136,11 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("forms", nargs="*", default=list(BUGS), help=f"some of {', '.join(BUGS)}")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--run-dir", type=Path)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = asked(__doc__, BUGS)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)
-        for made in run_forms(options.forms, options.limit, folder, lambda line: print(line, file=sys.stderr)):
+        for made in run_forms(options.names, options.limit, folder, lambda line: print(line, file=sys.stderr)):
             rows.append(to_json(*made))
             if options.json is not None:
                 limit = "" if options.limit is None else f" --limit {options.limit}"

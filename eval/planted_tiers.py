@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,35 @@ def tiers(kernel: KernelTier | None, outcome: Comparison) -> list[str]:
     return found
 
 
+def asked(description: str | None, known: Iterable[str]) -> argparse.Namespace:
+    """The command line of a table of planted bugs: names, by default all that are known, limit, run_dir and json."""
+    names = list(known)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("names", nargs="*", default=names, help=f"some of {', '.join(names)}")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def figures(row: Mapping[str, Any]) -> list[str]:
+    """Accuracy, its change in points, lost and gained, KL ratio and p of one row, as text; empty without an oracle."""
+    return [
+        f"{row['accuracy']:.4f}",
+        f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",
+        f"{row['lost']}/{row['gained']}",
+        f"{row['kl_ratio']:.2f}" if "kl_ratio" in row else "",
+        f"{row['wilcoxon_p']:.1g}" if "wilcoxon_p" in row else "",
+    ]
+
+
 def cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """The table's cells as text, in the order of `COLUMNS`, from the rows of `planted.json`."""
     for row in rows:
         yield [
             str(row["title"]),
             _of_kernel(row["kernel"]),
-            f"{row['accuracy']:.4f}",
-            f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",
-            f"{row['lost']}/{row['gained']}",
-            f"{row['kl_ratio']:.2f}" if "kl_ratio" in row else "",
-            f"{row['wilcoxon_p']:.1g}" if "wilcoxon_p" in row else "",
+            *figures(row),
             ", ".join(row["caught_by"]) or "none",
         ]
 

@@ -17,6 +17,7 @@ from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseEveryQuant, QuantSite, Reader
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.transform import RefusedError
+from fusecheck.property_tests.graph.honest import LastFirstQuant
 
 aten = torch.ops.aten
 MOVES = (*KINDS, FINALIZE)
@@ -177,15 +178,10 @@ class ReducedTwice(FuseFinalize):
 # Right passes -------------------------------------------------------------------------------------------------------
 
 
-class LastFirst(FuseEveryQuant):
+class LastFirst(LastFirstQuant, FuseEveryQuant):
     """Rewrites the last site first, and tries the kinds of quantisers in another order."""
 
     kinds = tuple(reversed(FuseEveryQuant.kinds))
-
-    @override
-    def agree(self, sites: dict[str, QuantSite], info: Any) -> dict[str, QuantSite]:
-        kept = super().agree(sites, info)
-        return {name: kept[name] for name in reversed(list(kept))}
 
 
 class SharesFirst(FuseEveryQuant):

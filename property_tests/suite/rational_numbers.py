@@ -70,14 +70,18 @@ def _exponent(square: Fraction) -> int:
     return e
 
 
+def _truncated(root: Root, grid: Grid) -> tuple[Fraction, Fraction, int]:
+    """The spacing of the format at a root, the root's square in units of it, and the whole units in the root."""
+    exponent = _exponent(root.square) if root.sign else grid.emin
+    quantum = Fraction(2) ** (max(exponent, grid.emin) - grid.precision + 1)
+    scaled = root.square / (quantum * quantum)
+    return quantum, scaled, math.isqrt(scaled.numerator // scaled.denominator)
+
+
 def nearest(x: Real, grid: Grid) -> Fraction:
     """Round once to a format, ties to even; no overflow."""
     root = Root.of(x)
-    if root.sign == 0:
-        return Fraction(0)
-    quantum = Fraction(2) ** (max(_exponent(root.square), grid.emin) - grid.precision + 1)
-    scaled = root.square / (quantum * quantum)
-    below = math.isqrt(scaled.numerator // scaled.denominator)
+    quantum, scaled, below = _truncated(root, grid)
     middle = (Fraction(2 * below + 1) / 2) ** 2
     up = scaled > middle or (scaled == middle and below % 2 == 1)
     return root.sign * (below + up) * quantum
@@ -86,11 +90,8 @@ def nearest(x: Real, grid: Grid) -> Fraction:
 def toward_zero(x: Real, grid: Grid) -> Fraction:
     """Round once to a format, toward zero."""
     root = Root.of(x)
-    if root.sign == 0:
-        return Fraction(0)
-    quantum = Fraction(2) ** (max(_exponent(root.square), grid.emin) - grid.precision + 1)
-    scaled = root.square / (quantum * quantum)
-    return root.sign * math.isqrt(scaled.numerator // scaled.denominator) * quantum
+    quantum, _, below = _truncated(root, grid)
+    return root.sign * below * quantum
 
 
 def half_ulp(x: Fraction, grid: Grid) -> Fraction:

@@ -135,18 +135,14 @@ def conforms(
     if group is None:
         return conformity_of(call, dataflow)
 
-    declared = None
-
     def told() -> Told:
-        nonlocal declared
         check(call)
-        declared = None if dataflow is None else judging.named(dataflow)
-        return Told.of(call, declared)
+        return Told.of(call, judging.named(dataflow))
 
     everyones = ranks.alike(told)
     check_alike(everyones)
     call = replace(call.detached(), partials=tuple(ranks.gather(call.partials[0].detach())))
-    return _judge(call, ranks, declared, unequal([each.outputs for each in everyones]))
+    return _judge(call, ranks, judging.named(dataflow), unequal([each.outputs for each in everyones]))
 
 
 def assert_conforms(*outputs: Tensor | None, **arguments: Any) -> Conformity:
@@ -174,7 +170,7 @@ def conformity_of(call: Call, dataflow: str | Dataflow | None) -> Conformity:
         UsageError: the call cannot be judged, or no known dataflow has the name.
     """
     check(call)
-    return _judge(call.detached(), Ranks(None), None if dataflow is None else judging.named(dataflow))
+    return _judge(call.detached(), Ranks(None), judging.named(dataflow))
 
 
 def _judge(call: Call, ranks: Ranks, declared: Dataflow | None, differing: Sequence[str] = ()) -> Conformity:

@@ -97,8 +97,8 @@ def _judge(call: Call, flow: Dataflow, rows: range, scales: Tensor | None) -> li
     return judge_rows(Oracle(flow, operands), shown, rows.start)
 
 
-def named(flow: str | Dataflow) -> Dataflow:
-    """A dataflow by its name, or itself.
+def named(flow: str | Dataflow | None) -> Dataflow | None:
+    """A dataflow by its name, or itself; None where none is declared.
 
     Raises:
         UsageError: no known dataflow has the name.
