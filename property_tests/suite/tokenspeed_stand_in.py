@@ -67,6 +67,6 @@ class TokenSpeed(FlashInfer):
         assert scale_out is not None
         assert scale_out.stride(1) > scale_out.stride(0)
         assert scale_out.stride(1) % 4 == 0
-        groups = norm.float().unflatten(-1, (-1, 128))
+        groups = norm.float().view(len(norm), -1, 128)
         scale_out.copy_(groups.abs().amax(-1).clamp(min=1e-10) / 448)
         quant_out.copy_((groups * (1.0 / scale_out).unsqueeze(-1)).clamp(-448, 448).flatten(1))
