@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,11 +53,11 @@ class Vllm:
         self.held: dict[int, int] = {}
         self.called: list[str] = []
 
-    def register(self) -> list[torch.library.Library]:
+    def register(self) -> list[Any]:
         """Register every op of `SCHEMAS` with the method of its name; whoever calls keeps and destroys them."""
-        made = []
+        made, make = [], cast("Any", torch.library.Library)
         for namespace, schemas in SCHEMAS.items():
-            library = torch.library.Library(namespace, "FRAGMENT")
+            library = make(namespace, "FRAGMENT")
             for schema in schemas:
                 name = schema.partition("(")[0]
                 library.define(schema)
@@ -159,7 +160,8 @@ class Vllm:
         name = "group-fp8-packed"
         made, rules = quantiser(name), DATAFLOWS["vllm-c"].quant(name)
         scales = made.scales(given, rules)
-        made.layout(*given.shape, rules, None).write(scales, output_s_packed)
+        tokens, hidden = given.shape
+        made.layout(tokens, hidden, rules, None).write(scales, output_s_packed)
         output_q.view(torch.uint8).copy_(made.codes(given, scales, rules))
 
 

@@ -103,7 +103,8 @@ class VllmBackend:
             raise ValueError(f"vllm on {rank.device}, expected a CUDA device: give --device cuda")
         if rank.group is None:
             raise ValueError("vllm needs a process group, and virtual ranks have none")
-        torch.ops.load_library(str(library()))
+        load: Any = torch.ops.load_library
+        load(str(library()))
         return VllmKernel(rank, limits)
 
 
