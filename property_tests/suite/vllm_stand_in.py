@@ -1,6 +1,7 @@
-"""What stands in for vLLM in tests: its ops on CPU tensors, under the schemas of 0.25.1's library (read 2026-11-29).
+"""What stands in for vLLM in tests: its ops on CPU tensors, by the schemas of 0.25.1 and 0.33.0.
 
-`csrc/libtorch_stable/torch_bindings.cpp` has the schemas. The arithmetic is that of the kernels' sources, in torch ops.
+The schemas are those that the wheels' libraries hold (read 2026-11-29), from `csrc/libtorch_stable/torch_bindings.cpp`.
+The arithmetic is that of the kernels' sources, in torch ops.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 What an operation calls: `fused_add_rms_norm_static_fp8_quant` (scale given), `rms_norm_dynamic_per_token_quant` and
 `rms_norm_per_block_quant` (scales made) where the norm is not returned, else `fused_add_rms_norm` and the quantiser.
 Only the library `_C_stable_libtorch.abi3.so` is loaded, which is built against torch's stable ABI: vLLM itself, and
-what it needs, is not imported. Its calls are those of `vllm/distributed/device_communicators/custom_all_reduce.py`
-(0.25.1). Arithmetic as read in csrc/libtorch_stable of github.com/vllm-project/vllm: layernorm_kernels.cu at
-0b9c5412, layernorm_quant_kernels.cu at 0e1d935d, layernorm_utils.cuh at 10512200.
+what it needs, is not imported. The calls are those of `vllm/distributed/device_communicators/custom_all_reduce.py`;
+0.25.1 and 0.33.0 have the same schemas. Arithmetic as read in csrc/libtorch_stable of github.com/vllm-project/vllm:
+layernorm_kernels.cu at 0b9c5412, layernorm_quant_kernels.cu at 0e1d935d, layernorm_utils.cuh at 1051220e.
 """
 
 from __future__ import annotations
