@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusecheck.backends.flashinfer_experts import launch_legacy_experts, launch_unified_experts
 from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
 from fusecheck.backends.flashinfer_patterns import LAYOUTS, family_of, pattern_of
 from fusecheck.backends.operands import allocate, check_layout
@@ -87,7 +88,7 @@ class LegacyKernel:
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, op, strategy)
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, self._metadata)
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments, self._metadata)
         return outputs
 
     def close(self) -> None:
@@ -120,13 +121,17 @@ class UnifiedKernel:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
+        arguments = self._options.arguments(inputs, outputs, op, strategy)
         with quiet():
+            if op.has_experts:
+                launch_unified_experts(self._library, self._workspace, inputs, op, arguments)
+                return outputs
             self._library.allreduce_fusion(
                 input=inputs.partial,
                 workspace=self._workspace,
                 pattern=pattern_of(op),
                 output=outputs.total,
-                **self._options.arguments(inputs, outputs, op, strategy),
+                **arguments,
             )
         return outputs
 
@@ -173,7 +178,7 @@ class VirtualKernel:
         stream = torch.cuda.current_stream(self._rank.device)
         stream.synchronize()
         self._board.wait()
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, None)
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments, None)
         stream.synchronize()
         self._board.wait()
         return outputs
@@ -192,7 +197,9 @@ def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: Operation, stra
     """
     check_layout(inputs)
     tokens, hidden = inputs.partial.shape
-    if picks_oneshot(rank.world_size, tokens, hidden, strategy):
+    if op.has_experts and strategy is Strategy.TWOSHOT:
+        raise ValueError(f"{op.name} is one-shot alone, got TWOSHOT: give ONESHOT or AUTO")
+    if op.has_experts or picks_oneshot(rank.world_size, tokens, hidden, strategy):
         reason = cleared_wrongly(rank.world_size, limits.max_tokens, limits.hidden)
         if reason is not None:
             raise ValueError(reason)
@@ -216,17 +223,20 @@ def launch_legacy(
     library: Any,
     rank: Rank,
     table: Tensor,
-    partial: Tensor,
+    inputs: RankInputs,
     asked: tuple[Operation, RankOutputs],
     arguments: dict[str, Any],
     metadata: dict[str, Any] | None,
 ) -> None:
     """Start the kernel on the current stream."""
-    tokens, hidden = partial.shape
+    tokens, hidden = inputs.partial.shape
     op, outputs = asked
     with quiet():
+        if op.has_experts:
+            launch_legacy_experts(library, rank, table, inputs, op, arguments)
+            return
         library.trtllm_allreduce_fusion(
-            allreduce_in=partial,
+            allreduce_in=inputs.partial,
             world_size=rank.world_size,
             world_rank=rank.index,
             token_num=tokens,

@@ -42,6 +42,7 @@ OPERATIONS = tuple(
             for out in ("", "OUT_")
         ),
         *(f"RESIDUAL_RMS_NORM_{out}QUANT_MXFP8" for out in ("", "OUT_")),
+        *(f"MOE_{collective}_RESIDUAL_RMS_NORM" for collective in ("REDUCTION", "FINALIZE")),
     )
 )
 """What the kernel is asked for unless told otherwise: every pattern that runs on Hopper, groups by both paths."""
@@ -54,7 +55,7 @@ def family_of(quantiser: str) -> tuple[str, int | None]:
 
 
 def pattern_of(op: Operation) -> int:
-    """The pattern that computes an operation which `op_support` takes."""
+    """The pattern of the all-reduce that computes an operation which `op_support` takes."""
     return PATTERNS[family_of(op.quantiser)[0]][op.returns_norm] if op.norm else 0
 
 
@@ -68,8 +69,8 @@ def op_support(op: Operation, hidden: int, version: tuple[int, ...] | None, capa
         capability: the chip's major compute capability; None where it is not known.
     """
     family, group = family_of(op.quantiser)
-    if op.collective is not Collective.ALL_REDUCE:
-        return Support(ok=False, reason=f"{op.collective.value} is a function of FlashInfer that is not adapted")
+    if op.collective is Collective.NONE:
+        return Support(ok=False, reason="FlashInfer's fused kernels have no operation without a collective")
     if op.norm and not op.residual:
         return Support(ok=False, reason="FlashInfer has no pattern with a norm and without a residual")
     if family not in PATTERNS:
