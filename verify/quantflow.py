@@ -154,6 +154,16 @@ def _group() -> tuple[QuantFlow, ...]:
             code_of_nan="-max",
             flush=True,
         ),
+        QuantFlow(
+            "tokenspeed",
+            "tokenspeed-kernel pattern 6 (27a74a33): div.full.f32, then 1.0 / scale in double and rounded once",
+            scale_rule="approx",
+            least=tiny,
+            least_at="amax",
+            code_rule="reciprocal",
+            code_of_nan="+max",
+            flush=True,
+        ),
         QuantFlow("aiter", "AITER group quant", reads="unrounded", zero_group="one", amax_nan="order"),
     )
 

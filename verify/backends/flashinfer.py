@@ -25,6 +25,7 @@ from fusecheck.interface import Kernel, Limits, Rank, Support
 from fusecheck.operations import Collective
 
 if TYPE_CHECKING:
+    from fusecheck.backends.flashinfer_kernels import Options
     from fusecheck.problem import Problem
 
 VARIANTS = ("fp32", "pdl", "early", "unified")
@@ -66,14 +67,16 @@ def refused_here(version: str | None) -> str | None:
 
 
 @functools.cache
-def refused_gpu(devices: int) -> str | None:
+def refused_gpu(devices: int, capabilities: tuple[int, ...] = CAPABILITIES) -> str | None:
     """Why the fused kernel does not run on the first of so many GPUs, or None."""
     if not devices:
         return None  # nothing to ask; whoever starts ranks will tell
     major, minor = torch.cuda.get_device_capability(0)
-    if major in CAPABILITIES:
+    if major in capabilities:
         return None
-    return f"{torch.cuda.get_device_name(0)} has capability {major}.{minor}, the kernel is built for 9, 10 and 12"
+    *most, last = capabilities
+    built = f"{', '.join(map(str, most))} and {last}"
+    return f"{torch.cuda.get_device_name(0)} has capability {major}.{minor}, the kernel is built for {built}"
 
 
 class FlashInferBackend:
@@ -87,19 +90,21 @@ class FlashInferBackend:
     """
 
     device = "cuda"
+    library = "flashinfer"
+    variants: tuple[str, ...] = VARIANTS
     operations = OPERATIONS
-    binaries = ("flashinfer",)
+    binaries: tuple[str, ...] = ("flashinfer",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]
-        unknown = [part for part in given if part not in VARIANTS]
+        unknown = [part for part in given if part not in self.variants]
         if unknown:
-            raise UsageError(f"flashinfer variant {unknown[0]!r}, expected of: {', '.join(VARIANTS)}")
+            raise UsageError(f"{self.library} variant {unknown[0]!r}, expected of: {', '.join(self.variants)}")
         self.fp32 = "fp32" in given
         self.pdl = "pdl" in given
         self.early = "early" in given
         self.unified = "unified" in given
-        self.name = f"flashinfer:{','.join(given)}" if given else "flashinfer"
+        self.name = f"{self.library}:{','.join(given)}" if given else self.library
 
     def supports(self, problem: Problem) -> Support:
         """Refuse without FlashInfer or a GPU that it builds for, and the shapes that its kernel refuses."""
@@ -131,6 +136,12 @@ class FlashInferBackend:
             flow = replace(flow, experts=replace(flow.experts, scaling="never"))
         return declared(flow, problem.op)
 
+    def options(self) -> Options:
+        """How the kernel is launched."""
+        from fusecheck.backends.flashinfer_kernels import Options
+
+        return Options(self.fp32, self.pdl, self.early)
+
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.
 
@@ -138,10 +149,10 @@ class FlashInferBackend:
             ValueError: the rank is not on a GPU, or is virtual and the variant `unified`.
         """
         if rank.device.type != "cuda":
-            raise ValueError(f"flashinfer on {rank.device}, expected a CUDA device: give --device cuda")
+            raise ValueError(f"{self.library} on {rank.device}, expected a CUDA device: give --device cuda")
         from fusecheck.backends import flashinfer_kernels as kernels
 
-        options = kernels.Options(self.fp32, self.pdl, self.early)
+        options = self.options()
         shared = getattr(rank, "board", None)
         if shared is not None and self.unified:
             raise ValueError("virtual ranks make their own pointer tables: leave the variant unified out")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusecheck.backends.flashinfer_patterns import pattern_of
 from fusecheck.backends.operands import check_dense
 from fusecheck.interface import Rank, RankInputs, Strategy
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation
@@ -20,8 +21,6 @@ from fusecheck.stages.experts import EXPERT_TENSORS, Experts
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
 
-PATTERNS = {Collective.MOE_REDUCTION: 6, Collective.MOE_FINALIZE: 7}
-"""`AllReduceFusionPattern` by collective."""
 WARP = 256
 """Elements that a warp covers; threads are launched in whole warps, and those beyond a row work on the next one."""
 CLUSTERS = (8, 4, 2, 1)
@@ -152,7 +151,7 @@ def launch_unified_experts(
     library.allreduce_fusion(
         input=given.get("moe_reduction_token_input", experts.tokens),
         workspace=workspace,
-        pattern=PATTERNS[op.collective],
+        pattern=pattern_of(op),
         rms_gamma=inputs.gamma,
         rms_eps=inputs.eps,
         **_shared_with_others(arguments),

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from fusecheck.backends.operands import allocate, check_layout
 from fusecheck.interface import Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE, Operation
 
+LEGACY = "flashinfer.comm.trtllm_ar"
+"""FlashInfer's module with the legacy API."""
 FLAGS = 256
 """Barrier slots of each rank's flag buffer."""
 
@@ -33,11 +35,17 @@ class Options:
         fp32: accumulate in float32.
         pdl: programmatic dependent launch.
         early: trigger dependents before the end.
+        module: the library's module that has the legacy functions; a fork of the kernel has its own.
     """
 
     fp32: bool = False
     pdl: bool = False
     early: bool = False
+    module: ClassVar[str] = LEGACY
+
+    def pattern(self, op: Operation) -> int:
+        """The library's number of the operation."""
+        return pattern_of(op)
 
     def arguments(self, inputs: RankInputs, outputs: RankOutputs, op: Operation, strategy: Strategy) -> dict[str, Any]:
         """The arguments that both APIs have by the same names."""
@@ -68,7 +76,7 @@ class LegacyKernel:
 
     def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
         self._options, self._rank, self._limits = options, rank, limits
-        self._library = legacy_library()
+        self._library = importlib.import_module(options.module)
         with quiet():
             made = self._library.trtllm_create_ipc_workspace_for_all_reduce_fusion(
                 rank.index,
@@ -88,7 +96,8 @@ class LegacyKernel:
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, op, strategy)
-        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments, self._metadata)
+        arguments |= {"pattern_code": self._options.pattern(op), "metadata": self._metadata}
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         return outputs
 
     def close(self) -> None:
@@ -145,7 +154,9 @@ class UnifiedKernel:
         handles = self._workspace.ipc_handles
         self._workspace.destroy()
         self._workspace = None
-        legacy_library().trtllm_destroy_ipc_workspace_for_all_reduce_fusion(handles, group=self._rank.group)
+        importlib.import_module(LEGACY).trtllm_destroy_ipc_workspace_for_all_reduce_fusion(
+            handles, group=self._rank.group
+        )
 
 
 class VirtualKernel:
@@ -157,7 +168,7 @@ class VirtualKernel:
 
     def __init__(self, options: Options, rank: Rank, board: Any, limits: Limits) -> None:
         self._options, self._rank, self._limits, self._board = options, rank, limits, board
-        self._library = legacy_library()
+        self._library = importlib.import_module(options.module)
         size = rank.world_size * limits.max_tokens * limits.hidden * 2
         self._buffers = (
             torch.zeros(size, dtype=torch.uint8, device=rank.device),
@@ -178,7 +189,8 @@ class VirtualKernel:
         stream = torch.cuda.current_stream(self._rank.device)
         stream.synchronize()
         self._board.wait()
-        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments, None)
+        arguments |= {"pattern_code": self._options.pattern(op), "metadata": None}
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         stream.synchronize()
         self._board.wait()
         return outputs
@@ -206,11 +218,6 @@ def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: Operation, stra
     return allocate(inputs, op)
 
 
-def legacy_library() -> Any:
-    """FlashInfer's module with the legacy API."""
-    return importlib.import_module("flashinfer.comm.trtllm_ar")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the legacy functions' warning that they are deprecated; the unified API calls them, too."""
@@ -226,7 +233,6 @@ def launch_legacy(
     inputs: RankInputs,
     asked: tuple[Operation, RankOutputs],
     arguments: dict[str, Any],
-    metadata: dict[str, Any] | None,
 ) -> None:
     """Start the kernel on the current stream."""
     tokens, hidden = inputs.partial.shape
@@ -242,8 +248,6 @@ def launch_legacy(
             token_num=tokens,
             hidden_dim=hidden,
             workspace_ptrs=table,
-            pattern_code=pattern_of(op),
             allreduce_out=outputs.total,
-            metadata=metadata,
             **arguments,
         )

@@ -24,6 +24,8 @@ PATTERNS = {
     "mxfp8": (13, 14),
 }
 """`AllReduceFusionPattern` by quantiser: without the norm among the outputs, and with it."""
+EXPERT_PATTERNS = {Collective.MOE_REDUCTION: 6, Collective.MOE_FINALIZE: 7}
+"""The same of the sums of experts."""
 SINCE = {"dynamic-fp8": (0, 6, 18), "mxfp8": (0, 7, 4)}
 """By quantiser, the first of the releases tried: 0.6.13, 0.6.18.post1, 0.7.0.post1, 0.7.2.post1, 0.7.4."""
 LAYOUTS = {"128x4": 0, "8x4": 1, "linear": 2}
@@ -55,7 +57,9 @@ def family_of(quantiser: str) -> tuple[str, int | None]:
 
 
 def pattern_of(op: Operation) -> int:
-    """The pattern of the all-reduce that computes an operation which `op_support` takes."""
+    """The pattern that computes an operation which the kernels have."""
+    if op.has_experts:
+        return EXPERT_PATTERNS[op.collective]
     return PATTERNS[family_of(op.quantiser)[0]][op.returns_norm] if op.norm else 0
 
 
