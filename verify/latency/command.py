@@ -77,7 +77,7 @@ def _measured(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str
     from fusecheck.latency.worker import slowest
 
     rest = (setting.hidden, max(tokens), setting.replays, setting.graphs, setting.op.value)
-    with Pool(WORKER, setting.tp, device="cuda", preload=("fusecheck.case.worker",)) as pool:
+    with Pool(WORKER, setting.tp, device="cuda") as pool:
         for rows in tokens:
             replies = pool.call("measure", setting.backend, rows, *rest, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)
