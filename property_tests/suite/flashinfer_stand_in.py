@@ -25,7 +25,7 @@ def codes(y: Tensor, scale: Tensor) -> Tensor:
 def memory(given: Tensor, dtype: torch.dtype, count: int) -> Tensor:
     """The first elements at a pointer, as a kernel reads them that is told neither dtype nor shape nor strides."""
     nbytes = count * dtype.itemsize
-    held = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())  # type: ignore[call-overload]
+    held = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
     start = given.storage_offset() * given.itemsize
     return held[start : start + nbytes].view(dtype)
 
@@ -233,7 +233,8 @@ class FlashInfer:
             assert moe_reduction_active_experts_token_input is not None
             assert moe_reduction_token_input is not None
             self.reduce_experts(
-                2, 0, *residual_in.shape, workspace.table, launch_with_pdl, residual_in, rms_gamma, rms_eps, 1.0,
+                2, 0, len(residual_in), residual_in.shape[1], workspace.table, launch_with_pdl, residual_in, rms_gamma,
+                rms_eps, 1.0,
                 moe_reduction_device_num_experts, moe_reduction_scale_input, moe_reduction_active_experts_token_input,
                 moe_reduction_token_input, layout_code, output, residual_out, norm_out, quant_out, scale_out,
                 weight_bias,

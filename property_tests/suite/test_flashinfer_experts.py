@@ -24,7 +24,7 @@ from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 REDUCTION, FINALIZE = (Operation.named(f"MOE_{kind}_RESIDUAL_RMS_NORM") for kind in ("REDUCTION", "FINALIZE"))
-KINDS = {"": LegacyKernel, "unified": UnifiedKernel}
+KINDS: dict[str, type[LegacyKernel | UnifiedKernel]] = {"": LegacyKernel, "unified": UnifiedKernel}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_experts_that_the_kernels_would_misread_never_reach_them(library: FlashI
     ):
         made = Inputs(Problem(op=op, tokens=4, hidden=256), CPU).of_rank(0)
         assert made.experts is not None
-        wrong = replace(made, experts=replace(made.experts, **changes))  # type: ignore[arg-type]
+        wrong = replace(made, experts=replace(made.experts, **changes))
         with pytest.raises(ValueError, match=told):
             kernel.run(wrong, op=op, strategy=Strategy.AUTO)
         with pytest.raises(ValueError, match="without experts"):
