@@ -128,6 +128,7 @@ def _group() -> tuple[QuantFlow, ...]:
         QuantFlow("vllm", "vLLM per_token_group_quant_8bit (CUDA)", least=tiny, least_at="amax", code_of_nan="+max"),
         QuantFlow("vllm-pow2", "the same with use_ue8m0", pow2="rceil", least=tiny, code_of_nan="+max"),
         QuantFlow("vllm-pow2-log2", "its Triton form", scale_rule="log2", pow2="rceil", least=tiny, code_of_nan="+max"),
+        QuantFlow("vllm-block", "vLLM rms_norm_per_block_quant", least=LEAST_OF_TOKEN, code_of_nan="+max"),
         QuantFlow(
             "vllm-native",
             "vLLM QuantFP8.forward_native with use_ue8m0",
