@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -36,9 +35,7 @@ PATTERNS = {
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[TokenSpeed]:
     made = TokenSpeed()
-    for name, module in made.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    made.install(monkeypatch)
     yield made
     assert made.held == {}
 

@@ -1,4 +1,4 @@
-"""FlashInfer's port of TensorRT-LLM's fused kernel, `trtllm_allreduce_fusion`, on CUDA ranks.
+"""FlashInfer's port of TensorRT-LLM's fused kernels, `trtllm_allreduce_fusion` and those for experts, on CUDA ranks.
 
 Variants, after a colon and separated by commas: `fp32` (accumulate in float32), `pdl` (programmatic dependent
 launch), `early` (trigger dependents before the end), `unified` (through the API with a workspace object, in place of
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusecheck.backends.flashinfer_experts import expert_refusal
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
+from fusecheck.operations import Collective
 
 if TYPE_CHECKING:
     from fusecheck.backends.flashinfer_kernels import Options
@@ -110,14 +112,28 @@ class FlashInferBackend:
         if reason is not None:
             return Support(ok=False, reason=reason)
         for _, call in problem.calls():
-            able = op_support(call.op, call.hidden, numbers_of(installed()), capability())
+            able = (
+                self._experts_support(call)
+                if call.op.has_experts
+                else op_support(call.op, call.hidden, numbers_of(installed()), capability())
+            )
             if not able.ok:
                 return able
         return shape_support(problem)
 
+    def _experts_support(self, call: Problem) -> Support:
+        lacks = [f"the variant {name}" for name in ("fp32", "early") if getattr(self, name)]
+        reason = (
+            f"the kernels for experts have no option for {lacks[0]}" if lacks else expert_refusal(call, capability())
+        )
+        return Support(ok=not reason, reason=reason)
+
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `flashinfer`, or `flashinfer-fp32` with that variant, and the rules of a group's path."""
         flow = replace(dataflow("flashinfer-fp32" if self.fp32 else "flashinfer"), invariant_below=ALONE)
+        reduces = problem.op.collective is Collective.MOE_REDUCTION
+        if problem.op.has_experts and (self.unified or reduces):  # takes no routed factor: that is its caller's
+            flow = replace(flow, experts=replace(flow.experts, scaling="never"))
         return declared(flow, problem.op)
 
     def options(self) -> Options:

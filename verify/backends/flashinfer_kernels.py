@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fusecheck.backends.flashinfer_experts import launch_legacy_experts, launch_unified_experts
 from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
 from fusecheck.backends.flashinfer_patterns import LAYOUTS, family_of, pattern_of
 from fusecheck.backends.operands import allocate, check_layout
@@ -96,7 +97,7 @@ class LegacyKernel:
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, op, strategy)
         arguments |= {"pattern_code": self._options.pattern(op), "metadata": self._metadata}
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, outputs.total, arguments)
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         return outputs
 
     def close(self) -> None:
@@ -129,13 +130,17 @@ class UnifiedKernel:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
+        arguments = self._options.arguments(inputs, outputs, op, strategy)
         with quiet():
+            if op.has_experts:
+                launch_unified_experts(self._library, self._workspace, inputs, op, arguments)
+                return outputs
             self._library.allreduce_fusion(
                 input=inputs.partial,
                 workspace=self._workspace,
                 pattern=pattern_of(op),
                 output=outputs.total,
-                **self._options.arguments(inputs, outputs, op, strategy),
+                **arguments,
             )
         return outputs
 
@@ -185,7 +190,7 @@ class VirtualKernel:
         stream.synchronize()
         self._board.wait()
         arguments |= {"pattern_code": self._options.pattern(op), "metadata": None}
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, outputs.total, arguments)
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         stream.synchronize()
         self._board.wait()
         return outputs
@@ -204,7 +209,9 @@ def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: Operation, stra
     """
     check_layout(inputs)
     tokens, hidden = inputs.partial.shape
-    if picks_oneshot(rank.world_size, tokens, hidden, strategy):
+    if op.has_experts and strategy is Strategy.TWOSHOT:
+        raise ValueError(f"{op.name} is one-shot alone, got TWOSHOT: give ONESHOT or AUTO")
+    if op.has_experts or picks_oneshot(rank.world_size, tokens, hidden, strategy):
         reason = cleared_wrongly(rank.world_size, limits.max_tokens, limits.hidden)
         if reason is not None:
             raise ValueError(reason)
@@ -220,18 +227,27 @@ def quiet() -> Iterator[None]:
 
 
 def launch_legacy(
-    library: Any, rank: Rank, table: Tensor, partial: Tensor, total: Tensor | None, arguments: dict[str, Any]
+    library: Any,
+    rank: Rank,
+    table: Tensor,
+    inputs: RankInputs,
+    asked: tuple[Operation, RankOutputs],
+    arguments: dict[str, Any],
 ) -> None:
     """Start the kernel on the current stream."""
-    tokens, hidden = partial.shape
+    tokens, hidden = inputs.partial.shape
+    op, outputs = asked
     with quiet():
+        if op.has_experts:
+            launch_legacy_experts(library, rank, table, inputs, op, arguments)
+            return
         library.trtllm_allreduce_fusion(
-            allreduce_in=partial,
+            allreduce_in=inputs.partial,
             world_size=rank.world_size,
             world_rank=rank.index,
             token_num=tokens,
             hidden_dim=hidden,
             workspace_ptrs=table,
-            allreduce_out=total,
+            allreduce_out=outputs.total,
             **arguments,
         )
