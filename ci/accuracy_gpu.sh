@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Ask the accuracy question of a real model on one GPU, on a machine without a network. Usage: ci/accuracy_gpu.sh STEP...
+# Ask the accuracy question of a real model on one or two GPUs, on a machine without a network. Usage: ci/accuracy_gpu.sh STEP...
 #   collect   move what was brought in .carry/ to $WORK (call it once for each load)
 #   setup     join the model's parts, unpack the packages, GGUF to bf16 to FP8
 #   tp1       FlashInfer's add + norm + quantise on one rank: MMLU, GSM8K
-#   fused     FlashInfer's fused kernel on two virtual ranks: MMLU, GSM8K
+#   fused     FlashInfer's fused kernel on two ranks: MMLU, GSM8K
 #   planted   bugs around the fused kernel: MMLU, each with --trace
+# On a machine with one GPU both ranks share it; RANKS='--tp 2 --virtual' asks for that elsewhere.
 # FORM=dynamic and the like takes another FP8 form in setup and planted; see `fusecheck accuracy calibrate --help`.
 # Brought: model.gguf.00 and so on, SHA256SUMS, site.tgz (lm-eval and what it needs), flashinfer.tgz (ci/bundle.py),
 # data.tgz (mmlu/ and gsm8k/). What a run leaves for reading goes to $OUT.
@@ -14,6 +15,8 @@ out=${OUT:-$work/out}
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 fused=${FUSED:-flashinfer:fp32}
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+read -ra ranks <<<"${RANKS:-$([ "$gpus" -gt 1 ] && echo --tp 2 || echo --tp 2 --virtual)}"
 export PYTHONPATH=$work/site HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 mkdir -p "$work/parts" "$work/site" "$out"
 
@@ -54,7 +57,7 @@ for step in "$@"; do
         ;;
     tp1 | fused)
         kernel=(--tp 1 --backend flashinfer-norm)
-        [ "$step" = tp1 ] || kernel=(--tp 2 --virtual --backend "$fused")
+        [ "$step" = tp1 ] || kernel=("${ranks[@]}" --backend "$fused")
         ask "$step" 580 "${kernel[@]}" --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" \
             ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
         ;;
@@ -67,7 +70,7 @@ for step in "$@"; do
         group-ue8m0) kinds+=" group_shifted powers_late" ;;
         esac
         for kind in ${KINDS:-$kinds}; do
-            NAME='' ask "planted-$kind" 300 --tp 2 --virtual --backend "fusecheck.eval.spoiled:${kind}__${fused/:/__}" \
+            NAME='' ask "planted-$kind" 300 "${ranks[@]}" --backend "fusecheck.eval.spoiled:${kind}__${fused/:/__}" \
                 --quick --tasks "${TASKS:-mmlu}" --shots 0 --limit "${LIMIT:-2500}" --trace
         done
         ;;

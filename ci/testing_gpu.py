@@ -19,9 +19,10 @@ import torch.distributed as dist
 from fusecheck.backends import backend
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import Limits, Strategy
+from fusecheck.latency.unfused import Quantise
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem
-from fusecheck.testing import assert_conforms, conforms
+from fusecheck.testing import assert_conforms, assert_quantised, conforms
 
 OPS = (
     "RESIDUAL_RMS_NORM",
@@ -63,6 +64,7 @@ def main() -> int:
     wrong += "differs between ranks" not in told
     _say(place, f"one rank's gamma doubled: {told[:120]}")
     _time(kernel, place, size)
+    wrong += _separate_quantisers(place)
     kernel.close()
     dist.destroy_process_group()
     return int(wrong > 0)
@@ -95,6 +97,22 @@ def _judge(kernel: Any, place: Rank, problem: Problem, flow: str, *, spoil: bool
         return str(assert_conforms(**outputs, **operands, dataflow=flow))
     except (AssertionError, ValueError) as error:
         return str(error)
+
+
+def _separate_quantisers(place: Rank) -> int:
+    """How many of the quantisers that `fusecheck latency` times beside the fused kernel give a wrong code."""
+    wrong = 0
+    for name in ("static-fp8", "dynamic-fp8", "group-fp8-packed", "group-fp8-packed-32", "mxfp8"):
+        problem = Problem(tokens=130, hidden=4096, world_size=place.world_size, seed=5)
+        made = Inputs(problem, place.device).of_rank(place.index)
+        quantise = Quantise(name, made)
+        quantise(made.residual)
+        try:
+            told = str(assert_quantised(quantise.codes, quantise.scale, of=made.residual, format=name))
+        except AssertionError as error:
+            told, wrong = str(error), wrong + 1
+        _say(place, f"separate {name}: {told[:200]}")
+    return wrong
 
 
 def _time(kernel: Any, place: Rank, size: int) -> None:

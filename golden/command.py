@@ -48,11 +48,8 @@ def _device(backend: str, world_size: int, *, virtual: bool) -> str:
 
 
 def _pool(backend: str, world_size: int, *, virtual: bool) -> Any:
-    options: dict[str, Any] = {
-        "device": _device(backend, world_size, virtual=virtual),
-        "preload": ("fusecheck.case.worker",),
-    }
-    return VirtualPool(world_size, **options) if virtual else Pool(WORKER, world_size, **options)
+    device = _device(backend, world_size, virtual=virtual)
+    return VirtualPool(world_size, device=device) if virtual else Pool(WORKER, world_size, device=device)
 
 
 @app.command("record")

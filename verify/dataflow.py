@@ -16,7 +16,14 @@ NORM_DEPTH = 65
 """In FlashInfer's norm kernels, a block a row: 8 squares a thread in each of 7 rounds at most, 5 + 5 warp shuffles."""
 
 
-FAST = partial(Dataflow, mean_rule="approx", exact_reciprocal=False, exact_pow2=True, flush_subnormals=True)
+FAST = partial(
+    Dataflow,
+    mean_rule="approx",
+    exact_reciprocal=False,
+    exact_pow2=True,
+    flush_subnormals=True,
+    experts=ExpertFlow(flush=True),
+)
 """What `-use_fast_math` makes of FlashInfer's kernels."""
 SEPARATE = partial(Dataflow, depth=None, scaling="divide")
 """Torch ops behind an all-reduce of their own, each result rounded."""

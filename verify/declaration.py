@@ -38,12 +38,16 @@ class ExpertFlow:
         product_rounded: a weighted token is rounded to the activations' dtype before it is added.
         scaling: the routed factor multiplies the experts' sum, or is never applied.
         shared: the shared expert's output is added, on each rank that has one.
+        flush: float32 subnormals become zero, as operands and as results: of products, of the routed factor, of the
+            shared expert's addition, and of sums in float32. Terms in the activations' dtype are added by its own
+            instruction, which keeps them.
     """
 
     accumulate: Literal["fp32", "native"] = "native"
     product_rounded: bool = True
     scaling: Literal["after_experts", "never"] = "after_experts"
     shared: bool = True
+    flush: bool = False
 
 
 @dataclass(frozen=True)

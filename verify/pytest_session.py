@@ -216,10 +216,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 def _pools(settings: Settings, devices: tuple[int, ...] = ()) -> Pools:
     from fusecheck.property_tests.kernel.bench import WORKER
 
-    options: dict[str, Any] = {
-        "device": settings.device,
-        "preload": ("fusecheck.property_tests.kernel.relation_worker",),
-    }
+    options: dict[str, Any] = {"device": settings.device}
     if devices:
         options["devices"] = devices
     return open_pools(WORKER, settings.world_size, **options)

@@ -61,7 +61,7 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
     name = str(request.config.getoption("--backend"))
     backend = name if name.startswith("flashinfer") else "emulated:flashinfer"
     device = "cuda" if name.startswith("flashinfer") else "cpu"
-    with Pool(WORKER, 2, device=device, preload=("fusecheck.case.worker",)) as pool:
+    with Pool(WORKER, 2, device=device) as pool:
         yield Asker(pool, backend)
 
 

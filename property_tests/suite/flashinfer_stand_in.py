@@ -1,19 +1,33 @@
-"""What stands in for FlashInfer in tests without a GPU: its functions, by the signatures of 0.6.13 and 0.7.2.post1."""
+"""What stands in for FlashInfer in tests without a GPU: its functions, by the signatures of 0.6.13 and 0.7.2.post1.
+
+What experts take is by 0.6.13; later releases, up to 0.7.4, add a keyword `backend` with a default, and nothing else.
+"""
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from fusecheck.backends import flashinfer_norm
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.quantisers.known import quantiser
 
 
 def codes(y: Tensor, scale: Tensor) -> Tensor:
     return (y * (1.0 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def memory(given: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    """The first elements at a pointer, as a kernel reads them that is told neither dtype nor shape nor strides."""
+    nbytes = count * dtype.itemsize
+    held = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
+    start = given.storage_offset() * given.itemsize
+    return held[start : start + nbytes].view(dtype)
 
 
 def normed(stream: Tensor, gamma: Tensor, eps: float, bias: float) -> Tensor:
@@ -29,6 +43,13 @@ class FlashInfer:
         self.calls: list[dict[str, Any]] = []
         self.held: dict[int, Tensor] = {}
 
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be what the adapters import, without a GPU."""
+        for name, module in self.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setenv(flashinfer_norm.USE_CUDA, "0")
+
     def modules(self) -> dict[str, ModuleType]:
         """What `import flashinfer.comm`, `.comm.trtllm_ar` and `.norm` find."""
         made = {name: ModuleType(name) for name in ("flashinfer", "flashinfer.comm", "flashinfer.norm")}
@@ -37,6 +58,8 @@ class FlashInfer:
             trtllm_create_ipc_workspace_for_all_reduce_fusion=self.create,
             trtllm_destroy_ipc_workspace_for_all_reduce_fusion=self.release,
             trtllm_allreduce_fusion=self.fuse,
+            trtllm_moe_allreduce_fusion=self.reduce_experts,
+            trtllm_moe_finalize_allreduce_fusion=self.finalize_experts,
         )
         vars(made["flashinfer.comm"]).update(
             create_allreduce_fusion_workspace=self.create_unified, allreduce_fusion=self.fuse_unified
@@ -90,6 +113,58 @@ class FlashInfer:
             assert scale_factor is not None
             quant_out.view(shape).copy_(codes(norm.float(), scale_factor).view(torch.uint8))
 
+    def reduce_experts(
+        self, world_size: int, world_rank: int, token_num: int, hidden_dim: int, workspace_ptrs: Tensor,
+        launch_with_pdl: bool, residual_in: Tensor, rms_gamma: Tensor, rms_eps: float, scale_factor: float,
+        moe_reduction_device_num_experts: int, moe_reduction_scale_input: Tensor,
+        moe_reduction_active_experts_token_input: Tensor, moe_reduction_token_input: Tensor, layout_code: int | None,
+        moe_allreduce_out: Tensor | None, residual_out: Tensor | None, norm_out: Tensor | None,
+        quant_out: Tensor | None, scale_out: Tensor | None, weight_bias: float | None = None,
+    ) -> None:  # fmt: skip
+        count, shape = int(moe_reduction_device_num_experts), (token_num, hidden_dim)
+        assert isinstance(scale_factor, float)
+        given = moe_reduction_active_experts_token_input
+        weights = memory(moe_reduction_scale_input, torch.float32, count * token_num).view(count, token_num, 1)
+        tokens = memory(given, given.dtype, count * token_num * hidden_dim).view(count, *shape)
+        total = torch.zeros(shape, dtype=given.dtype)
+        for weight, each in zip(weights, tokens, strict=True):
+            total = total + (each.float() * weight).to(given.dtype)
+        total = total + memory(moe_reduction_token_input, given.dtype, total.numel()).view(shape)
+        self.calls.append({"pattern": 6, "pdl": launch_with_pdl})
+        self._finish_experts(total, residual_in, rms_gamma, rms_eps, weight_bias, residual_out, norm_out)
+
+    def finalize_experts(
+        self, allreduce_in: Tensor, residual_in: Tensor, norm_weight: Tensor, expanded_idx_to_permuted_idx: Tensor,
+        norm_out: Tensor | None, residual_out: Tensor | None, quant_out: Tensor | None, scale_out: Tensor | None,
+        workspace_ptrs: Tensor, launch_with_pdl: bool, world_rank: int, world_size: int, eps: float,
+        shared_expert_output: Tensor | None, expert_scale_factor: Tensor | None, routed_scaling_factor: float | None,
+        weight_bias: float | None = None,
+    ) -> None:  # fmt: skip
+        native, (count, routes) = residual_in.dtype, expanded_idx_to_permuted_idx.shape
+        if expanded_idx_to_permuted_idx.dtype is not torch.int32:
+            raise RuntimeError("expanded_idx_to_permuted_idx must be int32")
+        assert expert_scale_factor is not None
+        weights = memory(expert_scale_factor, native, count * routes).view(count, routes, 1)
+        total = torch.zeros_like(residual_in)
+        for token, route in torch.cartesian_prod(torch.arange(count), torch.arange(routes)).tolist():
+            row = int(expanded_idx_to_permuted_idx[token, route])
+            if row != -1:
+                total[token] += (allreduce_in[row].float() * weights[token, route].float()).to(native)
+        total = (total.float() * (1.0 if routed_scaling_factor is None else routed_scaling_factor)).to(native)
+        total = total if shared_expert_output is None else total + shared_expert_output
+        self.calls.append({"pattern": 7, "pdl": launch_with_pdl, "routed": routed_scaling_factor})
+        self._finish_experts(total, residual_in, norm_weight, eps, weight_bias, residual_out, norm_out)
+
+    def _finish_experts(
+        self, total: Tensor, residual: Tensor, gamma: Tensor, eps: float, bias: float | None,
+        residual_out: Tensor | None, norm_out: Tensor | None,
+    ) -> None:  # fmt: skip
+        assert residual_out is not None
+        assert norm_out is not None, "a norm that is not asked for is written to address 0"
+        stream = (total + self.other) + residual
+        residual_out.copy_(stream)
+        norm_out.copy_(normed(stream, gamma, eps, bias or 0.0))
+
     def _quantise(
         self, pattern: int, norm: Tensor, quant_out: Tensor | None, scale_out: Tensor | None, layout: int | None,
         group: int | None,
@@ -134,11 +209,37 @@ class FlashInfer:
         norm_out: Tensor | None = None, quant_out: Tensor | None = None, scale_out: Tensor | None = None,
         residual_in: Tensor | None = None, rms_gamma: Tensor | None = None, rms_eps: float = 1e-6,
         scale_factor: Tensor | None = None, layout_code: int | None = None, use_oneshot: bool | None = None,
-        fp32_acc: bool = False, block_quant_group_size: int | None = None, weight_bias: float = 0.0,
+        fp32_acc: bool = False, moe_reduction_device_num_experts: int | None = None,
+        moe_reduction_scale_input: Tensor | None = None,
+        moe_reduction_active_experts_token_input: Tensor | None = None,
+        moe_reduction_token_input: Tensor | None = None, expanded_idx_to_permuted_idx: Tensor | None = None,
+        expert_scale_factor: Tensor | None = None, shared_expert_output: Tensor | None = None,
+        block_quant_group_size: int | None = None, weight_bias: float = 0.0,
     ) -> Tensor | None:  # fmt: skip
         assert residual_in is not None
         assert residual_out is not None
         assert rms_gamma is not None
+        if pattern == 7:
+            assert expanded_idx_to_permuted_idx is not None
+            self.finalize_experts(
+                input, residual_in, rms_gamma, expanded_idx_to_permuted_idx, norm_out, residual_out, quant_out,
+                scale_out, workspace.table, launch_with_pdl, 0, 2, rms_eps, shared_expert_output, expert_scale_factor,
+                None, weight_bias,
+            )  # fmt: skip
+            return norm_out
+        if pattern == 6:
+            assert moe_reduction_device_num_experts is not None
+            assert moe_reduction_scale_input is not None
+            assert moe_reduction_active_experts_token_input is not None
+            assert moe_reduction_token_input is not None
+            self.reduce_experts(
+                2, 0, len(residual_in), residual_in.shape[1], workspace.table, launch_with_pdl, residual_in, rms_gamma,
+                rms_eps, 1.0,
+                moe_reduction_device_num_experts, moe_reduction_scale_input, moe_reduction_active_experts_token_input,
+                moe_reduction_token_input, layout_code, output, residual_out, norm_out, quant_out, scale_out,
+                weight_bias,
+            )  # fmt: skip
+            return norm_out
         tokens, hidden = input.shape
         self.fuse(
             input, 2, 0, tokens, hidden, workspace.table, launch_with_pdl, trigger_completion_at_end, fp32_acc, pattern,

@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
     """Print a row for each kernel; 1 if a planted one survives or a right one is accused."""
     right = "--right" in words
     names = [word for word in words if not word.startswith("--")] or list(RIGHT if right else FAULTS)
-    pools = {size: Pool(WORKER, size, preload=("fusecheck.case.worker",)) for size in WORLD_SIZES}
+    pools = {size: Pool(WORKER, size) for size in WORLD_SIZES}
     wrong = 0
     try:
         for name in names:

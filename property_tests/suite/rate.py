@@ -49,7 +49,7 @@ def problems() -> Iterator[Problem]:
 
 def on_a_pool(seconds: float) -> float:
     """Cases a second on a pool whose ranks stay."""
-    with Pool(WORKER, WORLD_SIZE, preload=["fusecheck.case.worker"]) as pool:
+    with Pool(WORKER, WORLD_SIZE) as pool:
 
         def judge(problem: Problem) -> None:
             outcome = run_case(pool, request(problem, BACKEND, limits=LIMITS))

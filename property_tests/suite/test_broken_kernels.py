@@ -27,7 +27,7 @@ CASE = Problem(op=BOTH, strategy=Strategy.ONESHOT, tokens=4, hidden=64, seed=3)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool("fusecheck.case.worker:CaseWorker", 2, preload=["fusecheck.case.worker"]) as started:
+    with Pool("fusecheck.case.worker:CaseWorker", 2) as started:
         yield started
 
 

@@ -118,6 +118,21 @@ class SumsTwice(Arithmetic):
         return super().sum_experts(experts) * self.world_size
 
 
+class KeepsSubnormals(Arithmetic):
+    """Products of float32 are not flushed, where `-use_fast_math` flushes them."""
+
+    def sum_experts(self, experts: Experts) -> Tensor:
+        rules = replace(self.dataflow.experts, flush=False)
+        return Arithmetic(replace(self.dataflow, experts=rules), self.index, self.world_size).sum_experts(experts)
+
+
+@pytest.mark.parametrize("op", [REDUCTION, FINALIZE], ids=str)
+def test_flushed_subnormals_are_those_of_the_declaration(op: Operation) -> None:
+    problem = Problem(op=op, tokens=8, hidden=512, family="subnormal")
+    assert not any(tally.outside for flow in ("flashinfer", "trtllm") for tally in judged(problem, flow=flow))
+    assert any(tally.outside for tally in judged(problem, KeepsSubnormals))
+
+
 @pytest.mark.parametrize(
     ("fault", "op", "stage", "told"),
     [

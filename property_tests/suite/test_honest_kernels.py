@@ -25,7 +25,7 @@ CASE = Problem(op=BOTH, strategy=Strategy.ONESHOT, world_size=4, tokens=9, hidde
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool("fusecheck.case.worker:CaseWorker", 4, preload=["fusecheck.case.worker"]) as started:
+    with Pool("fusecheck.case.worker:CaseWorker", 4) as started:
         yield started
 
 

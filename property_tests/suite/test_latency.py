@@ -17,6 +17,7 @@ from fusecheck.latency import analysis, command
 from fusecheck.latency.analysis import Timing
 from fusecheck.latency.worker import slowest
 
+PUBLISHED = analysis.PUBLISHED["llama-3.1-8b"]
 RECORDED = Path(golden.__path__[0]) / "h200x2" / "latency"
 
 
@@ -61,7 +62,7 @@ def test_the_proposed_policy_is_what_the_graph_passes_read(tmp_path: Path) -> No
 
 
 def test_a_step_changes_by_the_gain_of_every_site_but_the_last_norm() -> None:
-    rows = analysis.prediction(analysis.sites(_timings({1: 2.0, 256: 2.0})), model("llama-3.1-8b"), [1, 256])
+    rows = analysis.prediction(analysis.sites(_timings({1: 2.0, 256: 2.0})), model("llama-3.1-8b"), [1, 256], PUBLISHED)
     assert [row["predicted_ms"] for row in rows] == [-0.126, -0.126]
     assert [row["published_ms"] for row in rows] == [-0.10, 2.91]
     words = analysis.reading(rows)
@@ -71,7 +72,7 @@ def test_a_step_changes_by_the_gain_of_every_site_but_the_last_norm() -> None:
 
 def test_a_concurrency_that_was_not_measured_is_refused() -> None:
     with pytest.raises(UsageError, match="concurrency 2 was not measured"):
-        analysis.prediction(analysis.sites(_timings({1: 2.0})), model("llama-3.1-8b"), [2])
+        analysis.prediction(analysis.sites(_timings({1: 2.0})), model("llama-3.1-8b"), [2], PUBLISHED)
 
 
 @pytest.mark.parametrize("name", ["result.json", "pdl.json"])
@@ -80,7 +81,7 @@ def test_on_the_h200_pair_fusing_pays_at_every_count_and_predicts_the_published_
     found = analysis.sites(timings)
     assert analysis.threshold(found) is None
     assert analysis.regressions(found, 0.02) == []
-    rows = analysis.prediction(found, model("llama-3.1-8b"), [1, 2, 16, 256])
+    rows = analysis.prediction(found, model("llama-3.1-8b"), [1, 2, 16, 256], PUBLISHED)
     assert all(-0.15 < row["predicted_ms"] < -0.03 for row in rows)
     assert len(analysis.reading(rows)) == 1
 
@@ -113,8 +114,24 @@ def test_without_gpus_the_measurement_says_what_is_missing(monkeypatch: pytest.M
         command.measure(command.Setting("flashinfer", 2, 64), [1])
 
 
-def test_an_op_that_leaves_no_quantiser_to_fuse_is_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    "op",
+    ["RESIDUAL_RMS_NORM", "ALL_REDUCE", "RESIDUAL_RMS_NORM_QUANT_NVFP4", "RESIDUAL_RMS_NORM_QUANT_GROUP_FP8_PACKED_48"],
+)
+def test_an_op_that_leaves_no_quantiser_to_a_kernel_of_its_own_is_refused_by_name(op: str) -> None:
     app = typer.Typer()
     command.register(app)
-    with pytest.raises(UsageError, match="--op 'RESIDUAL_RMS_NORM', expected one that quantises: RESIDUAL_RMS_NORM_QU"):
-        CliRunner().invoke(app, ["--op", "RESIDUAL_RMS_NORM"], catch_exceptions=False)
+    with pytest.raises(UsageError, match=f"--op {op}, expected an all-reduce with a norm and a quantiser of static"):
+        CliRunner().invoke(app, ["--op", op], catch_exceptions=False)
+
+
+def test_every_published_figure_is_of_static_fp8_and_stands_beside_nothing_else(tmp_path: Path) -> None:
+    app = typer.Typer()
+    command.register(app)
+    recorded = json.loads((RECORDED / "result.json").read_text())
+    for op, shown in ((command.STATIC, True), ("RESIDUAL_RMS_NORM_QUANT_DYNAMIC_FP8", False)):
+        recorded["summary"]["op"] = op
+        path = tmp_path / "times.json"
+        path.write_text(json.dumps(recorded))
+        printed = CliRunner().invoke(app, ["--from", str(path), "--run-dir", str(tmp_path / op)]).stdout
+        assert ("published" in printed) == shown

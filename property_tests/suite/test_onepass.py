@@ -47,7 +47,7 @@ def test_one_pass_and_eager_judge_agree_on_random_problems_and_planted_errors() 
 
 def test_a_batch_gives_the_records_of_its_cases_one_by_one() -> None:
     cases = [request(Problem(tokens=n, hidden=64, seed=n), "emulated:flashinfer") for n in (1, 3)]
-    with Pool(WORKER, 2, preload=("fusecheck.case.worker",)) as pool:
+    with Pool(WORKER, 2) as pool:
         together = pool.call("run_many", cases, timeout=60.0)
         for place, case in enumerate(cases):
             alone = collect(case, pool.call("run", case, timeout=60.0))

@@ -35,7 +35,7 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool(WORKER, 2, preload=("fusecheck.case.worker",)) as made:
+    with Pool(WORKER, 2) as made:
         yield made
 
 

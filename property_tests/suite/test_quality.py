@@ -34,7 +34,7 @@ with Pool(WORKER, 2) as pool:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool(WORKER, 2, preload=[WORKER.partition(":")[0]]) as ranks:
+    with Pool(WORKER, 2) as ranks:
         yield ranks
 
 

@@ -27,7 +27,7 @@ HERE = stand_in.__name__
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool("fusecheck.case.worker:CaseWorker", 2, preload=["fusecheck.case.worker"]) as started:
+    with Pool("fusecheck.case.worker:CaseWorker", 2) as started:
         yield started
 
 

@@ -33,7 +33,7 @@ RANKS = 4
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Pool]:
-    with Pool(WORKER, RANKS, preload=("fusecheck.testing",)) as pool:
+    with Pool(WORKER, RANKS) as pool:
         yield pool
 
 

@@ -23,6 +23,8 @@ BUILT_IN = {
     "unfused": "fusecheck.backends.unfused:UnfusedBackend",
     "flashinfer": "fusecheck.backends.flashinfer:FlashInferBackend",
     "flashinfer-norm": "fusecheck.backends.flashinfer_norm:FlashInferNormBackend",
+    "tokenspeed": "fusecheck.backends.tokenspeed:TokenSpeedBackend",
+    "vllm": "fusecheck.backends.vllm:VllmBackend",
     "torch-symm": "fusecheck.backends.torch_symm:TorchSymmBackend",
     "tensorrt_llm": "fusecheck.backends.tensorrt_llm:TensorRTLLMBackend",
 }

@@ -81,19 +81,26 @@ class Arithmetic:
         total = self.weighed(experts, 0).to(kept)
         for term in range(1, count):
             total = total + self.weighed(experts, term).to(kept)
-        if rules.scaling == "after_experts":
-            total = total * experts.routed_scaling
+            total = total if kept is native else self.settled(total)
+        if rules.scaling == "after_experts" and experts.routed_scaling != 1.0:
+            total = self.settled(self.settled(total) * experts.routed_scaling).to(kept)
         if rules.shared and experts.shared is not None:
-            total = total + experts.shared.to(kept)
+            total = self.settled(self.settled(total) + self.settled(experts.shared.to(kept))).to(kept)
         return total.to(native)
+
+    def settled(self, x: Tensor) -> Tensor:
+        """An operand or a result of the experts' float32 steps, flushed where they flush; else as it is."""
+        return self.flush(x.float()) if self.dataflow.experts.flush else x
 
     def weighed(self, experts: Experts, term: int) -> Tensor:
         """One term times its weight, [tokens, hidden]; zero where the route is missing."""
         if experts.rows is None:
-            product = experts.tokens[term].float() * experts.scale[term][:, None].float()
+            token, weight, row = experts.tokens[term], experts.scale[term][:, None], None
         else:
             row = experts.rows[:, term].long()
-            product = experts.tokens[row.clamp(min=0)].float() * experts.scale[:, term, None].float()
+            token, weight = experts.tokens[row.clamp(min=0)], experts.scale[:, term, None]
+        product = self.settled(self.settled(token.float()) * self.settled(weight.float()))
+        if row is not None:
             product = product.where((row >= 0)[:, None], torch.zeros(()))
         return product.to(experts.tokens.dtype) if self.dataflow.experts.product_rounded else product
 

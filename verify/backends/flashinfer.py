@@ -1,4 +1,4 @@
-"""FlashInfer's port of TensorRT-LLM's fused kernel, `trtllm_allreduce_fusion`, on CUDA ranks.
+"""FlashInfer's port of TensorRT-LLM's fused kernels, `trtllm_allreduce_fusion` and those for experts, on CUDA ranks.
 
 Variants, after a colon and separated by commas: `fp32` (accumulate in float32), `pdl` (programmatic dependent
 launch), `early` (trigger dependents before the end), `unified` (through the API with a workspace object, in place of
@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusecheck.backends.flashinfer_experts import expert_refusal
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
+from fusecheck.operations import Collective
 
 if TYPE_CHECKING:
+    from fusecheck.backends.flashinfer_kernels import Options
     from fusecheck.problem import Problem
 
 VARIANTS = ("fp32", "pdl", "early", "unified")
@@ -64,14 +67,16 @@ def refused_here(version: str | None) -> str | None:
 
 
 @functools.cache
-def refused_gpu(devices: int) -> str | None:
+def refused_gpu(devices: int, capabilities: tuple[int, ...] = CAPABILITIES) -> str | None:
     """Why the fused kernel does not run on the first of so many GPUs, or None."""
     if not devices:
         return None  # nothing to ask; whoever starts ranks will tell
     major, minor = torch.cuda.get_device_capability(0)
-    if major in CAPABILITIES:
+    if major in capabilities:
         return None
-    return f"{torch.cuda.get_device_name(0)} has capability {major}.{minor}, the kernel is built for 9, 10 and 12"
+    *most, last = capabilities
+    built = f"{', '.join(map(str, most))} and {last}"
+    return f"{torch.cuda.get_device_name(0)} has capability {major}.{minor}, the kernel is built for {built}"
 
 
 class FlashInferBackend:
@@ -85,19 +90,21 @@ class FlashInferBackend:
     """
 
     device = "cuda"
+    library = "flashinfer"
+    variants: tuple[str, ...] = VARIANTS
     operations = OPERATIONS
-    binaries = ("flashinfer",)
+    binaries: tuple[str, ...] = ("flashinfer",)
 
     def __init__(self, variant: str = "") -> None:
         given = [part for part in variant.split(",") if part]
-        unknown = [part for part in given if part not in VARIANTS]
+        unknown = [part for part in given if part not in self.variants]
         if unknown:
-            raise UsageError(f"flashinfer variant {unknown[0]!r}, expected of: {', '.join(VARIANTS)}")
+            raise UsageError(f"{self.library} variant {unknown[0]!r}, expected of: {', '.join(self.variants)}")
         self.fp32 = "fp32" in given
         self.pdl = "pdl" in given
         self.early = "early" in given
         self.unified = "unified" in given
-        self.name = f"flashinfer:{','.join(given)}" if given else "flashinfer"
+        self.name = f"{self.library}:{','.join(given)}" if given else self.library
 
     def supports(self, problem: Problem) -> Support:
         """Refuse without FlashInfer or a GPU that it builds for, and the shapes that its kernel refuses."""
@@ -105,15 +112,35 @@ class FlashInferBackend:
         if reason is not None:
             return Support(ok=False, reason=reason)
         for _, call in problem.calls():
-            able = op_support(call.op, call.hidden, numbers_of(installed()), capability())
+            able = (
+                self._experts_support(call)
+                if call.op.has_experts
+                else op_support(call.op, call.hidden, numbers_of(installed()), capability())
+            )
             if not able.ok:
                 return able
         return shape_support(problem)
 
+    def _experts_support(self, call: Problem) -> Support:
+        lacks = [f"the variant {name}" for name in ("fp32", "early") if getattr(self, name)]
+        reason = (
+            f"the kernels for experts have no option for {lacks[0]}" if lacks else expert_refusal(call, capability())
+        )
+        return Support(ok=not reason, reason=reason)
+
     def dataflow(self, problem: Problem) -> Dataflow:
         """The dataflow `flashinfer`, or `flashinfer-fp32` with that variant, and the rules of a group's path."""
         flow = replace(dataflow("flashinfer-fp32" if self.fp32 else "flashinfer"), invariant_below=ALONE)
+        reduces = problem.op.collective is Collective.MOE_REDUCTION
+        if problem.op.has_experts and (self.unified or reduces):  # takes no routed factor: that is its caller's
+            flow = replace(flow, experts=replace(flow.experts, scaling="never"))
         return declared(flow, problem.op)
+
+    def options(self) -> Options:
+        """How the kernel is launched."""
+        from fusecheck.backends.flashinfer_kernels import Options
+
+        return Options(self.fp32, self.pdl, self.early)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make the workspace; a collective call.
@@ -122,10 +149,10 @@ class FlashInferBackend:
             ValueError: the rank is not on a GPU, or is virtual and the variant `unified`.
         """
         if rank.device.type != "cuda":
-            raise ValueError(f"flashinfer on {rank.device}, expected a CUDA device: give --device cuda")
+            raise ValueError(f"{self.library} on {rank.device}, expected a CUDA device: give --device cuda")
         from fusecheck.backends import flashinfer_kernels as kernels
 
-        options = kernels.Options(self.fp32, self.pdl, self.early)
+        options = self.options()
         shared = getattr(rank, "board", None)
         if shared is not None and self.unified:
             raise ValueError("virtual ranks make their own pointer tables: leave the variant unified out")

@@ -7,17 +7,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fusecheck.backends.flashinfer_experts import launch_legacy_experts, launch_unified_experts
 from fusecheck.backends.flashinfer_limits import cleared_wrongly, picks_oneshot
 from fusecheck.backends.flashinfer_patterns import LAYOUTS, family_of, pattern_of
 from fusecheck.backends.operands import allocate, check_layout
 from fusecheck.interface import Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.operations import GIVEN_SCALE, Operation
 
+LEGACY = "flashinfer.comm.trtllm_ar"
+"""FlashInfer's module with the legacy API."""
 FLAGS = 256
 """Barrier slots of each rank's flag buffer."""
 
@@ -32,11 +35,17 @@ class Options:
         fp32: accumulate in float32.
         pdl: programmatic dependent launch.
         early: trigger dependents before the end.
+        module: the library's module that has the legacy functions; a fork of the kernel has its own.
     """
 
     fp32: bool = False
     pdl: bool = False
     early: bool = False
+    module: ClassVar[str] = LEGACY
+
+    def pattern(self, op: Operation) -> int:
+        """The library's number of the operation."""
+        return pattern_of(op)
 
     def arguments(self, inputs: RankInputs, outputs: RankOutputs, op: Operation, strategy: Strategy) -> dict[str, Any]:
         """The arguments that both APIs have by the same names."""
@@ -67,7 +76,7 @@ class LegacyKernel:
 
     def __init__(self, options: Options, rank: Rank, limits: Limits) -> None:
         self._options, self._rank, self._limits = options, rank, limits
-        self._library = legacy_library()
+        self._library = importlib.import_module(options.module)
         with quiet():
             made = self._library.trtllm_create_ipc_workspace_for_all_reduce_fusion(
                 rank.index,
@@ -87,7 +96,8 @@ class LegacyKernel:
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
         arguments = self._options.arguments(inputs, outputs, op, strategy)
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, self._metadata)
+        arguments |= {"pattern_code": self._options.pattern(op), "metadata": self._metadata}
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         return outputs
 
     def close(self) -> None:
@@ -120,13 +130,17 @@ class UnifiedKernel:
             ValueError: an operand of a wrong shape, dtype or layout.
         """
         outputs = prepared(self._rank, self._limits, inputs, op, strategy)
+        arguments = self._options.arguments(inputs, outputs, op, strategy)
         with quiet():
+            if op.has_experts:
+                launch_unified_experts(self._library, self._workspace, inputs, op, arguments)
+                return outputs
             self._library.allreduce_fusion(
                 input=inputs.partial,
                 workspace=self._workspace,
                 pattern=pattern_of(op),
                 output=outputs.total,
-                **self._options.arguments(inputs, outputs, op, strategy),
+                **arguments,
             )
         return outputs
 
@@ -140,7 +154,9 @@ class UnifiedKernel:
         handles = self._workspace.ipc_handles
         self._workspace.destroy()
         self._workspace = None
-        legacy_library().trtllm_destroy_ipc_workspace_for_all_reduce_fusion(handles, group=self._rank.group)
+        importlib.import_module(LEGACY).trtllm_destroy_ipc_workspace_for_all_reduce_fusion(
+            handles, group=self._rank.group
+        )
 
 
 class VirtualKernel:
@@ -152,7 +168,7 @@ class VirtualKernel:
 
     def __init__(self, options: Options, rank: Rank, board: Any, limits: Limits) -> None:
         self._options, self._rank, self._limits, self._board = options, rank, limits, board
-        self._library = legacy_library()
+        self._library = importlib.import_module(options.module)
         size = rank.world_size * limits.max_tokens * limits.hidden * 2
         self._buffers = (
             torch.zeros(size, dtype=torch.uint8, device=rank.device),
@@ -173,7 +189,8 @@ class VirtualKernel:
         stream = torch.cuda.current_stream(self._rank.device)
         stream.synchronize()
         self._board.wait()
-        launch_legacy(self._library, self._rank, self._table, inputs.partial, (op, outputs), arguments, None)
+        arguments |= {"pattern_code": self._options.pattern(op), "metadata": None}
+        launch_legacy(self._library, self._rank, self._table, inputs, (op, outputs), arguments)
         stream.synchronize()
         self._board.wait()
         return outputs
@@ -192,16 +209,13 @@ def prepared(rank: Rank, limits: Limits, inputs: RankInputs, op: Operation, stra
     """
     check_layout(inputs)
     tokens, hidden = inputs.partial.shape
-    if picks_oneshot(rank.world_size, tokens, hidden, strategy):
+    if op.has_experts and strategy is Strategy.TWOSHOT:
+        raise ValueError(f"{op.name} is one-shot alone, got TWOSHOT: give ONESHOT or AUTO")
+    if op.has_experts or picks_oneshot(rank.world_size, tokens, hidden, strategy):
         reason = cleared_wrongly(rank.world_size, limits.max_tokens, limits.hidden)
         if reason is not None:
             raise ValueError(reason)
     return allocate(inputs, op)
-
-
-def legacy_library() -> Any:
-    """FlashInfer's module with the legacy API."""
-    return importlib.import_module("flashinfer.comm.trtllm_ar")
 
 
 @contextmanager
@@ -216,24 +230,24 @@ def launch_legacy(
     library: Any,
     rank: Rank,
     table: Tensor,
-    partial: Tensor,
+    inputs: RankInputs,
     asked: tuple[Operation, RankOutputs],
     arguments: dict[str, Any],
-    metadata: dict[str, Any] | None,
 ) -> None:
     """Start the kernel on the current stream."""
-    tokens, hidden = partial.shape
+    tokens, hidden = inputs.partial.shape
     op, outputs = asked
     with quiet():
+        if op.has_experts:
+            launch_legacy_experts(library, rank, table, inputs, op, arguments)
+            return
         library.trtllm_allreduce_fusion(
-            allreduce_in=partial,
+            allreduce_in=inputs.partial,
             world_size=rank.world_size,
             world_rank=rank.index,
             token_num=tokens,
             hidden_dim=hidden,
             workspace_ptrs=table,
-            pattern_code=pattern_of(op),
             allreduce_out=outputs.total,
-            metadata=metadata,
             **arguments,
         )

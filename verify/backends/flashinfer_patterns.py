@@ -24,6 +24,8 @@ PATTERNS = {
     "mxfp8": (13, 14),
 }
 """`AllReduceFusionPattern` by quantiser: without the norm among the outputs, and with it."""
+EXPERT_PATTERNS = {Collective.MOE_REDUCTION: 6, Collective.MOE_FINALIZE: 7}
+"""The same of the sums of experts."""
 SINCE = {"dynamic-fp8": (0, 6, 18), "mxfp8": (0, 7, 4)}
 """By quantiser, the first of the releases tried: 0.6.13, 0.6.18.post1, 0.7.0.post1, 0.7.2.post1, 0.7.4."""
 LAYOUTS = {"128x4": 0, "8x4": 1, "linear": 2}
@@ -42,6 +44,7 @@ OPERATIONS = tuple(
             for out in ("", "OUT_")
         ),
         *(f"RESIDUAL_RMS_NORM_{out}QUANT_MXFP8" for out in ("", "OUT_")),
+        *(f"MOE_{collective}_RESIDUAL_RMS_NORM" for collective in ("REDUCTION", "FINALIZE")),
     )
 )
 """What the kernel is asked for unless told otherwise: every pattern that runs on Hopper, groups by both paths."""
@@ -54,7 +57,9 @@ def family_of(quantiser: str) -> tuple[str, int | None]:
 
 
 def pattern_of(op: Operation) -> int:
-    """The pattern that computes an operation which `op_support` takes."""
+    """The pattern that computes an operation which the kernels have."""
+    if op.has_experts:
+        return EXPERT_PATTERNS[op.collective]
     return PATTERNS[family_of(op.quantiser)[0]][op.returns_norm] if op.norm else 0
 
 
@@ -68,8 +73,8 @@ def op_support(op: Operation, hidden: int, version: tuple[int, ...] | None, capa
         capability: the chip's major compute capability; None where it is not known.
     """
     family, group = family_of(op.quantiser)
-    if op.collective is not Collective.ALL_REDUCE:
-        return Support(ok=False, reason=f"{op.collective.value} is a function of FlashInfer that is not adapted")
+    if op.collective is Collective.NONE:
+        return Support(ok=False, reason="FlashInfer's fused kernels have no operation without a collective")
     if op.norm and not op.residual:
         return Support(ok=False, reason="FlashInfer has no pattern with a norm and without a residual")
     if family not in PATTERNS:

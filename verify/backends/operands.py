@@ -11,6 +11,7 @@ from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.operations import Operation
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
+from fusecheck.stages.experts import Experts
 
 VECTOR = 16
 """Bytes of one access of the kernels."""
@@ -26,7 +27,7 @@ def check_layout(inputs: RankInputs) -> None:
     check_dense(inputs, ("partial", "residual", "gamma"))
 
 
-def check_dense(inputs: RankInputs, names: Sequence[str]) -> None:
+def check_dense(inputs: RankInputs | Experts, names: Sequence[str]) -> None:
     """Refuse operands that are not dense rows of aligned vectors.
 
     Raises:

@@ -89,7 +89,7 @@ class FaultRun:
     @cached_property
     def hunter(self) -> Hunter:
         """The hunter of kernel faults, with its pools."""
-        preload = (WORKER.partition(":")[0], "fusecheck.faults.backend")
+        preload = ("fusecheck.faults.backend",)
         pools = {size: self._stack.enter_context(Pool(WORKER, size, preload=preload)) for size in WORLD_SIZES}
         return Hunter(pools, self.settings.budget)
 

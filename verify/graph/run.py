@@ -22,8 +22,8 @@ from fusecheck.ranks.replies import Reply, culprits
 from fusecheck.ranks.zygote import OTHER_HASHES
 
 WORKER = "fusecheck.graph.worker:GraphWorker"
-PRELOAD = (WORKER.partition(":")[0], "torch._dynamo")
-"""What every rank imports; the second with the first fake tensor of a symbolic size, at a second a rank."""
+PRELOAD = ("torch._dynamo",)
+"""What every rank imports with the first fake tensor of a symbolic size, at a second a rank."""
 
 
 def start_pool(world_size: int, device: str = "cpu") -> Pool:

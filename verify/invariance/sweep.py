@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,21 +70,21 @@ def words(shape: Launch) -> str:
     return f"{shape.threads} threads x 8, warps, {shape.blocks} block{'s' if shape.blocks > 1 else ''}"
 
 
-def sweep(asked: argparse.Namespace) -> dict[str, Any]:
-    """Every line, and where it was measured."""
+def sweep(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The record, after every line anew: a sweep that is ended early has measured what it has."""
     cores = asked.multiprocessors or int(torch.cuda.get_device_properties(0).multi_processor_count)
     problems, refused = _problems(asked)
-    lines: list[dict[str, Any]] = []
+    how = {"backend": asked.backend, "world_size": asked.tp, "tokens": asked.tokens, "strategy": asked.strategy}
+    where = {"multiprocessors": cores, "environment": environment()}
+    command = f"python -m fusecheck.invariance.sweep --backend {asked.backend} --tp {asked.tp}"
+    record = {"command": command} | how | where | {"lines": [], "refused": refused}
+    yield record
     if problems:
         with Kernels(asked.backend, problems[0], backends.device_of(asked.backend), asked.virtual_ranks) as kernels:
             for problem in problems:  # on the same ranks, for to start them takes longer than to ask
                 kernels.problem = problem
-                lines.append(line(kernels, cores))
-                print(shown(lines[-1]), flush=True)
-    how = {"backend": asked.backend, "world_size": asked.tp, "tokens": asked.tokens, "strategy": asked.strategy}
-    where = {"multiprocessors": cores, "environment": environment()}
-    command = f"python -m fusecheck.invariance.sweep --backend {asked.backend} --tp {asked.tp}"
-    return {"command": command} | how | where | {"lines": lines, "refused": refused}
+                record["lines"].append(line(kernels, cores))
+                yield record
 
 
 def _problems(asked: argparse.Namespace) -> tuple[list[Problem], dict[str, str]]:
@@ -128,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--multiprocessors", type=int, help="of the chip; asked of the GPU unless given")
     parser.add_argument("--out", type=Path, required=True, help="the record, JSON")
     asked = parser.parse_args(arguments)
-    asked.out.write_text(json.dumps(sweep(asked), indent=1) + "\n", encoding="utf-8")
+    for record in sweep(asked):
+        asked.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(*(shown(found) for found in record["lines"][-1:]), flush=True)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def command(
     directory = make_run_dir("pace", run_dir)
     method = "run_one_by_one" if one_by_one else "run_many"
     mix = problems(rows, columns, tp, seed)
-    with Pool(WORKER, tp, device=device, preload=("fusecheck.case.worker",)) as pool:
+    with Pool(WORKER, tp, device=device) as pool:
         # Every kernel of the mix is compiled, and the workspace grown, before the clock starts.
         largest = Problem(world_size=tp, tokens=max(rows), hidden=max(columns))
         grown = iter([largest, *itertools.islice(mix, 9 * len(rows) * len(columns))])

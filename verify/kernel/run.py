@@ -132,7 +132,7 @@ class Run:
         return deal(self.plan, self.subjects, lambda backend, problem: self.supports(backend, problem).ok)
 
     def _open(self, world_size: int) -> Pools | VirtualPools:
-        options: dict[str, Any] = {"device": self.device, "preload": ("fusecheck.case.worker",)}
+        options: dict[str, Any] = {"device": self.device}
         options["output"] = None if self.logs is None else self.logs / f"tp{world_size}"
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))

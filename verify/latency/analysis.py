@@ -108,13 +108,20 @@ def regressions(found: Mapping[int, Site], allowed: float) -> list[str]:
     ]
 
 
-def prediction(found: Mapping[int, Site], model: Model, concurrency: Sequence[int]) -> list[dict[str, Any]]:
+def prediction(
+    found: Mapping[int, Site], model: Model, concurrency: Sequence[int], published: Mapping[int, float]
+) -> list[dict[str, Any]]:
     """The change per decode step, -gain * sites, at each concurrency that was measured.
+
+    Args:
+        found: the times of a site.
+        model: how many sites.
+        concurrency: sequences of a decode step.
+        published: milliseconds by concurrency, where someone published what the change was.
 
     Raises:
         UsageError: a concurrency was not measured.
     """
-    published = PUBLISHED.get(model.name, {})
     rows = []
     for tokens in concurrency:
         if tokens not in found:

@@ -15,19 +15,20 @@ from rich.table import Table
 
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.inputs.models import model as model_named
-from fusecheck.interface import STATIC_OPS, FusionOp
+from fusecheck.interface import Operation
 from fusecheck.interrupts import Interruption
 from fusecheck.latency import analysis
 from fusecheck.latency.analysis import Site, Timing
 from fusecheck.latency.plot import draw
+from fusecheck.operations import GIVEN_SCALE, Collective
 from fusecheck.ranks import Pool, require_gpus
 from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 from fusecheck.report.result import write_aside
 
 WORKER = "fusecheck.latency.worker:LatencyWorker"
-QUANTISING = tuple(op for op in STATIC_OPS if op.returns_quant)
-"""Ops whose quantiser can be left to a kernel of its own."""
+STATIC = Operation.RESIDUAL_RMS_NORM_QUANT_FP8.name
+"""What is timed unless told otherwise, and what the published figures are of."""
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ class Setting:
     backend: str
     tp: int
     hidden: int
-    op: FusionOp = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
+    op: Operation = Operation.RESIDUAL_RMS_NORM_QUANT_FP8
     replays: int = 30
     graphs: bool = True
 
@@ -76,7 +77,7 @@ def _measured(setting: Setting, tokens: Sequence[int]) -> Iterator[list[dict[str
     from fusecheck.latency.worker import slowest
 
     rest = (setting.hidden, max(tokens), setting.replays, setting.graphs, setting.op.value)
-    with Pool(WORKER, setting.tp, device="cuda", preload=("fusecheck.case.worker",)) as pool:
+    with Pool(WORKER, setting.tp, device="cuda") as pool:
         for rows in tokens:
             replies = pool.call("measure", setting.backend, rows, *rest, timeout=120.0)
             failure = next((reply.failure for reply in replies if reply.failure is not None), None)
@@ -90,7 +91,7 @@ def command(
     backend: Annotated[str, typer.Option(help="The fused kernel: a name of `fusecheck backends`.")] = "flashinfer",
     tp: Annotated[int, typer.Option(help="World size.")] = 2,
     model: Annotated[str, typer.Option(help="Whose hidden size and number of sites.")] = "llama-3.1-8b",
-    op: Annotated[str, typer.Option(help="RESIDUAL_RMS_NORM_QUANT_FP8 or ..._OUT_QUANT_FP8.")] = QUANTISING[0].value,
+    op: Annotated[str, typer.Option(help="Of `fusecheck backends`, with an FP8 quantiser.")] = STATIC,
     tokens: Annotated[str, typer.Option(help="Rows, comma-separated.")] = "1,2,4,8,16,64,128,256,512,1024,2048",
     concurrency: Annotated[str, typer.Option(help="Sequences per decode step to predict for.")] = "1,2,16,256",
     replays: Annotated[int, typer.Option(help="Timed repeats of each path, interleaved.")] = 30,
@@ -120,14 +121,16 @@ def command(
     if stop.happened and not timings:
         raise KeyboardInterrupt  # nothing was measured yet
     found = analysis.sites(timings)
-    rows = analysis.prediction(found, shape, [n for n in sequences if n in found or not stop.happened])
+    measured = setting.to_record()
+    measured |= {name: earlier[name] for name in measured if name in earlier}
+    static = Operation.named(measured["op"]).quantiser == GIVEN_SCALE
+    published = analysis.PUBLISHED.get(shape.name, {}) if static else {}
+    rows = analysis.prediction(found, shape, [n for n in sequences if n in found or not stop.happened], published)
     slower = analysis.regressions(found, allowed) if allowed is not None else []
     words = analysis.reading(rows)
     verdict = Verdict.of(failed=bool(slower), complete=not stop.happened)
     write_aside(directory / "policy.yaml", analysis.policy_yaml(found))
     draw(timings, directory / "latency.svg", f"{model}, hidden {shape.hidden}, tp {tp}")
-    measured = setting.to_record()
-    measured |= {name: earlier[name] for name in measured if name in earlier}
     about = {"model": model, "interrupted": stop.happened} | measured
     summary = about | _summary(timings, found, rows, words)
     write_result(directory, "latency", verdict, summary, [{"message": line} for line in slower], json_file)
@@ -189,11 +192,15 @@ def _read(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _quantising(text: str) -> FusionOp:
-    known = {op.value: op for op in QUANTISING}
-    if text not in known:
-        raise UsageError(f"--op {text!r}, expected one that quantises: {' or '.join(known)}")
-    return known[text]
+def _quantising(text: str) -> Operation:
+    """The operation of this name, where its quantiser can be left to a kernel of its own."""
+    from fusecheck.latency.unfused import Quantise
+
+    op = Operation.named(text)
+    if op.collective is not Collective.ALL_REDUCE or not op.returns_quant or not Quantise.takes(op.quantiser):
+        families = "static, dynamic, packed group FP8 or MXFP8"
+        raise UsageError(f"--op {text}, expected an all-reduce with a norm and a quantiser of {families}")
+    return op
 
 
 def _fraction(text: str | None) -> float | None:

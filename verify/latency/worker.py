@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusecheck import backends
 from fusecheck.interface import FusionOp, Kernel, Limits, Operation, Rank, RankInputs, Strategy
+from fusecheck.latency.unfused import Unfused
 
 CALLS = 20
 """Calls in one graph; a replay's time is divided by it."""
@@ -80,7 +81,7 @@ class LatencyWorker:
 
     def _paths(self, kernel: Kernel, inputs: RankInputs, op: FusionOp) -> dict[str, Call]:
         """The ways from partial sums to codes: fused in one kernel; fused norm, then a quantiser; not fused."""
-        unfused = _Unfused(self.rank, inputs)
+        unfused = Unfused(self.rank, inputs, op)
         paths: dict[str, Call] = {"unfused": unfused.all}
         for strategy in (Strategy.ONESHOT, Strategy.TWOSHOT):
             if strategy is Strategy.TWOSHOT and inputs.partial.shape[0] <= self.rank.world_size:
@@ -130,36 +131,6 @@ class LatencyWorker:
         return self._kernels[name][1]
 
 
-class _Unfused:
-    """NCCL's all-reduce, one kernel for add and norm, one for the quantiser; outputs are reused."""
-
-    def __init__(self, rank: Rank, inputs: RankInputs) -> None:
-        self._rank, self._inputs = rank, inputs
-        self._summed = inputs.partial.clone()
-        self._stream, self._normed = torch.empty_like(self._summed), torch.empty_like(self._summed)
-        self._codes = torch.empty(self._summed.shape, dtype=torch.float8_e4m3fn, device=rank.device)
-
-    def all(self) -> None:
-        """The whole path; the all-reduce is in place, as engines run it, so its values grow to infinity."""
-        from fusecheck.latency import kernels
-
-        inputs, (tokens, hidden) = self._inputs, self._summed.shape
-        dist.all_reduce(self._summed, group=self._rank.group)
-        block = 1 << (hidden - 1).bit_length()
-        kernels.add_rms_norm[(tokens,)](
-            self._summed, inputs.residual, inputs.gamma, self._normed, self._stream, hidden, inputs.eps,
-            BLOCK=block, num_warps=max(4, min(16, block // 512)),
-        )  # fmt: skip
-        self.quantise(self._normed)
-
-    def quantise(self, normed: Tensor) -> None:
-        """The quantiser alone."""
-        from fusecheck.latency import kernels
-
-        count = normed.numel()
-        kernels.quantise[(-(-count // 2048),)](normed, self._inputs.scale, self._codes, count, BLOCK=2048)
-
-
 def _fused(kernel: Kernel, inputs: RankInputs, op: FusionOp, strategy: Strategy) -> Call:
     def call() -> None:
         kernel.run(inputs, op=op, strategy=strategy)
@@ -167,7 +138,7 @@ def _fused(kernel: Kernel, inputs: RankInputs, op: FusionOp, strategy: Strategy)
     return call
 
 
-def _fused_norm(kernel: Kernel, inputs: RankInputs, strategy: Strategy, unfused: _Unfused) -> Call:
+def _fused_norm(kernel: Kernel, inputs: RankInputs, strategy: Strategy, unfused: Unfused) -> Call:
     def call() -> None:
         outputs = kernel.run(inputs, op=FusionOp.RESIDUAL_RMS_NORM, strategy=strategy)
         assert outputs.norm is not None

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,8 +23,11 @@ class Host(Protocol):
         """The ranks that live here."""
         ...
 
-    def connect(self) -> socket.socket:
+    def connect(self, preload: Sequence[str] = ()) -> socket.socket:
         """Start a keeper and return the stream to it.
+
+        Args:
+            preload: modules that it will need.
 
         Raises:
             RuntimeError: no keeper could be started.
@@ -47,11 +50,11 @@ class LocalHost:
     indices: tuple[int, ...]
     zygote: Zygote = ZYGOTE
 
-    def connect(self) -> socket.socket:
+    def connect(self, preload: Sequence[str] = ()) -> socket.socket:
         """Fork a keeper; see `Host.connect`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self.zygote.fork_keeper(theirs)
+            self.zygote.fork_keeper(theirs, preload)
         return ours
 
     def abandon(self, keeper: int) -> None:
@@ -75,10 +78,10 @@ class Link:
     keeper: int = 0
     _reader: FrameReader = field(default_factory=FrameReader)
 
-    def connect(self) -> None:
+    def connect(self, preload: Sequence[str]) -> None:
         """Have a keeper started unless there is one."""
         if self.stream is None:
-            self.stream = self.host.connect()
+            self.stream = self.host.connect(preload)
             self.stream.settimeout(None)
 
     def send(self, *order: Any) -> None:

@@ -43,7 +43,7 @@ class Pool:
         devices: the CUDA device number of each rank, in rank order; left out, rank r takes device r.
         memory_limit: private bytes that one rank may hold; left out, its share of 80 % of what is available.
         start_timeout: seconds within which the workers must be built.
-        preload: modules to import once per pool instead of at each restart; they must not start CUDA.
+        preload: more modules than the worker's own to import once, not at each restart; they must not start CUDA.
         environment: variables to set in the ranks.
         hosts: where the ranks live; left out, here.
         output: where what the ranks print is kept, on their host: the start of a path, which `-rank0.log` follows.
@@ -78,7 +78,7 @@ class Pool:
             device=device,
             devices=tuple(devices),
             memory_limit=share if memory_limit is None else memory_limit,
-            preload=tuple(preload),
+            preload=(split_worker(worker)[0], *preload),
             environment=dict(environment or {}),
             output="" if output is None else str(output.resolve()),
         )
@@ -195,7 +195,7 @@ class Pool:
         self._running, self._last = True, "the start"
         try:
             for link in self._links:
-                link.connect()
+                link.connect(plan.preload)
             plan = dataclasses.replace(plan, rendezvous=self._links[0].host.rendezvous())
             for link in self._links:
                 link.send("start", plan, link.host.indices)

@@ -9,6 +9,9 @@ The zygote never touches CUDA, has one thread, and so may be forked from; it end
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
+import importlib
 import os
 import signal
 import socket
@@ -17,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Sequence
 
 _MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MV2_", "MPI_")
 _KEEPER_SECONDS = 4.0
@@ -36,8 +40,13 @@ class Zygote:
         self._control: socket.socket | None = None
         self._guard = threading.Lock()
 
-    def fork_keeper(self, up: socket.socket) -> None:
+    def fork_keeper(self, up: socket.socket, preload: Sequence[str] = ()) -> None:
         """Have a keeper forked that serves on `up`; the caller's own copy of the socket may be closed after.
+
+        Args:
+            up: the stream of the keeper to its pool.
+            preload: modules that the keeper will need. Those that are the same for every pool, Fusecheck's own
+                and torch's, are imported in the zygote, once.
 
         Raises:
             RuntimeError: the zygote could not be started.
@@ -46,7 +55,7 @@ class Zygote:
             for _ in range(2):
                 control = self._ready()
                 try:
-                    socket.send_fds(control, [b"k"], [up.fileno()])
+                    socket.send_fds(control, [" ".join(["keeper", *preload]).encode()], [up.fileno()])
                 except OSError:
                     # It was killed since: forget it and start another.
                     self._forget()
@@ -62,7 +71,8 @@ class Zygote:
     def _ready(self) -> socket.socket:
         if self._control is None or self._process is None or self._process.poll() is not None:
             self._forget()
-            self._control, theirs = socket.socketpair()
+            # A request is one message, with the keeper's socket.
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _BOOT.format(descriptor=theirs.fileno())],
@@ -104,10 +114,19 @@ def _environment() -> dict[str, str]:
     return {"OPENBLAS_NUM_THREADS": "1"} | kept
 
 
+def _preload(names: Iterable[str]) -> None:
+    """Import what every pool would import alike, so that keepers are forked with it."""
+    for name in names:
+        if name not in sys.modules and name.partition(".")[0] in ("fusecheck", "torch"):
+            # What does not import here fails in the rank, where the failure is reported.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 def main(descriptor: int) -> None:
     """Run the zygote on the inherited control socket; returns when the parent closes it."""
-    import gc
-
     import psutil
     import torch.distributed
 
@@ -118,17 +137,16 @@ def main(descriptor: int) -> None:
     # Keepers are nobody's business here: the kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     assert torch.distributed.is_available()
-    gc.collect()
-    gc.freeze()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Should a keeper be killed, its orphans come here.
     adopt_orphans()
     control = socket.socket(fileno=descriptor)
     zygote = os.getpid()
     while True:
-        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        data, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if not data:
             break
+        _preload(data.decode().split()[1:])
         if os.fork() == 0:
             try:
                 die_with(zygote)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.dataflow import ExpertFlow
+from fusecheck.numerics.nominal import flush
 
 EXPERT_TENSORS = ("tokens", "scale", "rows", "shared")
 """The tensors of `Experts`."""
@@ -54,17 +55,23 @@ def expert_sum(experts: Experts, flow: ExpertFlow) -> Tensor:
     kept = native if flow.accumulate == "native" else torch.float32
     total: Tensor | None = None
     for x, weight, missing in experts.terms():
-        product = x.to(torch.float32) * weight.to(torch.float32)
+        product = _settled(_settled(x, flow) * _settled(weight, flow), flow)
         product = product.to(native if flow.product_rounded else torch.float32).to(torch.float32)
         product = product if missing is None else product.masked_fill(missing, 0.0)
-        total = product.to(kept) if total is None else (total.to(torch.float32) + product).to(kept)
+        added = product if total is None else total.to(torch.float32) + product
+        total = (added if kept is native else _settled(added, flow)).to(kept)
     assert total is not None
     if flow.scaling == "after_experts" and experts.routed_scaling != 1.0:
         factor = torch.tensor(experts.routed_scaling, dtype=torch.float32)
-        total = (total.to(torch.float32) * factor).to(kept)
+        total = _settled(_settled(total, flow) * factor, flow).to(kept)
     if flow.shared and experts.shared is not None:
-        total = (total.to(torch.float32) + experts.shared.to(torch.float32)).to(kept)
+        total = _settled(_settled(total, flow) + _settled(experts.shared, flow), flow).to(kept)
     return total.to(native)
+
+
+def _settled(x: Tensor, flow: ExpertFlow) -> Tensor:
+    """An operand or a result in float32, without subnormals where the flow flushes them."""
+    return flush(x.to(torch.float32)) if flow.flush else x.to(torch.float32)
 
 
 WRONG = {

@@ -158,9 +158,36 @@ def two_streams(rank: int) -> str:
     return f"wrong in {sum(count > 0 for count in found)} of 64 calls, {sum(found)} elements"
 
 
+def nvfp4(rank: int) -> str:
+    """Pattern 5, norm and NVFP4, 16 rows of 4096: which bytes of its outputs are written, and with what."""
+    workspace, data = Workspace(rank, 16, 4096), Data(0, 16, 4096)
+    told = []
+    for poison in (0xA5, 0x5A):
+        codes = torch.full((16, 2048), poison, dtype=torch.uint8, device="cuda")
+        scales = torch.full((128 * 256,), poison, dtype=torch.uint8, device="cuda")
+        norm = torch.full_like(data.residual, float("nan"))
+        stream = torch.empty_like(data.residual)
+        trtllm_ar.trtllm_allreduce_fusion(
+            allreduce_in=data.partials[rank], world_size=2, world_rank=rank, token_num=16,
+            hidden_dim=4096, workspace_ptrs=workspace.table, launch_with_pdl=False,
+            trigger_completion_at_end=True, fp32_acc=False, pattern_code=5, use_oneshot=True, allreduce_out=None,
+            residual_in=data.residual, residual_out=stream, norm_out=norm, quant_out=codes, scale_out=scales,
+            rms_gamma=workspace.gamma, rms_eps=1e-5,
+            scale_factor=torch.ones(1, device="cuda"), layout_code=0, metadata=workspace.metadata,
+        )  # fmt: skip
+        torch.cuda.synchronize()
+        written = [f"{int((made != poison).sum())} of {made.numel()}" for made in (codes, scales)]
+        zeros = [int((made == 0).sum()) for made in (codes, scales)]
+        told.append(
+            f"poison {poison:#x}: codes written {written[0]} (zeros {zeros[0]}), scales written {written[1]}"
+            f" (zeros {zeros[1]}), norm NaN {int(norm.isnan().sum())}, residual wrong {data.wrong(stream)}"
+        )
+    return "; ".join(told)
+
+
 EXPERIMENTS: dict[str, Callable[[int], str]] = {
     experiment.__name__.replace("_", "-"): experiment
-    for experiment in (cleared_beside, narrow, early_read, small_then_large, two_streams)
+    for experiment in (cleared_beside, narrow, early_read, small_then_large, two_streams, nvfp4)
 }
 
 

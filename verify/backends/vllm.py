@@ -1,0 +1,208 @@
+"""vLLM's kernels from its wheel: the custom all-reduce, then one kernel that adds, normalises and quantises, or two.
+
+What an operation calls: `fused_add_rms_norm_static_fp8_quant` (scale given), `rms_norm_dynamic_per_token_quant` and
+`rms_norm_per_block_quant` (scales made) where the norm is not returned, else `fused_add_rms_norm` and the quantiser.
+Only the library `_C_stable_libtorch.abi3.so` is loaded, which is built against torch's stable ABI: vLLM itself, and
+what it needs, is not imported. The calls are those of `vllm/distributed/device_communicators/custom_all_reduce.py`;
+0.25.1 and 0.33.0 have the same schemas. Arithmetic as read in csrc/libtorch_stable of github.com/vllm-project/vllm:
+layernorm_kernels.cu at 0b9c5412, layernorm_quant_kernels.cu at 0e1d935d, layernorm_utils.cuh at 1051220e.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fusecheck.backends.operands import allocate, check_layout
+from fusecheck.dataflow import ALONE, Dataflow, dataflow
+from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
+from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.quantflow import QUANT_FLOWS
+
+if TYPE_CHECKING:
+    from fusecheck.problem import Problem
+
+LIBRARY = "_C_stable_libtorch.abi3.so"
+WORLD_SIZES = (2, 4, 6, 8)
+GROUP, PACKED = "group-fp8", "group-fp8-packed"
+BLOCKS = 256
+"""Groups of a row that `rms_norm_per_block_quant` has threads for."""
+TABLE_BYTES = 8 << 20
+"""What vLLM gives the all-reduce for its tables of pointers."""
+ENTRY_BYTES = 64
+"""One such table: eight pointers."""
+LEAST, TOP = 1e-10, 448.0
+"""What vLLM gives its group quantisers: the least amax, the largest code."""
+
+OPERATIONS = tuple(
+    Operation.named(name)
+    for name in (
+        *("RESIDUAL_RMS_NORM", "RESIDUAL_RMS_NORM_QUANT_FP8", "RESIDUAL_RMS_NORM_OUT_QUANT_FP8", "ALL_REDUCE"),
+        *(f"RESIDUAL_RMS_NORM_{out}QUANT_DYNAMIC_FP8" for out in ("", "OUT_")),
+        *(f"RESIDUAL_RMS_NORM_{out}QUANT_GROUP_FP8{packed}" for packed in ("", "_PACKED") for out in ("", "OUT_")),
+    )
+)
+"""What the kernels are asked for unless told otherwise."""
+
+
+def library() -> Path | None:
+    """Where the wheel's library lies; None where vLLM is not installed, or has none of this kind."""
+    found = importlib.util.find_spec("vllm")
+    folders = (found.submodule_search_locations or ()) if found else ()
+    return next((path for folder in folders if (path := Path(folder, LIBRARY)).exists()), None)
+
+
+def in_one(op: Operation) -> bool:
+    """Whether one kernel adds, normalises and quantises."""
+    return op.norm and not op.returns_norm and op.quantiser in (GIVEN_SCALE, "dynamic-fp8", GROUP)
+
+
+class VllmBackend:
+    """Backend `vllm`: one process per GPU of one host."""
+
+    name = "vllm"
+    device = "cuda"
+    operations = OPERATIONS
+    binaries = (LIBRARY,)
+
+    def supports(self, problem: Problem) -> Support:
+        """Refuse without the library, and what its kernels lack."""
+        if library() is None:
+            return Support(ok=False, reason=f"no vLLM with {LIBRARY} is installed")
+        if problem.world_size not in WORLD_SIZES:
+            return Support(ok=False, reason=f"world size {problem.world_size} is none of {WORLD_SIZES}")
+        return next((able for _, call in problem.calls() if not (able := op_support(call)).ok), Support(ok=True))
+
+    def dataflow(self, problem: Problem) -> Dataflow:
+        """`vllm-c`; with codes from one kernel `vllm-fused-quant`, or for a given scale `vllm-c` rounded before gamma.
+
+        The second stage of a two-stage all-reduce, for more than two ranks, begins with the owner's value.
+        """
+        op = problem.op
+        flow = dataflow("vllm-c")
+        if in_one(op):
+            given = op.quantiser == GIVEN_SCALE
+            flow = replace(flow, round_normed=True) if given else dataflow("vllm-fused-quant")
+        if in_one(op) and op.quantiser == GROUP:
+            flow = replace(flow, quants=tuple((dict(flow.quants) | {GROUP: QUANT_FLOWS[GROUP]["vllm-block"]}).items()))
+        return replace(flow, order="rank" if problem.world_size == 2 else "any", invariant_below=ALONE)
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Load the library and exchange the buffers; a collective call.
+
+        Raises:
+            ValueError: the rank is not on a GPU, or has no process group.
+        """
+        if rank.device.type != "cuda":
+            raise ValueError(f"vllm on {rank.device}, expected a CUDA device: give --device cuda")
+        if rank.group is None:
+            raise ValueError("vllm needs a process group, and virtual ranks have none")
+        load: Any = torch.ops.load_library
+        load(str(library()))
+        return VllmKernel(rank, limits)
+
+
+def op_support(call: Problem) -> Support:
+    """Whether vLLM has kernels for a call, and why not."""
+    op = call.op
+    if op.collective is not Collective.ALL_REDUCE:
+        return Support(ok=False, reason=f"vLLM's {op.collective.value} is not adapted")
+    if op not in OPERATIONS:
+        return Support(ok=False, reason=f"{op} is not adapted")
+    if call.weight_bias:
+        return Support(ok=False, reason="vLLM's kernels in C++ add no weight bias")
+    if call.hidden % 8:
+        return Support(ok=False, reason=f"hidden {call.hidden} is no multiple of 8: the all-reduce takes 16 bytes")
+    if op.quantiser in (GROUP, PACKED) and (call.hidden % 128 or call.hidden > 128 * BLOCKS):
+        return Support(ok=False, reason=f"hidden {call.hidden}, expected a multiple of 128 up to {128 * BLOCKS}")
+    return Support(ok=True)
+
+
+class VllmKernel:
+    """The all-reduce and the kernels behind it on one rank."""
+
+    def __init__(self, rank: Rank, limits: Limits) -> None:
+        self._rank, self._ops = rank, torch.ops._C
+        self._reducer: Any = torch.ops._C_custom_ar
+        self._room = -(-limits.max_tokens * limits.hidden * limits.dtype.itemsize // 256) * 256
+        self._meta = self._shared(self._reducer.meta_size() + self._room)
+        self._buffers = self._shared(self._room)
+        self._table = torch.zeros(TABLE_BYTES, dtype=torch.uint8, device=rank.device)
+        self._handle = self._reducer.init_custom_ar(self._meta, self._table, rank.index, fully_connected=True)
+        self._reducer.register_buffer(self._handle, self._buffers)
+        # A captured call takes the next entry, which vLLM fills after the capture; here all calls share one buffer.
+        entries = self._table.view(-1, ENTRY_BYTES)
+        entries[1:] = entries[0].clone()
+        torch.cuda.synchronize(rank.device)
+        dist.barrier(group=rank.group)
+
+    def _shared(self, nbytes: int) -> list[int]:
+        """Allocate a buffer and map the peers' ones: their addresses in rank order; a collective call."""
+        own, handle = self._reducer.allocate_shared_buffer_and_handle(nbytes)
+        handles: list[Any] = [None] * self._rank.world_size
+        dist.all_gather_object(handles, handle, group=self._rank.group)
+        mapped = enumerate(handles)
+        return [own if index == self._rank.index else self._reducer.open_mem_handle(peer) for index, peer in mapped]
+
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
+        """Run the kernels on the current stream; a collective call. vLLM chooses the exchange itself.
+
+        Raises:
+            ValueError: an operand of a wrong shape, dtype or layout, or larger than the workspace.
+        """
+        del strategy
+        check_layout(inputs)
+        partial = inputs.partial
+        if partial.nbytes > self._room:
+            raise ValueError(f"partial has {partial.nbytes} bytes, the workspace takes {self._room}")
+        outputs = allocate(inputs, op)
+        summed = outputs.total if outputs.total is not None else torch.empty_like(partial)
+        self._reducer.all_reduce(self._handle, partial, summed, self._buffers[self._rank.index], self._room)
+        if not op.norm:
+            return outputs
+        outputs.residual.copy_(inputs.residual)  # the kernels turn it into the stream
+        if in_one(op):
+            self._quantise_at_once(summed, inputs, outputs, op)
+            return outputs
+        self._ops.fused_add_rms_norm(summed, outputs.residual, inputs.gamma, inputs.eps)
+        self._quantise(summed, inputs, outputs, op)
+        return replace(outputs, norm=summed if op.returns_norm else None)
+
+    def _quantise_at_once(self, summed: Tensor, inputs: RankInputs, outputs: RankOutputs, op: Operation) -> None:
+        """Add, normalise and quantise in one kernel."""
+        stream, gamma, eps = outputs.residual, inputs.gamma, inputs.eps
+        if op.quantiser == GIVEN_SCALE:
+            self._ops.fused_add_rms_norm_static_fp8_quant(outputs.quant, summed, stream, gamma, inputs.scale, eps)
+            return
+        assert outputs.scale is not None
+        made = outputs.quant, summed, gamma, outputs.scale, eps, None, stream
+        if op.quantiser == GROUP:
+            self._ops.rms_norm_per_block_quant(*made, 128, inputs.layout.startswith("column"))
+        else:
+            self._ops.rms_norm_dynamic_per_token_quant(*made)
+
+    def _quantise(self, norm: Tensor, inputs: RankInputs, outputs: RankOutputs, op: Operation) -> None:
+        """Quantise the norm in a kernel of its own, where the operation asks for codes."""
+        if op.quantiser == GIVEN_SCALE:
+            self._ops.static_scaled_fp8_quant(outputs.quant, norm, inputs.scale, None)
+        elif op.quantiser == "dynamic-fp8":
+            self._ops.dynamic_per_token_scaled_fp8_quant(outputs.quant, norm, outputs.scale, None)
+        elif op.quantiser == GROUP:
+            told = 128, LEAST, -TOP, TOP, False, inputs.layout.startswith("column"), inputs.layout.endswith("aligned")
+            self._ops.per_token_group_fp8_quant(norm, outputs.quant, outputs.scale, *told)
+        elif op.quantiser == PACKED:
+            self._ops.per_token_group_fp8_quant_packed(norm, outputs.quant, outputs.scale, 128, LEAST, -TOP, TOP)
+
+    def close(self) -> None:
+        """Give the buffers back, once no peer uses them; a collective call."""
+        torch.cuda.synchronize(self._rank.device)
+        dist.barrier(group=self._rank.group)
+        self._reducer.dispose(self._handle)
+        for pointers in (self._meta, self._buffers):
+            self._reducer.free_shared_buffer(pointers[self._rank.index])
