@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
+from fusecheck.graph.exchange import SharedGather
 from fusecheck.interface import (
     Backend,
     FusionOp,
@@ -47,6 +48,7 @@ class RankContext:
     dataflow: Dataflow
     calls: Counter[FusionOp] = field(default_factory=Counter)
     _kernels: dict[tuple[int, torch.dtype], tuple[int, Kernel]] = field(default_factory=dict)
+    _shared: SharedGather | None = None
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's tensor of this shape, in rank order; a collective call."""
@@ -72,6 +74,9 @@ class RankContext:
 
     def _all_gather(self, raw: Tensor) -> list[Tensor]:
         """Every rank's bytes; the group's own call, since torch's wrapper around it costs more than the exchange."""
+        if self.rank.device.type == "cpu":
+            self._shared = self._shared or SharedGather(self.rank)
+            return self._shared(raw)
         group = self.rank.group
         assert group is not None, "a group of several ranks"
         received = [torch.empty_like(raw) for _ in range(self.rank.world_size)]

@@ -26,6 +26,8 @@ class Fakes:
     def __init__(self) -> None:
         # Not a subclass of the mode: higher-order operators look their rules up by its very type.
         self.mode = FakeTensorMode(shape_env=ShapeEnv())
+        # torch remembers as well, at a third of what a call costs; what is asked here is asked once.
+        self.mode.cache_enabled = False
         self._forms: dict[Any, Tensor] = {}
         self._results: dict[Any, Any] = {}
         self._canonical: dict[Any, Tensor] = {}
