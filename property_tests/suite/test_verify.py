@@ -166,9 +166,7 @@ class ForNone(ForTwo):
     sizes = ()
 
 
-def test_runs_that_begin_in_the_same_second_have_a_directory_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_one_second_have_a_directory_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = [make_run_dir("kernel", None) for _ in range(20)]  # of whom all, or all but few, begin in one second
     assert len({path.resolve() for path in made}) == 20
