@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fusecheck import toml
 from fusecheck.errors import UsageError
 from fusecheck.graph import vllm, vllm_host, waivers
 from fusecheck.graph.autodeploy import AutoDeploy
@@ -15,7 +16,7 @@ from fusecheck.graph.findings import Check
 from fusecheck.graph.library import Library
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.graph.schemas import published
+from fusecheck.graph.schemas import FILE, published
 
 HERE = "fusecheck.property_tests.graph.vllm_stand_in"
 LIBRARY = vllm.Vllm()
@@ -83,8 +84,9 @@ def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:
     assert kept[0].plan.sites[0].strategy == "AUTO"  # type: ignore[union-attr]
 
 
-def test_its_schemas_parse_and_name_their_source() -> None:
-    for entry in published(vllm.NAME).values():
+@pytest.mark.parametrize("library", toml.read(FILE))
+def test_a_librarys_schemas_parse_and_name_their_source(library: str) -> None:
+    for entry in published(library).values():
         assert entry.parsed.arguments
         assert entry.file
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.vllm_host import PATTERN_CODES, overload
-from fusecheck.graph.vllm_quantisers import ROLES, form_of
+from fusecheck.graph.vllm_quantisers import form_of, quantises
 
 aten = torch.ops.aten
 IN_PLACE_OF_ADDEND, IN_PLACE_OF_RESIDUAL, CODES, SCALES = 1, 2, 4, 5
@@ -128,7 +128,7 @@ class FusingScales(Fusing):
     @override
     def arguments(self, x: Node, residual: Node, weight: Node, eps: float, quantise: Node | None) -> dict[str, Any]:
         found = super().arguments(x, residual, weight, eps, quantise)
-        if quantise is None or quantise.args[0] not in map(overload, ROLES):
+        if quantise is None or not quantises(quantise):
             return found
         _, call = form_of(quantise)
         codes, scales = (quantise.kwargs[name] for name in (call.codes, call.scales))

@@ -14,7 +14,7 @@ from fusecheck.graph.fused_ops import NAMESPACE, RESULTS
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.subject import PassError
 from fusecheck.graph.vllm_host import PARAMETER, PATTERN_CODES, STRATEGY, overload
-from fusecheck.graph.vllm_quantisers import ROLES, Call, form_of, made_for
+from fusecheck.graph.vllm_quantisers import Call, form_of, made_for, quantises
 from fusecheck.operations import Operation
 
 aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
@@ -53,7 +53,7 @@ class Leaving:
             self.quantise(node)
         elif node.target is auto_functionalized and node.args[0] == overload("fused"):
             self.fused(node)
-        elif node.target is auto_functionalized and node.args[0] in map(overload, ROLES):
+        elif quantises(node):
             self.made(node, *form_of(node))
 
     def parameters(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch.fx import Node
 
 from fusecheck.graph.quantised import Form
@@ -58,8 +59,13 @@ def call_of(form: Form) -> Call | None:
     return Call(PACKED, "output_q", "output_s_packed", group) if family == "group-fp8-packed" else None
 
 
+def quantises(node: Node) -> bool:
+    """Whether a node calls one of these operators, functionalised."""
+    return node.target is auto_functionalized and any(node.args[0] == overload(role) for role in ROLES)
+
+
 def form_of(node: Node) -> tuple[Form, Call]:
-    """To which form a node quantises that calls one of these operators, and how.
+    """To which form a node quantises for which `quantises` holds, and how.
 
     Raises:
         PassError: it is told limits that no form has.
