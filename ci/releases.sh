@@ -16,7 +16,7 @@ for release in "$releases"/*/; do
         name=$(basename "$release")-${variant//:/-}
         PYTHONPATH="$release${PYTHONPATH:+:$PYTHONPATH}" timeout $((${SECS:-40} + 120)) $mpirun -n "$ranks" \
             $python -m fusecheck kernel --backend "$variant" --tp "$ranks" --seconds "${SECS:-40}" --case-timeout 20 \
-            --accept-refusals --json "$out/$name.json" >"$out/$name.log" 2>&1
+            --accept-refusals --run-dir "$out/$name.run" --json "$out/$name.json" >"$out/$name.log" 2>&1
         code=$?
         echo "== $name: exit $code: $(grep -v '^$' "$out/$name.log" | tail -n 1 | cut -c1-300)"
         [ -e "$out/$name.json" ] || failed=1

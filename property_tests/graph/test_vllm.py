@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fusecheck import toml
 from fusecheck.errors import UsageError
 from fusecheck.graph import vllm, vllm_host, waivers
 from fusecheck.graph.autodeploy import AutoDeploy
@@ -15,11 +16,14 @@ from fusecheck.graph.findings import Check
 from fusecheck.graph.library import Library
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.graph.schemas import published
+from fusecheck.graph.schemas import FILE, published
 
 HERE = "fusecheck.property_tests.graph.vllm_stand_in"
 LIBRARY = vllm.Vllm()
-ROWS = "F1,F2,F6,F7,F8,F11-fixed,F12,F14,D1,D3,D5,N1,N2-alpha,N2-none,N3,N5,N5-float32"
+ROWS = (
+    "F1,F2,F6,F7,F8,F11-fixed,F12,F14,D1,D3,D5,N1,N2-alpha,N2-none,N3,N5,N5-float32,"
+    "F17-group-fp8,F17-group-fp8-packed,F20-nan,D10-layout,D12"
+)
 
 
 def test_nothing_but_names_changes_on_the_way_there_and_back(quick_checker: GraphChecker) -> None:
@@ -40,6 +44,18 @@ def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_chec
         assert result.judged > 0
 
 
+@pytest.mark.parametrize("row", ["F17-dynamic-fp8", "F17-group-fp8-packed"])
+def test_a_quantise_that_makes_its_scales_is_vllms_own_and_may_be_fused(quick_checker: GraphChecker, row: str) -> None:
+    subject = Subject(f"{HERE}:FusingScales.apply", after_norm=False, moves=("fp8", "dynamic_fp8", "group_fp8"))
+    checker = quick_checker.for_subject(subject)
+    checker.dialect = vllm.NAME
+    cases, _ = adapted(LIBRARY, row_cases(2, row))
+    (result,) = checker.check_all(cases)
+    assert (result.findings, result.status()) == ([], Status.EXPECTED)
+    made = {got for _, got in result.outcomes.values()}
+    assert any(got.endswith(row.removeprefix("F17-").upper().replace("-", "_")) for got in made if got), made
+
+
 @pytest.mark.parametrize(
     ("name", "row", "checks"),
     [
@@ -48,6 +64,7 @@ def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_chec
         ("ZerosLikeTheSum", "N2-none", {Check.COUNTS}),
         ("UnwrittenNorm", "D2", {Check.UNFUSED}),
         ("ResultsSwapped", "F1", {Check.UNFUSED}),
+        ("OtherLimits", "F17-group-fp8", {Check.RUNS}),
     ],
 )
 def test_what_vllms_users_have_met_is_found(
@@ -67,8 +84,9 @@ def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:
     assert kept[0].plan.sites[0].strategy == "AUTO"  # type: ignore[union-attr]
 
 
-def test_its_schemas_parse_and_name_their_source() -> None:
-    for entry in published(vllm.NAME).values():
+@pytest.mark.parametrize("library", toml.read(FILE))
+def test_a_librarys_schemas_parse_and_name_their_source(library: str) -> None:
+    for entry in published(library).values():
         assert entry.parsed.arguments
         assert entry.file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._higher_order_ops.auto_functionalize import auto_functionalized
@@ -13,9 +13,10 @@ from typing_extensions import override
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.vllm_host import PATTERN_CODES, overload
+from fusecheck.graph.vllm_quantisers import form_of, quantises
 
 aten = torch.ops.aten
-IN_PLACE_OF_ADDEND, IN_PLACE_OF_RESIDUAL, CODES = 1, 2, 4
+IN_PLACE_OF_ADDEND, IN_PLACE_OF_RESIDUAL, CODES, SCALES = 1, 2, 4, 5
 """Which result of the functionalised call is what the operator has written there."""
 
 
@@ -28,6 +29,8 @@ class Fusing:
 
     A norm without a residual gets zeros for one, as in vLLM.
     """
+
+    patterns: ClassVar[dict[str, str]] = {"static_scaled_fp8_quant": "FP8Quant"}
 
     def __init__(self, gm: GraphModule, world_size: int) -> None:
         self.graph, self.world_size = gm.graph, world_size
@@ -52,7 +55,7 @@ class Fusing:
         if x.target != overload("all_reduce") or len(x.users) != 1 or not self.fits(x, weight):
             return
         normed = [norm] if residual is None else nodes.getitems(norm, 0)
-        quantises = [user for each in normed for user in each.users if _is_quantise(user)]
+        quantises = [user for each in normed for user in each.users if self.pattern(user) is not None]
         quantise = quantises[0] if len(quantises) == 1 and self.alone(normed) else None
         with self.graph.inserting_before((quantise or norm).next):
             residual = residual or self.no_residual(x)
@@ -64,6 +67,11 @@ class Fusing:
                 made = nodes.call(self.graph, operator.getitem, (fused, index), norm)
                 for reader in readers:
                     reader.replace_all_uses_with(made, delete_user_cb=lambda user: user is not quantise)
+
+    def pattern(self, node: Node) -> str | None:
+        """FlashInfer's name of the operation that ends with this quantise; None for another node."""
+        names = self.patterns.items() if node.target is auto_functionalized else ()
+        return next((f"kARResidualRMSNorm{name}" for role, name in names if node.args[0] == overload(role)), None)
 
     def fits(self, x: Node, weight: Node) -> bool:
         """Whether the kernel can read the weight: it takes the activations' dtype for granted."""
@@ -80,12 +88,12 @@ class Fusing:
 
     def arguments(self, x: Node, residual: Node, weight: Node, eps: float, quantise: Node | None) -> dict[str, Any]:
         """Of the fused call."""
-        code = "kARResidualRMSNorm" if quantise is None else "kARResidualRMSNormFP8Quant"
+        code = "kARResidualRMSNorm" if quantise is None else str(self.pattern(quantise))
         found = {
             "allreduce_in": nodes.argument(x, 0),
             "residual": residual,
             "norm_out": None,
-            "quant_out": None if quantise is None else quantise.kwargs["result"],
+            "quant_out": None if quantise is None else quantise.kwargs.get("result"),
             "scale_out": None,
             "rms_gamma": weight,
             "rms_eps": eps,
@@ -95,7 +103,7 @@ class Fusing:
             "fp32_acc": True,
             "max_token_num": 4096,
         }
-        return found if quantise is None else found | {"scale_factor": quantise.kwargs["scale"]}
+        return found if quantise is None else found | {"scale_factor": quantise.kwargs.get("scale")}
 
     def results(self, normed: list[Node], sums: list[Node], quantise: Node | None) -> list[tuple[int, list[Node]]]:
         """Who reads what of the call."""
@@ -104,8 +112,33 @@ class Fusing:
         return [(CODES, nodes.getitems(quantise, 1)), (IN_PLACE_OF_RESIDUAL, sums)]
 
 
-def _is_quantise(node: Node) -> bool:
-    return node.target is auto_functionalized and node.args[0] == overload("static_scaled_fp8_quant")
+class FusingScales(Fusing):
+    """The quantisers that make their scales are fused, too, in groups of 128."""
+
+    patterns: ClassVar = {
+        **Fusing.patterns,
+        "dynamic_per_token_scaled_fp8_quant": "DynamicFP8Quant",
+        "per_token_group_fp8_quant_packed": "PerTokenGroupFP8PackedQuant",
+    }
+
+    @override
+    def pattern(self, node: Node) -> str | None:
+        return super().pattern(node) if node.kwargs.get("group_size", 128) == 128 else None
+
+    @override
+    def arguments(self, x: Node, residual: Node, weight: Node, eps: float, quantise: Node | None) -> dict[str, Any]:
+        found = super().arguments(x, residual, weight, eps, quantise)
+        if quantise is None or not quantises(quantise):
+            return found
+        _, call = form_of(quantise)
+        codes, scales = (quantise.kwargs[name] for name in (call.codes, call.scales))
+        return found | {"quant_out": codes, "scale_out": scales, "scale_factor": None}
+
+    @override
+    def results(self, normed: list[Node], sums: list[Node], quantise: Node | None) -> list[tuple[int, list[Node]]]:
+        found = super().results(normed, sums, quantise)
+        scales = [] if quantise is None else nodes.getitems(quantise, 2)
+        return [*found, (SCALES, scales)] if scales else found
 
 
 # Lapses ---------------------------------------------------------------------------------------------------------------
@@ -156,3 +189,15 @@ class ResultsSwapped(Fusing):
         found = super().results(normed, sums, quantise)
         swapped = {IN_PLACE_OF_ADDEND: IN_PLACE_OF_RESIDUAL, IN_PLACE_OF_RESIDUAL: IN_PLACE_OF_ADDEND}
         return [(swapped.get(index, index), readers) for index, readers in found]
+
+
+class OtherLimits(Fusing):
+    """The codes of a group go up to the largest of another FP8 format."""
+
+    @classmethod
+    @override
+    def apply(cls, gm: GraphModule, shared: SharedConfig) -> GraphModule:
+        for node in gm.graph.nodes:
+            if "fp8_max" in node.kwargs:
+                node.kwargs = {**node.kwargs, "fp8_min": -240.0, "fp8_max": 240.0}
+        return super().apply(gm, shared)

@@ -38,7 +38,11 @@ class Library(Protocol):
         ...
 
     def leave(self, gm: GraphModule) -> GraphModule:
-        """A graph of the library's operators in Fusecheck's; the one that is given stays as it is."""
+        """A graph of the library's operators in Fusecheck's; the one that is given stays as it is.
+
+        Raises:
+            PassError: it calls one of them as nothing in Fusecheck's is called.
+        """
         ...
 
     def speaks(self, gm: GraphModule) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 from fusecheck.graph import nodes
 from fusecheck.graph.fused_ops import NAMESPACE
 from fusecheck.graph.meta import is_open
+from fusecheck.graph.quantised import Form
 from fusecheck.graph.vllm_host import GROUP, PARAMETER, overload
+from fusecheck.graph.vllm_quantisers import PACKED, Call, call_of
 
 PER_TENSOR = [-1, -1]
 aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
@@ -35,6 +38,8 @@ class Entering:
                 self.norm(node, gemma=True)
             elif node.target == own.fp8_linear.default:
                 self.linear(node)
+            elif node.target == own.quantize.default:
+                self.made(node)
             elif node.target == own.static_quantize_e4m3_per_tensor.default:
                 codes = self.quantise(node, nodes.argument(node, 0), nodes.argument(node, 1))
                 for index, made in ((0, codes), (1, nodes.argument(node, 1))):
@@ -89,17 +94,56 @@ class Entering:
         value = nodes.value(x)
         assert value is not None
         with self.graph.inserting_before(node):
-            shape = [self.open_size(x, at, size) if is_open(size) else size for at, size in enumerate(value.shape)]
-            buffer = _called(
-                self.graph,
-                x,
-                aten.empty.memory_format,
-                (shape,),
-                {"dtype": torch.float8_e4m3fn, "device": value.device, "pin_memory": False},
-            )
+            buffer = self.buffer(x, self.sizes(x, value), torch.float8_e4m3fn)
             arguments = {"result": buffer, "input": x, "scale": scale, "group_shape": PER_TENSOR}
             made = _called(self.graph, x, auto_functionalized, (overload("static_scaled_fp8_quant"),), arguments)
             return nodes.call(self.graph, operator.getitem, (made, 1), x)
+
+    def made(self, node: Node) -> None:
+        """A functionalised quantise that makes its scales, if vLLM has one to this form."""
+        x, _, name, layout = (nodes.argument(node, index) for index in range(4))
+        call, said = call_of(Form(name, layout)), node.meta.get("val")
+        if call is None or said is None:
+            return
+        with self.graph.inserting_before(node):
+            codes = self.buffer(x, self.sizes(x, said[0]), said[0].dtype)
+            given = {"input": x, call.codes: codes, call.scales: self.scales(x, said[1], call)} | call.options
+            both = _called(self.graph, x, auto_functionalized, (overload(call.role),), given)
+        for index in (0, 1):
+            for getitem in nodes.getitems(node, index):
+                with self.graph.inserting_before(getitem):
+                    getitem.replace_all_uses_with(nodes.call(self.graph, operator.getitem, (both, index + 1), getitem))
+                self.graph.erase_node(getitem)
+        self.graph.erase_node(node)
+
+    def scales(self, x: Node, like: torch.Tensor, call: Call) -> Node:
+        """An empty buffer of scales: by rows, by columns, or packed by columns of whole fours."""
+        rows, columns = self.sizes(x, like)
+        if call.role == PACKED:
+            aligned = rows
+            for compute, by in ((operator.add, 3), (operator.floordiv, 4), (operator.mul, 4)):
+                aligned = self.count(x, compute, aligned, by)
+            options = {"dtype": like.dtype, "device": like.device}
+            return _called(self.graph, x, aten.empty_strided.default, ([rows, columns], [1, aligned]), options)
+        if not call.options.get("dummy_is_scale_transposed"):
+            return self.buffer(x, [rows, columns], like.dtype)
+        turned = self.buffer(x, [columns, rows], like.dtype)
+        return nodes.call(self.graph, aten.permute.default, (turned, [-1, -2]), x)
+
+    def count(self, x: Node, compute: Callable[..., Any], size: Node | int, by: int) -> Node | int:
+        """What comes of a size, which is a node where it is open."""
+        return nodes.call(self.graph, compute, (size, by), x) if isinstance(size, Node) else int(compute(size, by))
+
+    def buffer(self, x: Node, shape: list[Node | int], dtype: torch.dtype) -> Node:
+        """An empty tensor on the device of `x`."""
+        value = nodes.value(x)
+        assert value is not None
+        options = {"dtype": dtype, "device": value.device, "pin_memory": False}
+        return _called(self.graph, x, aten.empty.memory_format, (shape,), options)
+
+    def sizes(self, x: Node, like: torch.Tensor) -> list[Node | int]:
+        """The sizes of a buffer."""
+        return [self.open_size(x, at, size) if is_open(size) else size for at, size in enumerate(like.shape)]
 
     def open_size(self, x: Node, dimension: int, size: Any) -> Node:
         """An open size, read from an input that has it: vLLM's graphs get it as an input of its own."""

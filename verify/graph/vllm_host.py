@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from fusecheck.backends.flashinfer_patterns import pattern_of
 from fusecheck.errors import UsageError
 from fusecheck.graph.schemas import published
+from fusecheck.operations import Operation
 
 PACKAGE = "vllm"
 FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
@@ -40,8 +42,14 @@ STRATEGY = "AUTO"
 """Of the exchange: vLLM's graphs name none."""
 PARAMETER = "fusecheck_parameter"
 """Key in the meta of an input that is a parameter: its name and tensor."""
-PATTERN_CODES = {"kARResidualRMSNorm": 1, "kARResidualRMSNormFP8Quant": 2, "kARResidualRMSNormFP4Quant": 3}
-"""FlashInfer's numbers of the operations that vLLM's pass makes."""
+PATTERN_CODES = {
+    f"kARResidualRMSNorm{rest}": pattern_of(Operation.named(f"kARResidualRMSNorm{rest}"))
+    for rest in (
+        *("", "FP8Quant", "OutFP8Quant", "FP4Quant", "DynamicFP8Quant", "OutDynamicFP8Quant"),
+        *("PerTokenGroupFP8PackedQuant", "OutPerTokenGroupFP8PackedQuant"),
+    )
+}
+"""FlashInfer's numbers of its operations; vLLM's pass makes those of the norm, static FP8 and NVFP4."""
 _NO_OPERATOR = re.compile(r"'_OpNamespace' '(\w+)' object has no attribute '(\w+)'")
 
 

@@ -10,10 +10,16 @@ from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch.fx import GraphModule, Node
 
 from fusecheck.graph import nodes
-from fusecheck.graph.fused_ops import NAMESPACE
+from fusecheck.graph.fused_ops import NAMESPACE, RESULTS
+from fusecheck.graph.quantised import Form
+from fusecheck.graph.subject import PassError
 from fusecheck.graph.vllm_host import PARAMETER, PATTERN_CODES, STRATEGY, overload
+from fusecheck.graph.vllm_quantisers import Call, form_of, made_for, quantises
+from fusecheck.operations import Operation
 
 aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
+WRITTEN = ("allreduce_in", "residual", "norm_out", "quant_out", "scale_out")
+"""Arguments of the fused operator, from the first result of its functionalised call."""
 
 
 class Leaving:
@@ -47,6 +53,8 @@ class Leaving:
             self.quantise(node)
         elif node.target is auto_functionalized and node.args[0] == overload("fused"):
             self.fused(node)
+        elif quantises(node):
+            self.made(node, *form_of(node))
 
     def parameters(self) -> None:
         """Inputs that are parameters become loaded tensors."""
@@ -89,24 +97,37 @@ class Leaving:
         self.buffers += [arguments["result"]]  # type: ignore[list-item]
         self.results(node, {1: codes})
 
+    def made(self, node: Node, form: Form, call: Call) -> None:
+        """The quantise that makes its scales as an operator that returns both."""
+        with self.graph.inserting_before(node):
+            args = (node.kwargs["input"], None, form.name, form.layout)
+            pair = nodes.call(self.graph, own.quantize.default, args, node)
+            results = {index + 1: nodes.call(self.graph, operator.getitem, (pair, index), node) for index in (0, 1)}
+        self.buffers += [each for name in (call.codes, call.scales) for each in made_for(node.kwargs[name])]  # type: ignore[arg-type]
+        self.results(node, results)
+
     def fused(self, node: Node) -> None:
         """The fused operator that `pattern_code` names, and where its results are read."""
         given = {argument.name: argument.default_value for argument in overload("fused")._schema.arguments}
         given |= node.kwargs
-        x, residual, norm_out = given["allreduce_in"], given["residual"], given["norm_out"]
-        quantises = given["pattern_code"] == PATTERN_CODES["kARResidualRMSNormFP8Quant"]
-        operands = (x, residual, given["rms_gamma"], *([given["scale_factor"]] if quantises else []), given["rms_eps"])
-        target = own.ar_residual_norm_quant_fp8 if quantises else own.ar_residual_norm
+        x, residual, norm_out, codes, scales = (given[name] for name in WRITTEN)
+        op = _operation(given["pattern_code"])
+        operands = x, residual, given["rms_gamma"], given["scale_factor"], given["rms_eps"], STRATEGY, op.name
         with self.graph.inserting_before(node):
-            made = nodes.call(self.graph, target.default, (*operands, STRATEGY, given["weight_bias"]), node)
-            first, total = (nodes.call(self.graph, operator.getitem, (made, index), node) for index in (0, 1))
-        # Without a buffer of its own the norm takes the place of the addend, else the sum does. A quantising call
-        # writes no norm: whoever reads it finds what was there.
-        found: dict[int, Any] = {1: total, 3: first} if norm_out is not None else {1: first, 2: total}
-        if quantises:
-            found = {1: total, 3: norm_out, 4: first} if norm_out is not None else {1: x, 2: total, 4: first}
-        self.buffers += [each for each in (norm_out, given["quant_out"]) if isinstance(each, Node)]
-        self.results(node, found | ({2: residual} if 2 not in found else {}))
+            layout = Form(op.quantiser).named if op.returns_scale else ""
+            made = nodes.call(self.graph, own.fused.default, (*operands, layout, given["weight_bias"]), node)
+            results = [name for name in RESULTS if name in op.returns]
+            has = {name: nodes.call(self.graph, operator.getitem, (made, at), node) for at, name in enumerate(results)}
+        # Without a buffer of its own the norm takes the place of the addend, else the sum does. Who reads what a call
+        # does not write finds what was there.
+        if norm_out is not None:
+            found = {1: has["residual"], 2: residual, 3: has.get("norm", norm_out)}
+        else:
+            found = {1: has.get("norm", x), 2: has["residual"]}
+        found |= {at: has[name] for at, name in ((4, "quant"), (5, "scale")) if name in has}
+        self.buffers += [each for each in (norm_out, codes) if isinstance(each, Node)]
+        self.buffers += made_for(scales) if isinstance(scales, Node) else []
+        self.results(node, found)
 
     def results(self, node: Node, found: dict[int, Node]) -> None:
         """Give the readers of each result what it is now, with the meta value that the pass gave it; drop the node."""
@@ -121,6 +142,19 @@ class Leaving:
         for made in found.values():
             if not made.users and made.target is operator.getitem:
                 self.graph.erase_node(made)
+
+
+def _operation(code: object) -> Operation:
+    """What FlashInfer computes under a number.
+
+    Raises:
+        PassError: nothing that the graph question knows.
+    """
+    found = [Operation.named(name) for name, known in PATTERN_CODES.items() if known == code]
+    if not found:
+        told = ", ".join(f"{known} ({name})" for name, known in PATTERN_CODES.items())
+        raise PassError(f"the pass made a call of pattern_code={code}, expected one of: {told}")
+    return found[0]
 
 
 def _gemma(weight: object) -> list[Node]:

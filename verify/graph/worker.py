@@ -213,7 +213,12 @@ class _Case:
             return None
         if said in ("raised", "does not lint"):
             return None
-        return _Rewritten(given, made, Graphs(built.module, predecessor, self.library.leave(made)), said)
+        try:
+            after = self.library.leave(made)
+        except PassError as error:
+            self._raised(Check.RUNS, error)
+            return None
+        return _Rewritten(given, made, Graphs(built.module, predecessor, after), said)
 
     def _unchanged(self, loaded: dict[str, int], before: GraphModule, after: GraphModule) -> None:
         """The pass leaves every loaded tensor as it is, in memory and by name."""

@@ -39,7 +39,7 @@ def takes(case: dict[str, Any], problem: Problem, flow: Dataflow) -> bool:
     """Whether a case is one plain call that one pass can judge."""
     plain = not (problem.schedule or case.get("fresh") or case.get("checks"))
     bits = FAMILIES[problem.family].finite or flow.nan_payload == "kept"  # one pass compares ranks bit by bit
-    return plain and bits and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem)
+    return plain and bits and problem.elements <= MOST_ELEMENTS and judge.takes(flow, problem.op, problem.hidden)
 
 
 @dataclass
@@ -96,6 +96,7 @@ class Batch:
         if pending.doubted or judge.in_doubt(counts):
             return step, None
         problem = step.problem
+        elements = len(pending.share) * problem.hidden
         return step, {
             "problem": pending.line,
             "kernel_seconds": spans[1],
@@ -104,7 +105,7 @@ class Batch:
             "dataflow": step.flow.name,
             "off_nominal_share": off_nominal_share(step.flow, problem.format, problem.hidden),
             "digests": judge.digests(counts, problem),
-            "tallies": [tally.to_record() for tally in judge.tallies(counts, problem, pending.share)],
+            "tallies": [tally.to_record() for tally in judge.tallies(counts, problem.op, elements)],
         }
 
 

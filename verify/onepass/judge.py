@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.numerics import nominal
 from fusecheck.onepass.arena import FlatArena
 from fusecheck.onepass.operands import Made, power_of_two
-from fusecheck.operations import STATIC_OPS
+from fusecheck.operations import STATIC_OPS, Operation
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage, Tally, raw
 
@@ -26,14 +25,35 @@ WIDEST = 16384
 _NAN_CODE = {"nan": 0x7F, "+max": 0x7E, "-max": 0xFE}
 
 
-def takes(flow: Dataflow, problem: Problem) -> bool:
-    """Whether the kernel forms this dataflow's nominal values."""
+def takes(flow: Dataflow, op: Operation, hidden: int) -> bool:
+    """Whether the kernel forms this dataflow's nominal values of an operation."""
     rounded = (flow.round_sum or flow.accumulate == "native") and flow.sum_flushes
     rounded = rounded and flow.accumulate != "exact" and flow.sum_rounding == "nearest"
     squared = not (flow.round_squares or flow.scaled_squares)
     staged = flow.norm_reads_rounded and flow.round_norm and squared and not flow.round_normed
-    today = problem.op in STATIC_OPS and flow.statistics is None
-    return today and rounded and staged and flow.saturate and problem.hidden <= WIDEST
+    today = op in STATIC_OPS and flow.statistics is None
+    return today and rounded and staged and flow.saturate and hidden <= WIDEST
+
+
+def factor(flow: Dataflow, scale: float) -> float:
+    """What the norm is divided by, or multiplied with, before the cast: a float32 value."""
+    single = float(np.float32(scale))
+    return single if flow.scaling == "divide" else nominal.reciprocal(single, flow)
+
+
+def constants(flow: Dataflow, dtype: torch.dtype, hidden: int, ranks: int) -> dict[str, Any]:
+    """The arguments for which a kernel of its own is compiled."""
+    block = power_of_two(hidden)
+    return {
+        "BLOCK": block,
+        "RANKS": ranks,
+        "WIDE_SUM": flow.accumulate == "fp32",
+        "FLUSH": flow.flush_subnormals and dtype == torch.bfloat16,
+        "HALF": dtype == torch.float16,
+        "DIVIDE": flow.scaling == "divide",
+        "NAN_CODE": _NAN_CODE[flow.code_of_nan],
+        "num_warps": max(4, min(16, block // 512)),
+    }
 
 
 def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
@@ -53,9 +73,6 @@ def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
     norm = outputs.norm if outputs.norm is not None else absent
     quant = outputs.quant if outputs.quant is not None else absent
     scale = np.float32(problem.scale)
-    divide = flow.scaling == "divide"
-    factor = float(scale) if divide else nominal.reciprocal(float(scale), flow)
-    block = power_of_two(problem.hidden)
     run: Any = kernels.judge
     run[(problem.tokens,)](
         counts,
@@ -78,19 +95,12 @@ def launch(step: Step, made: Made, share: range, counts: Tensor) -> None:
         problem.hidden,
         problem.eps,
         problem.weight_bias,
-        factor,
+        factor(flow, problem.scale),
         int(scale.view(np.int32)),
         int(outputs.norm is not None),
         int(outputs.quant is not None),
         int(FAMILIES[problem.family].finite),
-        BLOCK=block,
-        RANKS=problem.world_size,
-        WIDE_SUM=flow.accumulate == "fp32",
-        FLUSH=flow.flush_subnormals and problem.dtype == "bf16",
-        HALF=problem.dtype == "fp16",
-        DIVIDE=divide,
-        NAN_CODE=_NAN_CODE[flow.code_of_nan],
-        num_warps=max(4, min(16, block // 512)),
+        **constants(flow, problem.format.dtype, problem.hidden, problem.world_size),
     )
     if isinstance(step.arena, FlatArena):
         counts[kernels.TRAMPLED].add_(step.arena.canaries_lost())
@@ -104,17 +114,16 @@ def in_doubt(counts: Sequence[int]) -> bool:
     return any(counts[getattr(kernels, slot)] for slot in slots)
 
 
-def tallies(counts: Sequence[int], problem: Problem, share: range) -> list[Tally]:
-    """The tallies of a case that is not in doubt."""
+def tallies(counts: Sequence[int], op: Operation, elements: int) -> list[Tally]:
+    """The tallies of a case that is not in doubt, with so many elements in each output of this rank's share."""
     from fusecheck.onepass import kernels
 
-    if not share:
+    if not elements:
         return []
-    elements = math.prod((len(share), problem.hidden))
     found = [Tally(Stage.RESIDUAL, elements)]
-    if problem.op.returns_norm:
+    if op.returns_norm:
         found.append(Tally(Stage.NORM, elements, counts[kernels.NORM_OFF]))
-    if problem.op.returns_quant:
+    if op.returns_quant:
         found.append(Tally(Stage.QUANT, elements, counts[kernels.QUANT_OFF]))
     return found
 

@@ -202,3 +202,21 @@ def judge(
             counts, partials, made, got, made_gamma, norm, quant, row, row - first, share, hidden, eps, bias, factor,
             has_norm, has_quant, BLOCK, RANKS, WIDE_SUM, FLUSH, HALF, DIVIDE, NAN_CODE,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["eps", "bias", "factor", "has_norm", "has_quant"])
+def judge_outputs(
+    counts, partials, residual_in, gamma, residual, norm, quant, rows, hidden, eps, bias, factor, has_norm, has_quant,
+    BLOCK: tl.constexpr, RANKS: tl.constexpr, WIDE_SUM: tl.constexpr, FLUSH: tl.constexpr, HALF: tl.constexpr,
+    DIVIDE: tl.constexpr, NAN_CODE: tl.constexpr,
+):  # fmt: skip
+    """Count what differs from the nominal in one row, of operands and outputs that somebody else holds."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < hidden
+    added = tl.load(residual_in + row * hidden + column, mask=inside, other=0)
+    got = tl.load(residual + row * hidden + column, mask=inside, other=0)
+    _judge_row(
+        counts, partials, added, got, gamma, norm, quant, row, row, rows, hidden, eps, bias, factor,
+        has_norm, has_quant, BLOCK, RANKS, WIDE_SUM, FLUSH, HALF, DIVIDE, NAN_CODE,
+    )  # fmt: skip
