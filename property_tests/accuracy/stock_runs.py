@@ -66,7 +66,7 @@ def ask_once() -> None:
     from torch.utils import collect_env
 
     utils.env.from_string = functools.cache(utils.env.from_string)
-    collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)  # type: ignore[assignment]
+    collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
 
 
 def load_questions() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
