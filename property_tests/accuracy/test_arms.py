@@ -34,7 +34,7 @@ def arms(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         backend="emulated",
         tasks=["golden_mmlu", "golden_gsm8k"],
         data_dir=None,
-        limit=28,
+        limit=14,
         arms=ARMS,
         run_dir=out,
         progress=told.append,
@@ -42,7 +42,7 @@ def arms(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     assert [run.name for run in runs] == list(ARMS)
     last = {line.partition(":")[0]: line for line in told}
     # The word problems are answered once, and once more their reference answers are scored.
-    assert list(last.values())[1:] == [f"arm {arm}, 56 questions: 84 texts answered" for arm in ARMS]
+    assert list(last.values())[1:] == [f"arm {arm}, 28 questions: 42 texts answered" for arm in ARMS]
     return {run.name: run.folder for run in runs}
 
 
@@ -60,8 +60,8 @@ def test_all_arms_ask_the_same_questions_and_the_kernels_ran_where_they_belong(a
         assert record is not None
         records[name] = record
     assert len({json.dumps(h) for h in hashes.values()}) == 1
-    # 28 generated answers, each seen through both filters, and 2 of 28 questions on addition.
-    assert len(hashes[ORACLE]) == 2 * 28 + 2
+    # 14 generated answers, each seen through both filters, and 1 of 14 questions on addition.
+    assert len(hashes[ORACLE]) == 2 * 14 + 1
     assert {n: (r.fused_calls > 0, r.unfused_calls > 0) for n, r in records.items()} == {
         ORACLE: (False, False),
         UNFUSED: (False, True),
@@ -85,7 +85,7 @@ def test_arms_keep_full_log_probabilities_and_forced_answers(arms: dict[str, Pat
             assert float(row["filtered_resps"][int(row["target"])][0]) == pytest.approx(float(table[gold]), abs=1e-6)
         forced = np.load(folder / "forced_golden_gsm8k.npz")
         assert set(forced["doc_id"]) == {r["doc_id"] for r in samples(folder, "golden_gsm8k")}
-        assert (forced["position"] == 0).sum() == 28
+        assert (forced["position"] == 0).sum() == 14
         assert np.isfinite(forced["gold_logprob"]).all(), name
 
 

@@ -67,14 +67,14 @@ def test_the_first_scale_for_all_changes_only_models_whose_readers_differ(tmp_pa
 def test_the_gate_tells_a_wrong_graph_from_a_correct_kernel_and_judges_nothing_on_few_questions(
     tmp_path: Path,
 ) -> None:
-    outcomes = dict(run_planted(["correct", "first_scale"], 56, tmp_path, lambda _: None))
+    outcomes = dict(run_planted(["correct", "first_scale"], 28, tmp_path, lambda _: None))
     right, wrong = outcomes["correct"].oracle, outcomes["first_scale"].oracle
     assert right is not None
     assert wrong is not None
-    assert right.n == wrong.n == 56
+    assert right.n == wrong.n == 28
     assert right.ratio < 1.5 < 2.5 < wrong.ratio
     assert wrong.p < 1e-4 < right.p
-    # 56 questions are fewer than the rule asks for: no verdict on the log-probabilities, however clear they look.
+    # 28 questions are fewer than the rule asks for: no verdict on the log-probabilities, however clear they look.
     assert wrong.verdict is right.verdict is Verdict.INCONCLUSIVE
     assert outcomes["correct"].verdict is Verdict.INCONCLUSIVE
     assert tiers(None, outcomes["correct"]) == []

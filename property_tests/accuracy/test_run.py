@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval", reason="running the arms needs pip install fusech
 
 
 def test_four_arms_on_few_questions_are_a_valid_pair_without_a_pass(tmp_path: Path) -> None:
-    result = call(["--tasks", "golden_mmlu,golden_gsm8k", "--limit", "14", "--run-dir", tmp_path, "--flips", "3"])
+    result = call(["--tasks", "golden_mmlu,golden_gsm8k", "--limit", "2", "--run-dir", tmp_path, "--flips", "3"])
     assert result.exit_code == 3, result.output
     assert result.output.startswith("INCONCLUSIVE")
     assert "14 questions; the rule needs 2,000" in result.output
@@ -35,7 +35,7 @@ def test_four_arms_on_few_questions_are_a_valid_pair_without_a_pass(tmp_path: Pa
 
 def test_the_noise_run_needs_no_fused_kernel(tmp_path: Path) -> None:
     result = call(
-        ["--aa", "--tasks", "golden_mmlu", "--limit", "56", "--margin", "golden_mmlu=30", "--run-dir", tmp_path]
+        ["--aa", "--tasks", "golden_mmlu", "--limit", "28", "--margin", "golden_mmlu=30", "--run-dir", tmp_path]
     )
     assert result.exit_code == 0, result.output
     assert result.output.startswith("PASS")
@@ -43,16 +43,16 @@ def test_the_noise_run_needs_no_fused_kernel(tmp_path: Path) -> None:
 
 
 def test_a_sequential_run_stops_goes_on_and_does_not_ask_twice(tmp_path: Path) -> None:
-    arguments: list[str | Path] = ["--sequential", "--tasks", "golden_mmlu", "--limit", "56", "--run-dir", tmp_path]
-    first = call([*arguments, "--block", "28"])
+    arguments: list[str | Path] = ["--sequential", "--tasks", "golden_mmlu", "--limit", "28", "--run-dir", tmp_path]
+    first = call([*arguments, "--block", "14"])
     assert first.exit_code == 3, first.output
-    assert first.output.startswith("INCONCLUSIVE  golden_mmlu after 56 of 56 questions")
+    assert first.output.startswith("INCONCLUSIVE  golden_mmlu after 28 of 28 questions")
     answers = (tmp_path / "answers_golden_mmlu.jsonl").read_text()
-    assert len(answers.splitlines()) == 56
-    again = call([*arguments, "--block", "28"])
+    assert len(answers.splitlines()) == 28
+    again = call([*arguments, "--block", "14"])
     assert again.output == first.output
     assert (tmp_path / "answers_golden_mmlu.jsonl").read_text() == answers
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["verdict"] == "inconclusive"
-    other = call([*arguments, "--block", "14"])
+    other = call([*arguments, "--block", "7"])
     assert "another plan" in str(other.exception)

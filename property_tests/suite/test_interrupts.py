@@ -72,13 +72,13 @@ def kernel(directory: Path, launcher: list[str]) -> Program:
 
 
 def accuracy(directory: Path, mode: Sequence[str], begun: str) -> Program:
-    """`fusecheck accuracy` on all four-choice questions; it has begun once the file `begun` is in its directory."""
+    """`fusecheck accuracy` on four-choice questions; it has begun once the file `begun` is in its directory."""
     asked = ["--tasks", "golden_mmlu", *mode, "--run-dir", str(directory)]
     return Program([*FUSECHECK, "accuracy", *asked], (directory / begun).exists)
 
 
 def test_an_interrupted_run_says_what_it_has_shown_and_leaves_no_process(tmp_path: Path) -> None:
-    with kernel(tmp_path / "local", []) as local, kernel(tmp_path / "mpirun", mpirun(4)) as under_mpirun:
+    with kernel(tmp_path / "local", []) as local, kernel(tmp_path / "mpirun", mpirun(2)) as under_mpirun:
         assert local.interrupt() == 3
         # mpirun ends its processes its own way, and says so.
         assert under_mpirun.interrupt() != 0
@@ -134,9 +134,9 @@ def test_an_interrupted_accuracy_run_says_which_arms_and_questions_are_done_and_
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("lm_eval", reason="running the arms needs pip install fusecheck[eval]")
-    with accuracy(tmp_path / "arms", ["--limit", "560"], "oracle/fusecheck_arm.json") as arms:
+    with accuracy(tmp_path / "arms", ["--limit", "28"], "oracle/fusecheck_arm.json") as arms:
         assert arms.interrupt() == 3
-    with accuracy(tmp_path / "blocks", ["--sequential"], "answers_golden_mmlu.jsonl") as blocks:
+    with accuracy(tmp_path / "blocks", ["--sequential", "--block", "14"], "answers_golden_mmlu.jsonl") as blocks:
         assert blocks.interrupt() == 3
     found = {}
     for name in ("arms", "blocks"):
@@ -148,7 +148,7 @@ def test_an_interrupted_accuracy_run_says_which_arms_and_questions_are_done_and_
         suite = ET.parse(tmp_path / name / "junit.xml").getroot()
         assert suite.get("errors") == "1"
         found[name] = result["summary"]
-    assert found["arms"]["finished_arms"] == {"oracle": 560}
+    assert found["arms"]["finished_arms"] == {"oracle": 28}
     answers = (tmp_path / "blocks" / "answers_golden_mmlu.jsonl").read_text()
     assert found["blocks"]["asked"] == {"golden_mmlu": answers.count("\n")}
 

@@ -166,6 +166,13 @@ class ForNone(ForTwo):
     sizes = ()
 
 
+def test_runs_of_one_second_have_a_directory_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [make_run_dir("kernel", None) for _ in range(20)]  # of whom all, or all but few, begin in one second
+    assert len({path.resolve() for path in made}) == 20
+    assert all(path.is_dir() for path in made)
+
+
 def test_a_run_directory_in_use_is_refused_and_free_again_when_its_run_has_ended(tmp_path: Path) -> None:
     told = "import sys, pathlib; from fusecheck.report import make_run_dir\n"
     told += "make_run_dir('kernel', pathlib.Path(sys.argv[1])); print('ready', flush=True); input()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import platform
@@ -83,15 +85,16 @@ def _driver() -> str | None:
 
 
 def make_run_dir(command: str, run_dir: Path | None) -> Path:
-    """Make the run's directory, `runs/<utc>-<command>` unless given.
+    """Make the run's directory, `runs/<utc>-<command>` unless given; with a number behind where that is another run's.
 
     Raises:
         UsageError: it cannot be made or written.
     """
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    path = run_dir or Path("runs") / f"{stamp}-{command}"
+    path = run_dir or Path("runs")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if run_dir is None:
+            path = _new(path / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{command}")
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
@@ -101,6 +104,15 @@ def make_run_dir(command: str, run_dir: Path | None) -> Path:
         ) from None
     _claim(path)
     return path
+
+
+def _new(path: Path) -> Path:
+    """Make this directory, or the first with a number behind its name that is not there yet."""
+    for place in itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            place.mkdir()
+            return place
+    raise AssertionError("numbers do not end")
 
 
 _CLAIMED: dict[Path, FileLock] = {}
