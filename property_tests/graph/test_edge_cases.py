@@ -22,6 +22,13 @@ def test_an_edge_case_becomes_what_it_must(checker: GraphChecker, row: Row) -> N
     assert result.report["elements"] > 0
 
 
+def test_rows_of_the_family_become_what_they_must_on_four_ranks_too() -> None:
+    with GraphChecker(Subject(), 4, timeout=120, tokens=(), export=False) as four:
+        results = four.check_all(row_cases(4, "F17-dynamic-fp8,F18-nvfp4,F21,D14"))
+    assert [(result.findings, result.left) for result in results] == [([], {})] * 4
+    assert all(result.judged for result in results)
+
+
 def test_on_one_rank_nothing_fuses() -> None:
     (case,) = row_cases(1)
     with GraphChecker(Subject(), 1, timeout=60) as alone:

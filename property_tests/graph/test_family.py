@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from fusecheck.errors import UsageError
 from fusecheck.graph.cases import GraphCase, Subject, row_cases
@@ -16,11 +15,9 @@ from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan, made
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.run import GraphChecker
-from fusecheck.graph.schemas import FILE, Published
 from fusecheck.operations import STATIC_OPS, Collective, Operation
 from fusecheck.property_tests.graph import lapses_of_family as lapses
 from fusecheck.quantisers.known import QUANTISERS
-from fusecheck.toml import read
 
 TWO_FACTORS = GraphPlan(sites=(SitePlan(readers=(made("nvfp4"),)), SitePlan(readers=(made("nvfp4", scale=4),))))
 TWO_SITES = GraphPlan(sites=(SitePlan(readers=(made("group-fp8-32"),)),) * 2)
@@ -135,9 +132,3 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(text: str, message: str) -
 def test_a_replay_line_of_before_the_family_is_read() -> None:
     plan = GraphPlan.from_json('{"sites":[{"readers":[{"kind":"nvfp4"}]}]}')
     assert plan.sites[0].readers == (made("nvfp4"),)
-
-
-def test_every_published_schema_is_one() -> None:
-    for library in read(FILE).values():
-        for role, entry in library["operators"].items():
-            assert isinstance(Published(role, **entry).parsed, torch.FunctionSchema)

@@ -14,10 +14,11 @@ from torch import Tensor
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.case import alive, graphs, returned
 from fusecheck.case.calls import Step
-from fusecheck.dataflow import DATAFLOWS
+from fusecheck.dataflow import DATAFLOWS, ExpertFlow
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import FusionOp, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import FusionOp, Operation, RankInputs, RankOutputs, Strategy
 from fusecheck.problem import Call, Problem
+from fusecheck.stages.experts import expert_sum
 
 CPU = torch.device("cpu")
 
@@ -107,6 +108,23 @@ class _RunsAhead(_Kernel):
         return outputs
 
 
+class _Experts(_Kernel):
+    """Sums experts of its own, of one rank."""
+
+    def compute(self, inputs: RankInputs) -> RankOutputs:
+        assert inputs.experts is not None
+        summed = expert_sum(inputs.experts, ExpertFlow())
+        return replace(super().compute(replace(inputs, partial=summed)), quant=None)
+
+
+class _ExpertsAsCaptured(_Experts):
+    """Keeps the weights of the experts from the capture."""
+
+    def bound(self, inputs: RankInputs) -> RankInputs:
+        assert inputs.experts is not None
+        return replace(inputs, experts=replace(inputs.experts, scale=inputs.experts.scale.clone()))
+
+
 def _overwrite(outputs: RankOutputs, fresh: RankOutputs) -> None:
     for name, tensor in returned.named(outputs).items():
         source: Tensor = getattr(fresh, name)
@@ -121,8 +139,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: setattr(_Graph, "waited", True))
 
 
-def _step(tokens: int) -> Step:
-    problem = Problem(tokens=tokens, hidden=64, world_size=2)
+def _step(tokens: int, op: str = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8") -> Step:
+    problem = Problem(op=Operation.named(op), tokens=tokens, hidden=64, world_size=2)
     made, arena = Inputs(problem, CPU).of_rank(0), alive.Arena(CPU)
     return Step(Call(tokens), problem, DATAFLOWS["unfused"], made, arena.guard(made), arena)
 
@@ -158,3 +176,11 @@ def test_what_a_replay_keeps_or_spoils_is_found_and_named(kind: type[_Kernel], p
     tally = graphs.replay_graphs(kernel, _step(16))
     assert tally.outside > 0
     assert tally.shown[0].context.startswith(place)
+
+
+@pytest.mark.parametrize("op", ["MOE_REDUCTION_RESIDUAL_RMS_NORM", "MOE_FINALIZE_RESIDUAL_RMS_NORM"])
+def test_a_call_of_fewer_rows_has_the_experts_of_these_rows_and_a_replay_those_of_its_turn(op: str) -> None:
+    for kernel, wrong in ((_Experts(), False), (_ExpertsAsCaptured(), True)):
+        tally = graphs.replay_graphs(kernel, _step(16, op))
+        assert tally.elements > 0
+        assert bool(tally.outside) == wrong

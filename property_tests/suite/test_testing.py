@@ -25,7 +25,7 @@ from fusecheck.testing import (
     assert_quantised,
     conforms,
 )
-from fusecheck.testing.ranks import digest_of
+from fusecheck.testing.ranks import digests
 
 WORKER = "fusecheck.property_tests.suite.testing_ranks:TestingRank"
 RANKS = 4
@@ -223,7 +223,12 @@ def test_what_one_rank_has_wrong_is_raised_on_every_rank_alike(ranks: Pool, spoi
 
 
 def test_in_a_group_the_ranks_exchange_what_they_hold_the_partials_and_what_they_found_and_no_more(ranks: Pool) -> None:
-    assert set(said(ranks.call("collectives", timeout=30))) == {"all_gather_object, all_gather, all_gather_object"}
+    three = "all_gather_into_tensor, all_gather, all_gather_into_tensor"
+    assert set(said(ranks.call("collectives", timeout=30))) == {three}
+
+
+def test_a_message_of_any_length_reaches_every_rank(ranks: Pool) -> None:
+    assert set(said(ranks.call("lengths", [0, 1, 4000, 5000, 100_000], timeout=30))) == {"as sent"}
 
 
 def test_in_a_group_a_wrong_declaration_fails_with_the_right_one_named(ranks: Pool) -> None:
@@ -244,7 +249,7 @@ def test_tensors_that_differ_between_ranks_are_named_with_their_bits(ranks: Pool
 
 def test_a_digest_is_of_the_values_whatever_the_stride_of_a_single_column() -> None:
     packed = torch.empty_strided((1, 1), (1, 4), dtype=torch.int32).fill_(3)
-    assert digest_of(packed) == digest_of(torch.tensor([[3]], dtype=torch.int32))
+    assert digests({"x": packed}) == digests({"x": torch.tensor([[3]], dtype=torch.int32)})
 
 
 def test_a_session_of_judged_calls_leaves_one_record_and_one_page(call: dict[str, Any], tmp_path: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusecheck.interface import Rank
 from fusecheck.testing import assert_conforms, assert_same_on_ranks
+from fusecheck.testing.ranks import Ranks
 
 TOKENS, HIDDEN, SCALE, EPS = 6, 256, 0.02, 1e-6
 
@@ -81,10 +82,18 @@ class TestingRank:
             return call
 
         with ExitStack() as stack:
-            for name in ("all_gather", "all_gather_object"):
+            for name in ("all_gather", "all_gather_object", "all_gather_into_tensor"):
                 stack.enter_context(mock.patch.object(torch.distributed, name, noting(name)))
             self.judge(dataflow="trtllm-fp32")
         return ", ".join(called)
+
+    def lengths(self, sizes: list[int]) -> str:
+        """Whether messages arrive as they were sent, each rank's of another of these lengths."""
+        for turn in range(len(sizes)):
+            sent = ["x" * sizes[(turn + rank) % len(sizes)] for rank in range(self.rank.world_size)]
+            if Ranks(self.rank.group).exchange(sent[self.rank.index]) != sent:
+                return f"turn {turn} differs"
+        return "as sent"
 
     def same(self, differs: bool) -> str:
         """A tensor that is equal on all ranks, or not."""

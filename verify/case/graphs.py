@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from fusecheck.case.calls import Step
 from fusecheck.case.eager import called, compare_outputs, copied, finished
+from fusecheck.case.variants import another, fill, first_rows, held
 from fusecheck.interface import Kernel, RankInputs
 from fusecheck.verdict import Stage, Tally
 
@@ -17,7 +16,6 @@ REPLAYS = 3
 TURNS = 64
 """Pairs of calls without a wait between them, as far as their outputs fit `KEPT` elements."""
 KEPT = 2**27
-OPERANDS = ("partial", "residual", "gamma", "scale")
 
 
 def replay_graphs(kernel: Kernel, step: Step) -> Tally:
@@ -26,11 +24,9 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
     Every operand changes in place from one replay to the next. Then the same for calls that follow without a wait.
     """
     tally, made = Tally(Stage.AGAIN), step.made
-    other = replace(
-        made, partial=-made.partial, residual=made.residual.flip(0), gamma=made.gamma.flip(0), scale=made.scale * 2
-    )
+    other = another(made)
     for calls in CALLS:
-        graphs = [_Graph(kernel, step, [_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
+        graphs = [_Graph(kernel, step, [first_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
         for turn in range(REPLAYS):
             for graph in graphs:
                 graph.replay(turn, tally)
@@ -41,7 +37,7 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
 
 def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankInputs], tally: Tally) -> None:
     """Few rows and all in turn, on two sets of inputs in turn: a call that runs ahead reads what the last one left."""
-    few = _rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
+    few = first_rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
     expected = [copied(finished(kernel, inputs, step), step) for inputs in (few, *sets)]
     turns = max(2, min(TURNS, KEPT // step.problem.elements))
     given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
@@ -67,7 +63,7 @@ class _Graph:
         self._kernel, self._step, self._sets = kernel, step, sets
         self._expected = [copied(finished(kernel, inputs, step), step) for inputs in sets]
         self._name = f"graph of {calls} at {len(sets[0].partial)} tokens"
-        self._static = replace(sets[0], **{name: getattr(sets[0], name).clone() for name in OPERANDS})
+        self._static = held(sets[0])
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         # The process group's own thread asks for events meanwhile, which the default mode forbids.
@@ -76,8 +72,7 @@ class _Graph:
 
     def replay(self, turn: int, tally: Tally) -> None:
         """Replay with one set of inputs, and compare what every captured call left."""
-        for name in OPERANDS:
-            getattr(self._static, name).copy_(getattr(self._sets[turn % 2], name))
+        fill(self._static, self._sets[turn % 2])
         self._graph.replay()
         torch.cuda.synchronize()
         for outputs in self._captured:
@@ -88,7 +83,3 @@ class _Graph:
         outputs = finished(self._kernel, self._sets[turn % 2], self._step)
         what = f"eager after the {self._name}, replay {turn}:"
         compare_outputs(tally, what, self._step, self._expected[turn % 2], outputs)
-
-
-def _rows(inputs: RankInputs, rows: int) -> RankInputs:
-    return replace(inputs, partial=inputs.partial[:rows], residual=inputs.residual[:rows])

@@ -12,6 +12,7 @@ from torch import Tensor
 from fusecheck.case import returned
 from fusecheck.case.calls import Step
 from fusecheck.case.eager import called, compare_outputs, copied, finished
+from fusecheck.case.variants import another, first_rows
 from fusecheck.interface import Kernel, RankInputs, RankOutputs
 from fusecheck.verdict import Stage, Tally
 
@@ -93,8 +94,8 @@ def on_two_streams(kernel: Kernel, second: Kernel | None, step: Step) -> Tally:
     """
     tally = Tally(Stage.AGAIN)
     few = step.problem.world_size + 1
-    sets = [step.made, replace(step.made, partial=-step.made.partial, residual=step.made.residual.flip(0))]
-    short = [replace(x, partial=x.partial[:few], residual=x.residual[:few]) for x in sets]
+    sets = [step.made, another(step.made)]
+    short = [first_rows(x, few) for x in sets]
     _take_turns(tally, "in turn on two streams", step, sets, lambda _: kernel, ordered=True)
     if second is not None:
         pair = kernel, second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
+HEAD, ROOM = 8, 4096
+"""Bytes of a message's length, and of a message that goes with it in one collective."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,24 @@ class Ranks:
         """Every rank's object, in rank order; a collective call."""
         if self.group is None:
             return [mine]
-        everyones: list[T | None] = [None] * self.count
-        torch.distributed.all_gather_object(everyones, mine, group=self.group)
-        return [each for each in everyones if each is not None]
+        return [pickle.loads(each) for each in self._messages(pickle.dumps(mine))]
+
+    def _messages(self, mine: bytes) -> list[bytes]:
+        """Every rank's bytes: in one collective where none has more than `ROOM`, else in two."""
+        heads = self._gathered(len(mine).to_bytes(HEAD, "little") + mine[:ROOM], HEAD + ROOM)
+        lengths = [int.from_bytes(each[:HEAD], "little") for each in heads]
+        if max(lengths) > ROOM:
+            return [each[:length] for each, length in zip(self._gathered(mine, max(lengths)), lengths, strict=True)]
+        return [each[HEAD : HEAD + length] for each, length in zip(heads, lengths, strict=True)]
+
+    def _gathered(self, mine: bytes, size: int) -> list[bytes]:
+        """Every rank's bytes, filled up to a size that is the same on all of them."""
+        nccl = torch.distributed.get_backend(self.group) == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        sent = torch.frombuffer(bytearray(mine.ljust(size, b"\0")), dtype=torch.uint8).to(device)
+        everyones = torch.empty(self.count * size, dtype=torch.uint8, device=device)
+        torch.distributed.all_gather_into_tensor(everyones, sent, group=self.group)
+        return [bytes(each) for each in everyones.cpu().view(self.count, size).numpy()]
 
     def alike(self, act: Callable[[], T]) -> list[T]:
         """Do something that may be refused, and get what every rank made of it; where one refuses, all raise the same.
@@ -83,8 +101,10 @@ class Ranks:
 
 
 def digests(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """A digest of each tensor's bits."""
-    return {name: digest_of(tensor) for name, tensor in tensors.items()}
+    """A digest of each tensor's bits, of any shape and dtype; read from the device at once."""
+    made = [_digest(tensor) for tensor in tensors.values()]
+    values: list[int] = torch.stack(made).tolist() if made else []
+    return dict(zip(tensors, values, strict=True))
 
 
 def unequal(everyones: Sequence[Mapping[str, object]]) -> list[str]:
@@ -92,8 +112,8 @@ def unequal(everyones: Sequence[Mapping[str, object]]) -> list[str]:
     return [name for name, value in everyones[0].items() if any(each.get(name) != value for each in everyones)]
 
 
-def digest_of(tensor: Tensor) -> int:
-    """A digest of a tensor's bits, of any shape and dtype."""
+def _digest(tensor: Tensor) -> Tensor:
     dense = tensor.detach().contiguous()
-    flat = dense.as_strided((1, dense.numel()), (dense.numel(), 1)).view(torch.uint8)  # one column may have any stride
-    return digest.whole(torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)))
+    columns = dense.shape[-1] if dense.dim() > 1 else dense.numel()
+    # One column may have any stride, and torch calls it contiguous.
+    return digest.lazily(dense.as_strided((dense.numel() // max(1, columns), columns), (columns, 1)))
