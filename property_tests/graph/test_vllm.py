@@ -11,9 +11,10 @@ from fusecheck import toml
 from fusecheck.errors import UsageError
 from fusecheck.graph import vllm, vllm_host, waivers
 from fusecheck.graph.autodeploy import AutoDeploy
-from fusecheck.graph.cases import Subject, adapted, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, adapted, row_cases
 from fusecheck.graph.findings import Check
 from fusecheck.graph.library import Library
+from fusecheck.graph.plan import GraphPlan, SitePlan, made
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.schemas import FILE, published
@@ -22,14 +23,15 @@ HERE = "fusecheck.property_tests.graph.vllm_stand_in"
 LIBRARY = vllm.Vllm()
 ROWS = (
     "F1,F2,F6,F7,F8,F11-fixed,F12,F14,D1,D3,D5,N1,N2-alpha,N2-none,N3,N5,N5-float32,"
-    "F17-group-fp8,F17-group-fp8-packed,F20-nan,D10-layout,D12"
+    "F17-group-fp8,F17-group-fp8-packed,F18-nvfp4,F20-nan,D9,D12,D13"
 )
 
 
 def test_nothing_but_names_changes_on_the_way_there_and_back(quick_checker: GraphChecker) -> None:
     checker = quick_checker.for_subject(Subject(f"{HERE}:nothing", after_norm=False))
     checker.dialect = vllm.NAME
-    cases, _ = adapted(LIBRARY, row_cases(2, ROWS))
+    columns = SitePlan(readers=(made("group-fp8-32", layout="column-major"),))
+    cases, _ = adapted(LIBRARY, [*row_cases(2, ROWS), GraphCase("columns", GraphPlan(sites=(columns, SitePlan())))])
     statuses = {result.case.name: result.status() for result in checker.check_all(cases)}
     # The site behind that of the row would fuse in every one of them.
     assert set(statuses.values()) == {Status.MISSED}, statuses
@@ -44,9 +46,11 @@ def test_a_pass_on_its_operators_is_judged_by_what_its_graphs_compute(quick_chec
         assert result.judged > 0
 
 
-@pytest.mark.parametrize("row", ["F17-dynamic-fp8", "F17-group-fp8-packed"])
+@pytest.mark.parametrize("row", ["F17-dynamic-fp8", "F17-group-fp8-packed", "F17-nvfp4"])
 def test_a_quantise_that_makes_its_scales_is_vllms_own_and_may_be_fused(quick_checker: GraphChecker, row: str) -> None:
-    subject = Subject(f"{HERE}:FusingScales.apply", after_norm=False, moves=("fp8", "dynamic_fp8", "group_fp8"))
+    subject = Subject(
+        f"{HERE}:FusingScales.apply", after_norm=False, moves=("fp8", "dynamic_fp8", "group_fp8", "nvfp4")
+    )
     checker = quick_checker.for_subject(subject)
     checker.dialect = vllm.NAME
     cases, _ = adapted(LIBRARY, row_cases(2, row))
@@ -79,8 +83,8 @@ def test_what_vllms_users_have_met_is_found(
 
 
 def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:
-    kept, absent = adapted(LIBRARY, row_cases(2, "F3,D7,N12-draft,N13"))
-    assert set(absent) == {"F3", "N12-draft", "N13"}
+    kept, absent = adapted(LIBRARY, row_cases(2, "F3,F18-nvfp4,D7,D11,N12-draft,N13"))
+    assert set(absent) == {"F3", "D11", "N12-draft", "N13"}
     assert kept[0].plan.sites[0].strategy == "AUTO"  # type: ignore[union-attr]
 
 

@@ -119,6 +119,7 @@ class FusingScales(Fusing):
         **Fusing.patterns,
         "dynamic_per_token_scaled_fp8_quant": "DynamicFP8Quant",
         "per_token_group_fp8_quant_packed": "PerTokenGroupFP8PackedQuant",
+        "scaled_fp4_quant": "FP4Quant",
     }
 
     @override
@@ -132,7 +133,7 @@ class FusingScales(Fusing):
             return found
         _, call = form_of(quantise)
         codes, scales = (quantise.kwargs[name] for name in (call.codes, call.scales))
-        return found | {"quant_out": codes, "scale_out": scales, "scale_factor": None}
+        return found | {"quant_out": codes, "scale_out": scales, "scale_factor": quantise.kwargs.get(call.factor)}
 
     @override
     def results(self, normed: list[Node], sums: list[Node], quantise: Node | None) -> list[tuple[int, list[Node]]]:

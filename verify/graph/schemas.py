@@ -22,7 +22,7 @@ class Published:
 
     Attributes:
         role: what it is to a graph, by the name of Fusecheck's operator where there is one.
-        name: `namespace::name`.
+        name: `namespace::name`, or `namespace::name.overload`.
         schema: arguments and results.
         file: where that was read.
         required: no graph can do without it.
@@ -40,8 +40,9 @@ class Published:
     def overload(self) -> OpOverload | None:
         """The registered operator, None where there is none."""
         namespace, _, leaf = self.name.partition("::")
-        packet = getattr(getattr(torch.ops, namespace), leaf, None)
-        return getattr(packet, "default", None)
+        name, _, overload = leaf.partition(".")
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        return getattr(packet, overload or "default", None)
 
     @property
     def parsed(self) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch._inductor.pattern_matcher import stable_topological_sort
 from torch.fx import GraphModule
 
 from fusecheck.graph import nodes, vllm_host
@@ -60,8 +61,8 @@ class Vllm:
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """Activations are 2-D, sums over ranks have no strategy, and one layer reads a norm."""
         for site in plan.sites:
-            layers = [reader for reader in site.readers if reader.kind in ("fp8", "quantize")]
-            if len(layers) > 1:
+            own = [reader for reader in site.readers if reader.kind in ("fp8", "quantize", "made")]
+            if sum(not (reader.quantiser and reader.shared_scale) for reader in own) > 1:
                 return ABSENT["several readers"]
             if site.write != "nothing":
                 return ABSENT["writes"]
@@ -83,9 +84,14 @@ class Vllm:
 
 
 def fuse_allreduce_rms(gm: GraphModule, shared: Any) -> GraphModule:
-    """VLLM's own `AllReduceFusionPass`, over every range of sizes for which it says that it applies."""
+    """VLLM's own `AllReduceFusionPass`, over every range of sizes for which it says that it applies.
+
+    After it comes what vLLM's `PostCleanupPass` does, as in its pass manager: the matcher leaves nodes in any order.
+    """
     value = next(nodes.value(node) for node in gm.graph.nodes if node.op == "placeholder")
     assert value is not None
     vllm_host.fusion_pass(shared.world_size, value.dtype, shared.max_tokens)(gm.graph)
+    stable_topological_sort(gm.graph)
+    gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm

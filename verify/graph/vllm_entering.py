@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from fusecheck.graph.fused_ops import NAMESPACE
 from fusecheck.graph.meta import is_open
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.vllm_host import GROUP, PARAMETER, overload
-from fusecheck.graph.vllm_quantisers import PACKED, Call, call_of
+from fusecheck.graph.vllm_quantisers import NVFP4, PACKED, Call, call_of
 
 PER_TENSOR = [-1, -1]
 aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
@@ -101,38 +102,56 @@ class Entering:
 
     def made(self, node: Node) -> None:
         """A functionalised quantise that makes its scales, if vLLM has one to this form."""
-        x, _, name, layout = (nodes.argument(node, index) for index in range(4))
+        x, factor, name, layout = (nodes.argument(node, index) for index in range(4))
         call, said = call_of(Form(name, layout)), node.meta.get("val")
         if call is None or said is None:
             return
         with self.graph.inserting_before(node):
             codes = self.buffer(x, self.sizes(x, said[0]), said[0].dtype)
             given = {"input": x, call.codes: codes, call.scales: self.scales(x, said[1], call)} | call.options
-            both = _called(self.graph, x, auto_functionalized, (overload(call.role),), given)
+            given |= {call.factor: factor} if call.factor else {}
+            target = overload(call.role)
+            # In the schema's order, as functionalising leaves them: the pattern matcher compares keywords in order.
+            given = {argument.name: given[argument.name] for argument in target._schema.arguments}
+            both = _called(self.graph, x, auto_functionalized, (target,), given)
         for index in (0, 1):
             for getitem in nodes.getitems(node, index):
                 with self.graph.inserting_before(getitem):
-                    getitem.replace_all_uses_with(nodes.call(self.graph, operator.getitem, (both, index + 1), getitem))
+                    result = nodes.call(self.graph, operator.getitem, (both, index + 1), getitem)
+                    if index and call.role == NVFP4:
+                        result = nodes.call(self.graph, aten.view.dtype, (result, torch.uint8), getitem)
+                        result = nodes.call(self.graph, aten.view.default, (result, [-1]), getitem)
+                getitem.replace_all_uses_with(result)
                 self.graph.erase_node(getitem)
         self.graph.erase_node(node)
 
     def scales(self, x: Node, like: torch.Tensor, call: Call) -> Node:
-        """An empty buffer of scales: by rows, by columns, or packed by columns of whole fours."""
+        """An empty buffer of scales: by rows, by columns, packed by columns of whole fours, or in tiles."""
+        if call.role == NVFP4:
+            value = nodes.value(x)
+            assert value is not None
+            tokens = functools.reduce(functools.partial(self.count, x, operator.mul), self.sizes(x, value)[:-1])
+            return self.buffer(x, [self.aligned(x, tokens, 128), -(-int(value.shape[-1]) // 64)], torch.int32)
         rows, columns = self.sizes(x, like)
         if call.role == PACKED:
-            aligned = rows
-            for compute, by in ((operator.add, 3), (operator.floordiv, 4), (operator.mul, 4)):
-                aligned = self.count(x, compute, aligned, by)
             options = {"dtype": like.dtype, "device": like.device}
-            return _called(self.graph, x, aten.empty_strided.default, ([rows, columns], [1, aligned]), options)
+            shape, strides = [rows, columns], [1, self.aligned(x, rows, 4)]
+            return _called(self.graph, x, aten.empty_strided.default, (shape, strides), options)
         if not call.options.get("dummy_is_scale_transposed"):
             return self.buffer(x, [rows, columns], like.dtype)
         turned = self.buffer(x, [columns, rows], like.dtype)
         return nodes.call(self.graph, aten.permute.default, (turned, [-1, -2]), x)
 
-    def count(self, x: Node, compute: Callable[..., Any], size: Node | int, by: int) -> Node | int:
-        """What comes of a size, which is a node where it is open."""
-        return nodes.call(self.graph, compute, (size, by), x) if isinstance(size, Node) else int(compute(size, by))
+    def aligned(self, x: Node, size: Node | int, to: int) -> Node | int:
+        """A size rounded up to a multiple."""
+        for compute, by in ((operator.add, to - 1), (operator.floordiv, to), (operator.mul, to)):
+            size = self.count(x, compute, size, by)
+        return size
+
+    def count(self, x: Node, compute: Callable[..., Any], size: Node | int, by: Node | int) -> Node | int:
+        """What comes of sizes, which are nodes where they are open."""
+        is_open = isinstance(size, Node) or isinstance(by, Node)
+        return nodes.call(self.graph, compute, (size, by), x) if is_open else int(compute(size, by))
 
     def buffer(self, x: Node, shape: list[Node | int], dtype: torch.dtype) -> Node:
         """An empty tensor on the device of `x`."""

@@ -50,6 +50,8 @@ PATTERN_CODES = {
     )
 }
 """FlashInfer's numbers of its operations; vLLM's pass makes those of the norm, static FP8 and NVFP4."""
+CAPABILITY = 100
+"""Of the chip for which the pass is asked where none is here: with NVFP4."""
 _NO_OPERATOR = re.compile(r"'_OpNamespace' '(\w+)' object has no attribute '(\w+)'")
 
 
@@ -222,7 +224,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
             is_rocm=lambda: False,
             is_xpu=lambda: False,
             is_cpu=lambda: False,
-            has_device_capability=lambda *_: False,
+            has_device_capability=lambda least, *_: least <= CAPABILITY,
             get_device_capability=lambda *_: None,
         )
     },

@@ -14,7 +14,7 @@ from fusecheck.graph.fused_ops import NAMESPACE, RESULTS
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.subject import PassError
 from fusecheck.graph.vllm_host import PARAMETER, PATTERN_CODES, STRATEGY, overload
-from fusecheck.graph.vllm_quantisers import Call, form_of, made_for, quantises
+from fusecheck.graph.vllm_quantisers import NVFP4, Call, form_of, made_for, quantises
 from fusecheck.operations import Operation
 
 aten, own = torch.ops.aten, getattr(torch.ops, NAMESPACE)
@@ -100,11 +100,28 @@ class Leaving:
     def made(self, node: Node, form: Form, call: Call) -> None:
         """The quantise that makes its scales as an operator that returns both."""
         with self.graph.inserting_before(node):
-            args = (node.kwargs["input"], None, form.name, form.layout)
+            args = (node.kwargs["input"], node.kwargs.get(call.factor), form.name, form.layout)
             pair = nodes.call(self.graph, own.quantize.default, args, node)
             results = {index + 1: nodes.call(self.graph, operator.getitem, (pair, index), node) for index in (0, 1)}
         self.buffers += [each for name in (call.codes, call.scales) for each in made_for(node.kwargs[name])]  # type: ignore[arg-type]
+        if call.role == NVFP4:
+            self.as_bytes(node, 2, results[2])
         self.results(node, results)
+
+    def as_bytes(self, node: Node, index: int, scales: Node) -> None:
+        """Who reads a result's words as bytes in a row gets scales that are that; views between the two go."""
+        for getitem in nodes.getitems(node, index):
+            getitem.meta.pop("val", None)
+            pending = list(getitem.users)
+            while pending:
+                view = pending.pop()
+                if view.target not in (aten.view.dtype, aten.view.default):
+                    continue
+                pending += view.users
+                self.buffers.append(view)
+                value = nodes.value(view)
+                if value is not None and value.dtype is torch.uint8 and value.dim() == 1:
+                    view.replace_all_uses_with(scales)
 
     def fused(self, node: Node) -> None:
         """The fused operator that `pattern_code` names, and where its results are read."""
@@ -127,6 +144,8 @@ class Leaving:
         found |= {at: has[name] for at, name in ((4, "quant"), (5, "scale")) if name in has}
         self.buffers += [each for each in (norm_out, codes) if isinstance(each, Node)]
         self.buffers += made_for(scales) if isinstance(scales, Node) else []
+        if op.quantiser == "nvfp4":
+            self.as_bytes(node, 5, has["scale"])
         self.results(node, found)
 
     def results(self, node: Node, found: dict[int, Node]) -> None:

@@ -20,11 +20,15 @@ LIMITS = {"eps": 1e-10, "fp8_min": -448.0, "fp8_max": 448.0}
 """What the group quantisers are told of E4M3."""
 DYNAMIC, GROUP = "dynamic_per_token_scaled_fp8_quant", "per_token_group_fp8_quant"
 PACKED = "per_token_group_fp8_quant_packed"
-ROLES = (DYNAMIC, GROUP, PACKED)
+NVFP4 = "scaled_fp4_quant"
+ROLES = (DYNAMIC, GROUP, PACKED, NVFP4)
 LAYOUTS = ("linear", "column-major")
 """Of float32 scales of groups."""
+SWIZZLED = "128x4"
+"""Of NVFP4's scales, four bytes to an int32."""
 OF_BUFFERS = {
-    *(torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default, torch.ops.aten.permute.default),
+    *(torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default),
+    *(torch.ops.aten.permute.default, torch.ops.aten.view.dtype),
     *(operator.add, operator.floordiv, operator.mul),
 }
 """What makes the buffers of scales, and their sizes."""
@@ -39,12 +43,14 @@ class Call:
         codes: which argument receives the codes.
         scales: which argument receives the scales.
         options: the arguments besides tensors.
+        factor: which argument is the factor of the tensor, if any.
     """
 
     role: str
     codes: str
     scales: str
     options: dict[str, Any]
+    factor: str = ""
 
 
 def call_of(form: Form) -> Call | None:
@@ -56,6 +62,8 @@ def call_of(form: Form) -> Call | None:
     if family == "group-fp8" and layout in LAYOUTS:
         flags = {"scale_ue8m0": False, "dummy_is_scale_transposed": layout == LAYOUTS[1], "dummy_is_tma_aligned": False}
         return Call(GROUP, "output_q", "output_s", group | flags)
+    if family == "nvfp4" and layout == SWIZZLED:
+        return Call(NVFP4, "output", "output_scale", {"is_sf_swizzled_layout": True}, "input_scale")
     return Call(PACKED, "output_q", "output_s_packed", group) if family == "group-fp8-packed" else None
 
 
@@ -71,7 +79,7 @@ def form_of(node: Node) -> tuple[Form, Call]:
         PassError: it is told limits that no form has.
     """
     size = node.kwargs.get("group_size")
-    forms = [Form("dynamic-fp8", "linear")]
+    forms = [Form("dynamic-fp8", "linear"), Form("nvfp4", SWIZZLED)]
     if isinstance(size, int):
         forms = [*(Form(group_fp8(size).name, each) for each in LAYOUTS), Form(group_fp8_packed(size).name, "packed")]
     for form in forms:
