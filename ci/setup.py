@@ -32,6 +32,9 @@ EXTRAS = "eval,dev"
 TORCH = "torch==2.13.0"
 """What is installed where there is no torch yet; the project itself takes any from its lower bound on."""
 
+INSTALL = ("install", "--no-compile")
+"""Most modules of these packages are never imported, so Python compiles those that are when they are."""
+
 SHOWN = ("Downloading ", "Installing collected packages")
 """The lines of pip that say how far it is."""
 
@@ -200,7 +203,7 @@ def install_torch(index: str, *, cpu_only: bool) -> None:
     found = would_pull_cuda(arguments) if cpu_only else []
     if not found:
         say(f"installing {TORCH}, the largest package (CPU build about 200 MB)")
-        pip("install", *arguments)
+        pip(*INSTALL, *arguments)
         return
     uv = shutil.which("uv")
     if uv is None or index:
@@ -233,7 +236,7 @@ def install_project(torch: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraint = Path(folder) / "constraints.txt"
         constraint.write_text(f"torch=={torch}\n", encoding="utf-8")
-        pip("install", "--constraint", str(constraint), "--editable", f".[{EXTRAS}]")
+        pip(*INSTALL, "--constraint", str(constraint), "--editable", f".[{EXTRAS}]")
 
 
 def set_up(index: str) -> str:

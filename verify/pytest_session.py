@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import platform
@@ -192,6 +193,12 @@ def pytest_runtest_makereport(
         told.append(f"kept in {settings.corpus}: the next run tries it first")
     report.sections.append(("fusecheck: what failed, and what replays it", "\n".join(told)))
     return report
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is loaded out of every later garbage collection: in Hypothesis's hook of one a Ctrl-C would be lost."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

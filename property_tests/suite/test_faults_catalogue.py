@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fusecheck import backends
 from fusecheck.errors import UsageError
+from fusecheck.faults import weak
 from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.quantisers.known import quantiser
+from fusecheck.stages import code
 
 ENTRY = """
 [[fault]]
@@ -54,6 +57,25 @@ def test_every_entry_and_every_one_left_out_names_a_source_and_says_what_or_why(
     for entry in catalogue().left_out:
         assert entry.links
         assert entry.reason.endswith(".")
+
+
+def test_every_weakened_judge_takes_the_calls_of_what_it_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[str] = []
+
+    def fit(owner: Any, name: str, value: Any) -> None:
+        weak.check_fit(owner, name, value)
+        fitted.append(name)
+
+    monkeypatch.setattr(weak, "_patch", fit)
+    faults = [fault for fault in catalogue().faults if fault.patch.startswith(weak.__name__)]
+    for fault in faults:
+        resolve(fault.patch)()
+    assert len(fitted) >= len(faults) >= 10
+
+
+def test_a_weakened_judge_that_does_not_fit_any_more_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"in place of admits_codes.*too many positional arguments"):
+        weak.check_fit(code, "admits_codes", lambda got, nominal, lo, hi: got)
 
 
 def test_every_patch_on_a_kernel_or_a_pass_overrides_the_hook_that_the_entry_names() -> None:

@@ -139,7 +139,11 @@ def test_ranks_out_of_step_are_no_fault(run: FaultRun) -> None:
 
 
 def test_a_hang_is_caught_within_its_deadline(run: FaultRun) -> None:
-    result = run.run(catalogue().fault("LW-03"), seed=0)
+    run.hunter.budget = replace(BUDGET, timeout=2.0)
+    try:
+        result = run.run(catalogue().fault("LW-03"), seed=0)
+    finally:
+        run.hunter.budget = BUDGET
     assert result.stages == ["alive"]
     assert "hang" in result.message
 

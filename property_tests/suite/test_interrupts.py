@@ -167,5 +167,6 @@ def test_interrupted_property_tests_leave_no_process(tmp_path: Path) -> None:
     test = f"{ROOT}/property_tests/kernel/test_schedule.py"
     path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import pytest; sys.exit(pytest.main())"
     options = ["-p", "note", "-p", "no:cacheprovider", "--corpus", os.devnull]
-    with Program([sys.executable, "-c", path, test, *options], seen.exists) as program:
-        assert program.interrupt() == pytest.ExitCode.INTERRUPTED
+    printed = tmp_path / "printed"
+    with Program([sys.executable, "-c", path, test, *options], seen.exists, printed) as program:
+        assert program.interrupt() == pytest.ExitCode.INTERRUPTED, printed.read_text()[-3000:]

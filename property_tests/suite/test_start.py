@@ -121,7 +121,11 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
         (("pace", "--batch", "0"), 2, "'--batch'"),
         (("pace", "--seconds", "-1"), 2, "'--seconds'"),
         (("kernel", "--most-elements", "-1"), 2, "--most-elements -1, expected more than 0"),
-        (("accuracy", "--shots", "6", "--tasks", "mmlu"), 2, "--shots 6: task mmlu_abstract_algebra has 5 examples"),
+        (
+            ("accuracy", "--shots", "6", "--tasks", "mmlu_anatomy"),
+            2,
+            "--shots 6: task mmlu_anatomy has 5 examples",
+        ),
     ],
 )
 def test_missing_hardware_is_inconclusive_and_what_cannot_be_meant_is_refused_before_anything_starts(

@@ -110,11 +110,8 @@ class Checker:
         if getattr(backend, "one_workspace", False):
             tally.add(overlap.on_two_streams(kernel, None, step))
             return
-        second = backend.open(self.workspaces.rank, limits_of(step.problem, None))
-        try:
-            tally.add(overlap.on_two_streams(kernel, second, step))
-        finally:
-            second.close()
+        second = self.workspaces.kernel(backend, limits_of(step.problem, None), 1)
+        tally.add(overlap.on_two_streams(kernel, second, step))
 
     def _compare(
         self, tally: Tally, step: Step, what: str, outputs: RankOutputs | None, first: RankOutputs | None = None

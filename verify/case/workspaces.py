@@ -20,9 +20,12 @@ from fusecheck.problem import Problem
 from fusecheck.stages.judgement import whole
 from fusecheck.verdict import Tally
 
+ROOM = 2**22
+"""Elements up to which a new workspace is made for the rows and the columns of the one before as well."""
+
 
 class Workspaces:
-    """The open kernels of one rank, one or two a backend.
+    """The open kernels of one rank: of a backend one or two for each dtype.
 
     Args:
         rank: this process's place in the group.
@@ -30,7 +33,7 @@ class Workspaces:
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self._kernels: dict[tuple[str, int], tuple[Limits, Kernel]] = {}
+        self._kernels: dict[tuple[str, int, torch.dtype], tuple[Limits, Kernel]] = {}
         self._backends: dict[str, Backend] = {}
 
     def backend(self, name: str) -> Backend:
@@ -40,13 +43,19 @@ class Workspaces:
         return self._backends[name]
 
     def kernel(self, backend: Backend, limits: Limits, workspace: int = 0) -> Kernel:
-        """The open workspace if it is large enough, else a new one; the same decision on every rank."""
-        key = backend.name, workspace
+        """The open workspace if it is large enough, else a new one; the same decision on every rank.
+
+        On a GPU, to open one takes longer than most calls, so a new one has room for small calls of both shapes.
+        """
+        key = backend.name, workspace, limits.dtype
         if key in self._kernels:
             have, kernel = self._kernels[key]
-            if have.dtype == limits.dtype and have.max_tokens >= limits.max_tokens and have.hidden >= limits.hidden:
+            if have.max_tokens >= limits.max_tokens and have.hidden >= limits.hidden:
                 return kernel
-            self.close(*key)
+            self._kernels.pop(key)
+            kernel.close()
+            both = Limits(max(have.max_tokens, limits.max_tokens), max(have.hidden, limits.hidden), limits.dtype)
+            limits = both if both.max_tokens * both.hidden <= ROOM else limits
         kernel = backend.open(self.rank, limits)
         self._kernels[key] = (limits, kernel)
         return kernel

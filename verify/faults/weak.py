@@ -5,7 +5,10 @@ A weakened judge is noticed when it rejects a right kernel, or passes a case tha
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 from fusecheck.case import alive, checks, judging
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow
-from fusecheck.formats.element import E4M3
+from fusecheck.formats.element import E4M3, Element
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import RankInputs, RankOutputs
 from fusecheck.oracle import Oracle
@@ -28,9 +31,25 @@ def _right(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def _patch(owner: Any, name: str, value: Any) -> None:
-    """Replace what is there; a name that is not there any more would weaken nothing, and raises."""
-    _right(owner, name)
+def check_fit(owner: Any, name: str, value: Callable[..., Any]) -> None:
+    """Check that what replaces a callable takes every call that it takes.
+
+    Raises:
+        AttributeError: it is not there any more, so that nothing would be weakened.
+        TypeError: it has parameters that the other has not.
+    """
+    right = inspect.signature(_right(owner, name))
+    named = {p.name: p.name for p in right.parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
+    placed = [p.name for p in right.parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    try:
+        inspect.signature(value).bind(*placed, **named)
+    except TypeError as error:
+        raise TypeError(f"{name}{inspect.signature(value)} in place of {name}{right}: {error}") from None
+
+
+def _patch(owner: Any, name: str, value: Callable[..., Any]) -> None:
+    """Replace what is there."""
+    check_fit(owner, name, value)
     setattr(owner, name, value)
 
 
@@ -112,8 +131,8 @@ def accepts_nan() -> None:
     def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
         return right_values(got, nominal, lo, hi, flow) | got.isnan()
 
-    def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return right_codes(got, nominal, lo, hi) | E4M3.is_nan(got)
+    def admits_codes(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, element: Element = E4M3) -> Tensor:
+        return right_codes(got, nominal, lo, hi, element) | element.is_nan(got)
 
     _patch(values, "admits", admits)
     _patch(code, "admits_codes", admits_codes)
