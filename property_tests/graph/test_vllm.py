@@ -14,7 +14,7 @@ from fusecheck.graph.autodeploy import AutoDeploy
 from fusecheck.graph.cases import GraphCase, Subject, adapted, row_cases
 from fusecheck.graph.findings import Check
 from fusecheck.graph.library import Library
-from fusecheck.graph.plan import GraphPlan, SitePlan, made
+from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan, made
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
 from fusecheck.graph.schemas import FILE, published
@@ -86,6 +86,15 @@ def test_one_layer_reads_a_norm_and_no_strategy_is_named() -> None:
     kept, absent = adapted(LIBRARY, row_cases(2, "F3,F18-nvfp4,D7,D11,N12-draft,N13"))
     assert set(absent) == {"F3", "D11", "N12-draft", "N13"}
     assert kept[0].plan.sites[0].strategy == "AUTO"  # type: ignore[union-attr]
+
+
+def test_a_layer_that_nobody_reads_is_left_out_and_two_quantises_of_a_norm_do_not_arise() -> None:
+    dead, shared = ReaderPlan(kind="dead"), made("nvfp4", shared_scale=True)
+    plans = [GraphPlan(sites=(SitePlan(readers=readers),)) for readers in ((dead, shared, shared), (dead,))]
+    plans += [GraphPlan(sites=(SitePlan(readers=(shared, made("dynamic-fp8"))),))]
+    kept, *absent = (LIBRARY.adapt(plan) for plan in plans)
+    assert kept == LIBRARY.adapt(GraphPlan(sites=(SitePlan(readers=(shared, shared)),)))
+    assert absent == [vllm.ABSENT["dead"], vllm.ABSENT["several readers"]]
 
 
 @pytest.mark.parametrize("library", toml.read(FILE))

@@ -14,7 +14,7 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 from torch.fx import GraphModule
 
 from fusecheck.graph import nodes, vllm_host
-from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.plan import GraphPlan, ReaderPlan
 from fusecheck.graph.schemas import installed, published, read_on
 from fusecheck.graph.structure import copy_graph
 from fusecheck.graph.vllm_entering import Entering
@@ -25,6 +25,7 @@ NAME = "vllm"
 ABSENT = {
     "several readers": "q/k/v and gate/up are one layer in vLLM's models",
     "draft": "the pass sees no draft flag",
+    "dead": "AOTAutograd leaves no layer that nobody reads",
     "writes": "AOTAutograd leaves no write in place",
     "no meta": "a compiled graph has a meta value on every node",
 }
@@ -60,10 +61,12 @@ class Vllm:
 
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """Activations are 2-D, sums over ranks have no strategy, and one layer reads a norm."""
-        for site in plan.sites:
-            own = [reader for reader in site.readers if reader.kind in ("fp8", "quantize", "made")]
-            if sum(not (reader.quantiser and reader.shared_scale) for reader in own) > 1:
+        readers = [[each for each in site.readers if each.kind != "dead"] for site in plan.sites]
+        for site, alive in zip(plan.sites, readers, strict=True):
+            if _quantises(alive) > 1:
                 return ABSENT["several readers"]
+            if len(alive) < len(site.readers) and not alive:
+                return ABSENT["dead"]
             if site.write != "nothing":
                 return ABSENT["writes"]
             if not site.norm_meta:
@@ -76,11 +79,20 @@ class Vllm:
                 strategy=STRATEGY,
                 norm="triton" if site.norm in ("torch", "flashinfer") else site.norm,
                 norm_keywords=False,
-                readers=tuple(replace(reader, keywords=False, packet=False) for reader in site.readers),
+                readers=tuple(replace(reader, keywords=False, packet=False) for reader in alive),
             )
-            for site in plan.sites
+            for site, alive in zip(plan.sites, readers, strict=True)
         )
         return replace(plan, sites=sites, batched=False)
+
+
+def _quantises(readers: list[ReaderPlan]) -> int:
+    """How many quantises read a norm; layers may share one."""
+    own = [reader for reader in readers if reader.kind in ("fp8", "quantize", "made")]
+    alone = [reader for reader in own if not (reader.quantiser and reader.shared_scale)]
+    known = {(reader.quantiser, reader.layout, reader.view) for reader in alone}
+    shared = {(reader.quantiser, reader.layout, reader.view) for reader in own if reader not in alone}
+    return len(alone) + len(shared - known)
 
 
 def fuse_allreduce_rms(gm: GraphModule, shared: Any) -> GraphModule:
