@@ -122,7 +122,7 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
         (("pace", "--seconds", "-1"), 2, "'--seconds'"),
         (("kernel", "--most-elements", "-1"), 2, "--most-elements -1, expected more than 0"),
         (
-            ("accuracy", "--shots", "6", "--tasks", "mmlu_anatomy"),
+            ("accuracy", "--shots", "6", "--tasks", "mmlu_anatomy", "--margin", "mmlu_anatomy=1"),
             2,
             "--shots 6: task mmlu_anatomy has 5 examples",
         ),
