@@ -112,4 +112,5 @@ def test_one_step_of_all_scales_is_rejected_wherever_one_scale_alone_is_admissib
         ("dynamic-fp8", "flashinfer"),
         ("dynamic-fp8", "flashinfer-mnnvl-twoshot"),
         ("group-fp8", "flashinfer-block"),
+        ("group-fp8", "tokenspeed"),
     }
