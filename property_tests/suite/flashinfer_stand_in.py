@@ -6,12 +6,14 @@ What experts take is by 0.6.13; later releases, up to 0.7.4, add a keyword `back
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from fusecheck.backends import flashinfer_norm
 from fusecheck.dataflow import DATAFLOWS
@@ -49,6 +51,12 @@ class FlashInfer:
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setenv(flashinfer_norm.USE_CUDA, "0")
+
+    def lent(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Self]:
+        """Stand in for one test, which must give every workspace back."""
+        self.install(monkeypatch)
+        yield self
+        assert self.held == {}
 
     def modules(self) -> dict[str, ModuleType]:
         """What `import flashinfer.comm`, `.comm.trtllm_ar` and `.norm` find."""

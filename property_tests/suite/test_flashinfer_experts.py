@@ -29,10 +29,7 @@ KINDS: dict[str, type[LegacyKernel | UnifiedKernel]] = {"": LegacyKernel, "unifi
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInfer]:
-    made = FlashInfer()
-    made.install(monkeypatch)
-    yield made
-    assert made.held == {}
+    yield from FlashInfer().lent(monkeypatch)
 
 
 def _outside(problem: Problem, outputs: RankOutputs, flow: Dataflow) -> int:

@@ -34,10 +34,7 @@ PATTERNS = {
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[TokenSpeed]:
-    made = TokenSpeed()
-    made.install(monkeypatch)
-    yield made
-    assert made.held == {}
+    yield from TokenSpeed().lent(monkeypatch)
 
 
 @pytest.mark.parametrize(("pattern", "op"), PATTERNS.items(), ids=map(str, PATTERNS))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusecheck.backends.flashinfer_patterns import pattern_of
+from fusecheck.backends.flashinfer_patterns import nvfp4_refusal, pattern_of
 from fusecheck.backends.operands import check_dense
 from fusecheck.interface import Rank, RankInputs, Strategy
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation
@@ -52,8 +52,8 @@ def _quant_refusal(op: Operation, capability: int | None) -> str:
         return "MoE finalize with static FP8 (pattern 12) needs a workspace of CuTe DSL, which is not adapted"
     if op.quantiser != "nvfp4":
         return f"FlashInfer has no {op.collective.value} with {op.quantiser}"
-    if capability is not None and capability < 10:
-        return f"NVFP4 on capability {capability} writes zeros without an error; it needs 10"
+    if reason := nvfp4_refusal(capability):
+        return reason
     if op.collective is Collective.MOE_FINALIZE:
         return "MoE finalize never sets NVFP4's factor of the tensor: its codes are of whatever the stack holds"
     return "MoE reduction takes NVFP4's factor as a number on the host, which a call here has on the device"

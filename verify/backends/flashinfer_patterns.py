@@ -82,13 +82,20 @@ def op_support(op: Operation, hidden: int, version: tuple[int, ...] | None, capa
     if version is not None and version < SINCE.get(family, ()):
         first = ".".join(map(str, SINCE[family]))
         return Support(ok=False, reason=f"{op.quantiser} came with flashinfer-python {first}")
-    if family == "nvfp4" and capability is not None and capability < FP4_CAPABILITY:
-        return Support(ok=False, reason=f"NVFP4 on capability {capability} writes zeros without an error; it needs 10")
+    if family == "nvfp4" and (reason := nvfp4_refusal(capability)):
+        return Support(ok=False, reason=reason)
     if family == "mxfp8" and hidden % 32:
         return Support(ok=False, reason=f"hidden {hidden} is no multiple of 32, the group of MXFP8")
     if group is not None and (hidden % group or group % VECTOR):
         return Support(ok=False, reason=f"groups of {group} in rows of {hidden}, expected a divisor and vectors of 8")
     return Support(ok=True)
+
+
+def nvfp4_refusal(capability: int | None) -> str:
+    """Why no pattern writes NVFP4 on a chip; empty where it does, or where the chip is not known."""
+    if capability is None or capability >= FP4_CAPABILITY:
+        return ""
+    return f"NVFP4 on capability {capability} writes zeros without an error; it needs {FP4_CAPABILITY}"
 
 
 def shares_memory(group: int) -> bool:

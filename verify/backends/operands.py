@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fusecheck.backends.unfused import check
-from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.interface import Rank, RankInputs, RankOutputs
 from fusecheck.operations import Operation
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
@@ -39,6 +39,18 @@ def check_dense(inputs: RankInputs | Experts, names: Sequence[str]) -> None:
             raise ValueError(f"{name} is not contiguous, expected dense rows: call .contiguous()")
         if tensor.data_ptr() % VECTOR:
             raise ValueError(f"{name} is not {VECTOR}-byte aligned: give a tensor of its own storage")
+
+
+def check_gpu_process(name: str, rank: Rank) -> None:
+    """Check that a rank is a process of a group, on a GPU of its own.
+
+    Raises:
+        ValueError: it is not on a GPU, or has no process group.
+    """
+    if rank.device.type != "cuda":
+        raise ValueError(f"{name} on {rank.device}, expected a CUDA device: give --device cuda")
+    if rank.group is None:
+        raise ValueError(f"{name} needs a process group, and virtual ranks have none")
 
 
 def allocate(inputs: RankInputs, op: Operation) -> RankOutputs:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusecheck.backends.operands import check_gpu_process
 from fusecheck.backends.unfused import check, finish
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy, Support
@@ -55,10 +56,7 @@ class TorchSymmBackend:
         Raises:
             ValueError: the rank is not on a GPU, or has no process group.
         """
-        if rank.device.type != "cuda":
-            raise ValueError(f"torch-symm on {rank.device}, expected a CUDA device: give --device cuda")
-        if rank.group is None:
-            raise ValueError("torch-symm needs a process group, and virtual ranks have none")
+        check_gpu_process(self.name, rank)
         return TorchSymmKernel(rank, limits)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fusecheck.backends.operands import allocate, check_layout
+from fusecheck.backends.operands import allocate, check_gpu_process, check_layout
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.operations import GIVEN_SCALE, Collective
@@ -99,10 +99,7 @@ class VllmBackend:
         Raises:
             ValueError: the rank is not on a GPU, or has no process group.
         """
-        if rank.device.type != "cuda":
-            raise ValueError(f"vllm on {rank.device}, expected a CUDA device: give --device cuda")
-        if rank.group is None:
-            raise ValueError("vllm needs a process group, and virtual ranks have none")
+        check_gpu_process(self.name, rank)
         load: Any = torch.ops.load_library
         load(str(library()))
         return VllmKernel(rank, limits)

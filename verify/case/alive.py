@@ -15,7 +15,6 @@ from fusecheck.case.returned import named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import OPERANDS, RankInputs, RankOutputs
 from fusecheck.problem import Problem
-from fusecheck.stages.experts import EXPERT_TENSORS, Experts
 from fusecheck.stages.judgement import whole
 from fusecheck.verdict import Element, Stage, Tally, raw
 
@@ -66,13 +65,8 @@ class Arena:
             residual=self.copy(inputs.residual, "residual"),
             gamma=self.copy(inputs.gamma, "gamma"),
             scale=self.copy(inputs.scale, "scale"),
-            experts=None if inputs.experts is None else self._guard_experts(inputs.experts),
+            experts=None if inputs.experts is None else inputs.experts.mapped(lambda name, x: self.copy(x, name)),
         )
-
-    def _guard_experts(self, experts: Experts) -> Experts:
-        tensors = {name: getattr(experts, name) for name in EXPERT_TENSORS}
-        copies: dict[str, Any] = {n: None if x is None else self.copy(x, n) for n, x in tensors.items()}
-        return replace(experts, **copies)
 
     def poison_of(self, tensor: Tensor) -> int | None:
         """The byte that filled a tensor's memory before the call; None where the kernel brought its own."""

@@ -36,9 +36,7 @@ def held(inputs: RankInputs) -> RankInputs:
     """The same values in memory of their own."""
     copies: dict[str, Any] = {name: getattr(inputs, name).clone() for name in _OPERANDS}
     if inputs.experts is not None:
-        tensors = {name: getattr(inputs.experts, name) for name in EXPERT_TENSORS}
-        own: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()}
-        copies["experts"] = replace(inputs.experts, **own)
+        copies["experts"] = inputs.experts.mapped(lambda _, tensor: tensor.clone())
     return replace(inputs, **copies)
 
 

@@ -7,7 +7,9 @@ expert, weighted; finalize gathers the rows of a token's routes from a permuted 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,12 @@ class Experts:
     rows: Tensor | None
     shared: Tensor | None
     routed_scaling: float = 1.0
+
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Experts:
+        """The same experts with each tensor that is there changed; `change` gets its name, too."""
+        tensors = {name: getattr(self, name) for name in EXPERT_TENSORS}
+        changed: dict[str, Any] = {name: None if x is None else change(name, x) for name, x in tensors.items()}
+        return replace(self, **changed)
 
     def terms(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Per term: what is weighed, [tokens, hidden], its weight, [tokens, 1], and where the route is missing."""
