@@ -20,7 +20,7 @@ from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, Options, TraceFound
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.report_blocks import interruption
-from fusecheck.eval.report_files import findings, summary, to_json, to_junit
+from fusecheck.eval.report_files import findings, summary, to_json
 from fusecheck.eval.report_text import print_comparison, to_markdown
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.report import write_markdown, write_result
@@ -157,17 +157,11 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     # A pair that is not one could not be judged; the exit code says that the input is at fault.
     verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
     write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
-    # This JUnit knows more than the one that every run gets.
-    junit, markdown = to_junit(outcome), to_markdown(outcome)
     write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
-    for text, path in (
-        (junit, folder / "junit.xml"),
-        (junit, copies.junit),
-        (markdown, folder / "accuracy.md"),
-        (markdown, copies.markdown),
-    ):
-        if path is not None:
-            write_aside(path, text)
+    write_aside(folder / "accuracy.md", to_markdown(outcome))
+    _copy_junit(folder, copies)
+    if copies.markdown is not None:
+        write_aside(copies.markdown, to_markdown(outcome))
     # Last: a reader that closes the pipe ends the program here.
     print_comparison(outcome, console, full=full)
     if outcome.trace is not None:
@@ -183,11 +177,15 @@ def deliver_record(
 ) -> int:
     """Write the files of a run that has no comparison; returns the exit code."""
     record = write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
-    if copies.junit is not None:
-        write_aside(copies.junit, (folder / "junit.xml").read_text(encoding="utf-8"))
+    _copy_junit(folder, copies)
     if copies.markdown is not None:
         write_markdown(copies.markdown, record)
     return verdict.exit_code
+
+
+def _copy_junit(folder: Path, copies: Copies) -> None:
+    if copies.junit is not None:
+        write_aside(copies.junit, (folder / "junit.xml").read_text(encoding="utf-8"))
 
 
 def deliver_failure(error: Exception, folder: Path, console: Console, copies: Copies) -> int:

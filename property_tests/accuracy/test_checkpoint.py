@@ -15,10 +15,9 @@ from torch import Tensor
 from fusecheck.errors import UsageError
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import read_shape
-from fusecheck.eval.recipe import read_recipe
 from fusecheck.eval.run import open_job
 from fusecheck.eval.tokens import Tokens
-from fusecheck.property_tests.accuracy.tiny_models import COMPRESSED, GOLDEN, write_checkpoint
+from fusecheck.property_tests.accuracy.tiny_models import GOLDEN, write_checkpoint
 
 SCALE = "model.layers.1.mlp.down_proj.input_scale"
 WEIGHT = "model.layers.0.self_attn.k_proj.weight"
@@ -167,29 +166,6 @@ def test_every_end_of_generation_config_ends_a_text(tmp_path: Path) -> None:
     assert read_shape(folder).end_ids == (5,)
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 5, 9]}', encoding="utf-8")
     assert read_shape(folder).end_ids == (5, 7, 9)
-
-
-@pytest.mark.parametrize("fields", [{"activation_scheme": "dynamic"}, {"weight_block_size": [128, 128]}])
-def test_static_and_dynamic_scales_of_the_fp8_form_are_not_mixed(fields: dict[str, Any], tmp_path: Path) -> None:
-    recipe = {"quant_method": "fp8", "activation_scheme": "static", **fields}
-    folder = write_checkpoint(tmp_path, layout="plain", quantization_config=recipe)
-    with pytest.raises(UsageError, match="expected 'static' and none, or 'dynamic' and"):
-        read_recipe(folder)
-
-
-@pytest.mark.parametrize(
-    ("side", "field", "value"),
-    [("weights", "strategy", "channel"), ("input_activations", "dynamic", True), ("weights", "num_bits", 4)],
-)
-def test_a_recipe_other_than_static_per_tensor_e4m3_is_refused(
-    side: str, field: str, value: object, tmp_path: Path
-) -> None:
-    recipe = json.loads(json.dumps(COMPRESSED))
-    recipe["config_groups"]["group_0"][side][field] = value
-    folder = write_checkpoint(tmp_path, layout="plain", quantization_config=recipe)
-    with pytest.raises(UsageError) as caught:
-        read_recipe(folder)
-    assert f"{field} {value}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,14 @@ def test_the_configurations_of_published_checkpoints_are_read(
     [
         ({**BLOCKS, "weight_block_size": [64, 128]}, "weight_block_size [64, 128]; expected 'static' and none, or"),
         ({**BLOCKS, "weight_block_size": None}, "activation_scheme 'dynamic' and weight_block_size None; expected"),
+        ({**BLOCKS, "activation_scheme": "static"}, "expected 'static' and none, or 'dynamic' and"),
         ({**BLOCKS, "scale_fmt": "e5m3"}, "scale_fmt 'e5m3'; expected 'e4m3', and none or 'ue8m0'"),
         ({**BLOCKS, "fmt": "e5m2"}, "fmt 'e5m2' and scale_fmt None; expected"),
         (compressed({"strategy": "channel"}, {"strategy": "token"}), "input_activations are num_bits 8, type float"),
         (compressed({"strategy": "group"}, TOKEN), "weights are num_bits 8, type float, strategy group"),
+        (compressed({"strategy": "channel"}, {"strategy": "tensor"}), "strategy channel"),
+        (compressed({"strategy": "tensor"}, {"strategy": "tensor", "dynamic": True}), "dynamic True"),
+        (compressed({"strategy": "tensor", "num_bits": 4}, {"strategy": "tensor"}), "num_bits 4"),
         (
             compressed(
                 {"strategy": "block", "block_structure": [64, 64]},

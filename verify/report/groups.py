@@ -164,18 +164,31 @@ def _invariance_sentence(part: Part) -> str:
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
-    tasks = part.summary.get("tasks") or {}
+    tasks, oracle = part.summary.get("tasks") or {}, part.summary.get("oracle") or {}
     for name, task in tasks.items():
-        verdict = str(task.get("verdict", "inconclusive"))
         mine = [f for f in part.findings if f.get("title") == name]
         note = str(task.get("line", "")) or _change(task)
-        verdict = verdict if verdict in ("pass", "fail") else "inconclusive"
-        yield Group(shown(name), verdict, note, _text(mine) or note)
-    rest = [f for f in part.findings if f.get("title") not in tasks]
+        yield Group(shown(name), _said(task), note, _text(mine) or note)
+    if oracle:
+        mine = [f for f in part.findings if f.get("title") == "oracle"]
+        note = str(oracle.get("line", ""))
+        yield Group("distance to the oracle", _said(oracle), note, _text(mine) or note)
+    rest = [f for f in part.findings if f.get("title") not in {*tasks, *(["oracle"] if oracle else [])}]
     if rest:
         yield Group(
             "validity", "fail" if part.verdict == "fail" else "inconclusive", rest[0].get("detail", ""), _text(rest)
         )
+    settled = (
+        rest or part.summary.get("interrupted") or any(_said(each) != "pass" for each in (*tasks.values(), oracle))
+    )
+    if part.verdict == "inconclusive" and not settled:
+        yield Group("verdict", part.verdict, str(part.summary.get("headline", "")))
+
+
+def _said(judged_: dict[str, Any]) -> str:
+    """The verdict on a task or on the distance to the oracle; `pass` where there was nothing to judge."""
+    verdict = str(judged_.get("verdict", "inconclusive")) if judged_ else "pass"
+    return verdict if verdict in ("pass", "fail") else "inconclusive"
 
 
 def _change(task: dict[str, Any]) -> str:
