@@ -22,6 +22,7 @@ from torch import Tensor
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
@@ -156,7 +157,7 @@ def run_planted(
     def arms(wanted: Sequence[str], backend: str, tp: int, out: Path) -> dict[str, Run]:
         left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
         if left:
-            run_arms(None, tp=tp, backend=backend, tasks=[TASK], data_dir=None, limit=limit, arms=left, run_dir=out)
+            run_arms(Asked(tp=tp, backend=backend, tasks=[TASK], limit=limit), left, out)
         return {arm: read_run(out / arm) for arm in wanted}
 
     base: dict[int, dict[str, Run]] = {}

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import COPIED, quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.compare import compare
@@ -84,8 +85,7 @@ def run_forms(
             left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
             if left:
                 tell(f"{form}: {', '.join(left)} by {backend}")
-                how: dict[str, Any] = {"tp": TP, "backend": backend, "data_dir": None, "limit": limit}
-                run_arms(model, tasks=[TASK], arms=left, run_dir=out, **how)
+                run_arms(Asked(model, TP, backend, [TASK], limit=limit), left, out)
             return {arm: read_run(out / arm) for arm in wanted}
 
         base = arms([ORACLE, UNFUSED], "emulated", folder / form / "base")
@@ -94,7 +94,7 @@ def run_forms(
             candidate = arms([FUSED], backend, folder / form / bug)[FUSED]
             outcome = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
             questions = choose(outcome, base[UNFUSED], candidate)
-            job = open_job(model, tp=TP, backend=backend)
+            job = open_job(Asked(model, TP, backend))
             yield form, bug, outcome, trace(job, questions, prompts(questions, base[UNFUSED]), tell)
 
 

@@ -126,7 +126,7 @@ def trace(job: Job, questions: Sequence[Question], texts: Sequence[str], tell: T
     sites = 0
     tell(f"tracing {len(rows)} questions")
     with job.open_engine() as engine:
-        engine.open_arm(FUSED, job.backend, PLAN, max(map(len, rows)))
+        engine.open_arm(FUSED, job.asked.backend, PLAN, max(map(len, rows)))
         for batch in batches([len(row) for row in rows], PLAN):
             ids, lengths = padded([rows[i] for i in batch])
             for calls, deviations in engine.call("trace", ids, lengths):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusecheck.errors import UsageError
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import read_shape
 from fusecheck.eval.run import open_job
@@ -217,17 +218,17 @@ def test_a_missing_or_broken_tokenizer_is_said(content: bytes | None, tmp_path: 
 
 def test_a_tensor_parallel_size_that_cuts_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--tp 8 does not divide kv_heads=4; use one of \[1, 2, 4\]"):
-        open_job(write_checkpoint(tmp_path), tp=8, backend="emulated")
+        open_job(Asked(write_checkpoint(tmp_path), 8, "emulated"))
 
 
 def test_an_unknown_backend_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown backend 'emulatd'"):
-        open_job(write_checkpoint(tmp_path), tp=2, backend="emulatd")
+        open_job(Asked(write_checkpoint(tmp_path), 2, "emulatd"))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_the_golden_model_is_whole_and_divides_by_every_size(tp: int) -> None:
-    job = open_job(GOLDEN, tp=tp, backend="emulated")
+    job = open_job(Asked(GOLDEN, tp, "emulated"))
     size = (GOLDEN / "model.safetensors").stat().st_size
     assert size <= 16 << 20
     assert job.shape.vocabulary == 2048

@@ -17,6 +17,7 @@ from torch import Tensor
 from fusecheck.backends import backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.llama import Llama
@@ -235,20 +236,20 @@ def test_sizes_that_128_does_not_divide_are_refused_by_name(folders: dict[str, P
         quantise_checkpoint(narrow, tmp_path / "out", FORMS["group"])
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match=r"k_proj: 64 outputs on each of 2 ranks, .* use a smaller --tp"):
-        open_job(folders["group"], tp=2, backend="emulated")
+        open_job(Asked(folders["group"], 2, "emulated"))
 
 
 def test_a_kernel_whose_scales_are_of_another_kind_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
         UsageError, match="unfused rounds scales of group-fp8 to powers of two, the checkpoint does not"
     ):
-        open_job(folders["group"], tp=1, backend="unfused")
-    assert open_job(folders["group"], tp=1, backend="unfused:vllm").backend_of(UNFUSED) == "unfused:vllm"
+        open_job(Asked(folders["group"], 1, "unfused"))
+    assert open_job(Asked(folders["group"], 1, "unfused:vllm")).backend_of(UNFUSED) == "unfused:vllm"
 
 
 def test_a_bug_that_cannot_show_in_a_form_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="the bug needs static-fp8, not dynamic-fp8: nothing would change"):
-        open_job(folders["dynamic"], tp=1, backend="fusecheck.eval.spoiled:scale_times_2__emulated")
+        open_job(Asked(folders["dynamic"], 1, "fusecheck.eval.spoiled:scale_times_2__emulated"))
 
 
 @pytest.mark.parametrize("arguments", [("--form", "int8"), ("--form", "group", "--prompts", "x.txt")])
