@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from fusecheck.eval.asked import Asked
 from fusecheck.eval.endpoints import preference
 from fusecheck.eval.engine import Engine
 from fusecheck.eval.lm import NEW_TOKENS, EngineLM
-from fusecheck.eval.run import Job, open_job
+from fusecheck.eval.run import Job, open_bench, open_job
 from fusecheck.eval.tasks import Prepared
 
 Question = tuple[str, int]
@@ -139,11 +138,9 @@ def open_asker(asked: Asked) -> Iterator[Asker]:
     Raises:
         UsageError: a broken checkpoint, task, data folder or argument.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(asked)
-    with job.prepare() as prepared, job.open_engine() as engine:
+    with open_bench(job := open_job(asked)) as bench:
         requests: dict[Question, list[Any]] = {}
-        for name, task in prepared.tasks.items():
+        for name, task in bench.prepared.tasks.items():
             for instance in task.instances:
-                requests.setdefault((name, prepared.document(name, instance.doc_id)), []).append(instance)
-        yield Asker(job, engine, prepared, requests)
+                requests.setdefault((name, bench.prepared.document(name, instance.doc_id)), []).append(instance)
+        yield Asker(job, bench.engine, bench.prepared, requests)

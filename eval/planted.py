@@ -26,7 +26,7 @@ from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, asked, table, tiers
+from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, options_of, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import FirstScalePath, SpoiledBackend
@@ -206,7 +206,7 @@ def to_json(name: str, outcome: Comparison, kernel: KernelTier | None) -> dict[s
 
 def main() -> None:
     """Run and print."""
-    options = asked(__doc__, PLANTED)
+    options = options_of(__doc__, PLANTED).parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)

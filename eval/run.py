@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,26 +140,49 @@ def run_arms(asked: Asked, arms: Sequence[str], run_dir: Path, progress: Tell | 
     for arm in arms:
         if any((run_dir / arm).glob("results_*.json")):
             raise UsageError(f"{run_dir / arm}: holds an earlier run; give another --run-dir, or delete that folder")
+    with open_bench(job := open_job(asked), progress) as bench:
+        return [bench.run(job, arm, run_dir / arm) for arm in arms]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Prompts, and ranks that hold the model: what arms are run on, one after the other.
+
+    Attributes:
+        prepared: the questions.
+        engine: the ranks.
+        built: seconds that it took to build the prompts.
+        tell: told in one line what begins.
+    """
+
+    prepared: Prepared
+    engine: Engine
+    built: float
+    tell: Tell
+
+    def run(self, job: Job, arm: str, folder: Path) -> ArmRun:
+        """Run one arm into `folder`; `job` may name another backend than the one that the ranks were started for."""
+        self.engine.watch = _counting(self.tell, f"arm {arm}, {self.prepared.questions:,} questions")
+        self.engine.watch(0)
+        record = _run_arm(job, self.engine, self.prepared, arm, folder)
+        write_arm_record(folder, replace(record, seconds={"prompts": self.built, **record.seconds}))
+        return ArmRun(arm, folder)
+
+
+@contextmanager
+def open_bench(job: Job, progress: Tell | None = None) -> Iterator[Bench]:
+    """Build the prompts and start the ranks.
+
+    Raises:
+        UsageError: a broken task, data folder or argument.
+    """
     tell = progress or (lambda _: None)
     go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(asked)
-    tell(f"building the prompts of {', '.join(asked.tasks)}")
+    tell(f"building the prompts of {', '.join(job.asked.tasks)}")
     began = time.perf_counter()
-    runs = []
-    with (
-        job.prepare() as prepared,
-        job.open_engine() as engine,
-    ):
-        built = time.perf_counter() - began
-        for arm in arms:
-            engine.watch = _counting(tell, f"arm {arm}, {prepared.questions:,} questions")
-            engine.watch(0)
-            folder = run_dir / arm
-            record = _run_arm(job, engine, prepared, arm, folder)
-            write_arm_record(folder, replace(record, seconds={"prompts": built, **record.seconds}))
-            runs.append(ArmRun(arm, folder))
-    return runs
+    with job.prepare() as prepared, job.open_engine() as engine:
+        yield Bench(prepared, engine, time.perf_counter() - began, tell)
 
 
 def _counting(tell: Tell, begun: str) -> Callable[[int], None]:

@@ -85,6 +85,23 @@ def test_a_wrong_code_on_one_rank_is_a_finding_with_call_and_rank(
     assert said.startswith("second rank 1: quant: element[3,5] y/scale in [")
 
 
+def test_a_file_says_which_quantiser_made_its_scales(judge: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    partial, residual_in, gamma = operands(0)
+    residual, norm, _ = fused([partial], residual_in, gamma)
+    scales = norm.float().abs().amax(-1, keepdim=True) / 448
+    tensors = {"partial": partial, "residual_in": residual_in, "gamma": gamma, "residual": residual, "norm": norm}
+    tensors |= {"quant": (norm.float() / scales).to(torch.float8_e4m3fn), "scale_out": scales}
+    file, told = tmp_path / "rank0" / "only.safetensors", {"eps": str(EPS), "quantiser": "dynamic-fp8"}
+    file.parent.mkdir()
+    save_file(tensors, file, told)
+    assert judge(file.parent)[0] == 0
+    save_file(tensors | {"scale_out": scales.roll(1, 0)}, file, told)
+    code, said = judge(file.parent)
+    assert (code, said.startswith("only rank 0: scale: element[0,0] ")) == (1, True)
+    save_file(tensors, file, told | {"quantiser": "int8"})
+    assert "only.safetensors: quantiser='int8', expected one of" in judge(file.parent)[1]
+
+
 @pytest.mark.parametrize("form", ["flashinfer-0.7.4", "flashinfer-0.7.4-safetensors"])
 def test_what_flashinfers_logger_wrote_is_judged_without_flashinfer(
     judge: Callable[..., tuple[int, str]], form: str

@@ -11,18 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
-from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
-from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
-from fusecheck.quantisers.known import quantiser
+from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, right_call
+from fusecheck.quantflow import QuantFlow
 from fusecheck.ranks import Pool, values
 from fusecheck.testing import (
     Conforming,
     NotConforming,
     assert_conforms,
     assert_fusion_preserves,
-    assert_quantised,
     conforms,
 )
 from fusecheck.testing.ranks import digests
@@ -39,12 +36,7 @@ def ranks() -> Iterator[Pool]:
 
 @pytest.fixture
 def call() -> dict[str, Any]:
-    """A right call of four ranks, all of whose tensors one process holds."""
-    partials = [operands(rank)[0] for rank in range(RANKS)]
-    _, residual_in, gamma = operands(0)
-    residual, norm, quant = fused(partials, residual_in, gamma)
-    made = {"residual": residual, "norm": norm, "quant": quant, "partials": partials, "residual_in": residual_in}
-    return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
+    return right_call()
 
 
 def test_a_right_call_conforms_and_the_dataflow_that_explains_it_is_named(call: dict[str, Any]) -> None:
@@ -101,6 +93,11 @@ def test_a_wrong_declaration_fails_and_the_right_one_is_named(call: dict[str, An
         ({"quant": torch.ones(TOKENS, HIDDEN)}, "quant is torch.float32, expected torch.float8_e4m3fn or torch.uint8"),
         ({"residual": None, "norm": None, "quant": None}, "got no output, expected at least one"),
         ({"dataflow": "trtlm"}, "unknown dataflow 'trtlm', expected one of: trtllm"),
+        ({"dataflow": QuantFlow()}, "dataflow is QuantFlow, expected a Dataflow or the name of a known one"),
+        ({"partials": None}, r"partials\[0\] is NoneType, expected a tensor"),
+        ({"eps": "1e-6"}, "eps is str, expected a number"),
+        ({"eps": float("nan")}, "eps=nan, expected a finite number"),
+        ({"weight_bias": None}, "weight_bias is NoneType, expected a number"),
         ({"gamma": torch.ones(HIDDEN, device="meta").bfloat16()}, "gamma is on meta, expected cpu"),
     ],
 )
@@ -109,88 +106,16 @@ def test_an_argument_that_cannot_be_meant_is_named(call: dict[str, Any], change:
         conforms(**(call | change))
 
 
-RULES = [
-    (name, flow)
-    for base, known in QUANT_FLOWS.items()
-    for name in (base, *((f"{base}-32",) if base.startswith("group-") else ()))
-    for flow in known.values()
-]
-
-
-def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Codes and scales as a kernel stores them."""
-    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
-    scales = made.scales(norm, flow, given)
-    codes = made.element.pack(made.codes(norm, scales, flow, given))
-    if name == "static-fp8":
-        return codes, given
-    layout = made.layout(norm.shape[0], norm.shape[1], flow)
-    stored = layout.allocate(0)
-    layout.write(scales, stored)
-    return codes, stored
-
-
-@pytest.mark.parametrize(("name", "flow"), RULES, ids=[f"{name}-{flow.name}" for name, flow in RULES])
-def test_every_known_quantiser_is_explained_and_a_code_or_scale_one_step_off_is_not(name: str, flow: QuantFlow) -> None:
-    norm = 3 * operands(0)[0]
-    norm[1] = 0
-    codes, stored = quantised(name, flow, norm)
-    assert assert_quantised(codes, stored, of=norm, format=name, flow=flow) == flow.name
-    assert assert_quantised(codes, stored, of=norm, format=name)
-    with pytest.raises(NotConforming, match=rf"^code: \[2,\d+\] .* judged as {name} by"):
-        assert_quantised(spoilt_code(codes), stored, of=norm, format=name)
-    if isinstance(stored, Tensor):
-        count = stored.untyped_storage().nbytes() // stored.element_size()
-        bits = stored.as_strided((count,), (1,)).clone()
-        # An approximate division may be 2 ulp off.
-        bits.view(torch.uint8)[0] ^= 16 if stored.dtype is torch.float32 else 1
-        wrong = bits.as_strided(stored.shape, stored.stride())
-        with pytest.raises(NotConforming, match=r"^(scale|code): "):
-            assert_quantised(codes, wrong, of=norm, format=name, flow=flow)
-
-
-def spoilt_code(codes: Tensor) -> Tensor:
-    """The same with one code one step off, in the middle of its range."""
-    bits = codes.clone().view(torch.uint8)
-    bits[2, int(torch.argmax(codes.float()[2].abs() if codes.dtype != torch.uint8 else (bits[2] & 7).float()))] ^= 1
-    return bits.view(codes.dtype)
-
-
-@pytest.mark.parametrize("quantised_by", ["dynamic-fp8", "group-fp8-packed-64", "mxfp8", "nvfp4"])
-def test_scales_and_codes_of_a_fused_call_are_judged(call: dict[str, Any], quantised_by: str) -> None:
-    flow = DATAFLOWS["flashinfer-fp32"].quant(quantised_by)
-    codes, stored = quantised(quantised_by, flow, call["norm"])
-    call |= {
-        "quant": codes,
-        "scale_out": stored,
-        "quantiser": quantised_by,
-        "scale": 1.0,
-        "dataflow": "flashinfer-fp32",
-    }
-    assert assert_conforms(**call)
-    assert assert_conforms(**(call | {"norm": None}))
-    with pytest.raises(NotConforming, match=r"^code: element\[2,"):
-        assert_conforms(**(call | {"quant": spoilt_code(codes)}))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "group-fp8-96"}, "group"),
-        ({"format": "int8"}, "quantiser='int8', expected one of"),
-        ({"of": torch.ones(6, 256)}, "of is \\[6, 256\\] torch.float32, expected the activations"),
-        ({"codes": torch.zeros(6, 128, dtype=torch.uint8)}, "expected one-byte codes \\[6, 256\\] of dynamic-fp8"),
-        ({"scale": torch.ones(5, 1)}, "scale_out: got scales torch.float32 \\[5, 1\\]"),
-        ({"scale": 0.5}, "scale is float, expected the tensor of scales"),
-        ({"flow": "cublas"}, "flow='cublas' is not known for dynamic-fp8, expected one of: flashinfer"),
-        ({"layout": "zigzag"}, "zigzag"),
-    ],
-)
-def test_an_argument_of_a_quantiser_that_cannot_be_meant_is_named(change: dict[str, Any], message: str) -> None:
-    codes, stored = quantised("dynamic-fp8", QUANT_FLOWS["dynamic-fp8"]["flashinfer"], operands(0)[0])
-    given = {"codes": codes, "scale": stored, "of": operands(0)[0], "format": "dynamic-fp8"} | change
-    with pytest.raises(UsageError, match=message):
-        assert_quantised(**given)
+def test_a_fault_behind_the_first_rows_is_shown_by_the_dataflow_that_explains_all_else() -> None:
+    partial = torch.randn(24, HIDDEN, generator=torch.Generator().manual_seed(1)).bfloat16()
+    partial[12, 7], gamma = torch.nan, torch.ones(HIDDEN).bfloat16()
+    residual, norm, quant = fused([partial], partial, gamma)
+    quant.view(torch.uint8)[12] = 0x7E  # the kernel turns NaN into the largest number, which only this row shows
+    quant.view(torch.uint8)[20, 5] ^= 1
+    found = conforms(residual, norm, quant, partials=partial, residual_in=partial, gamma=gamma, scale=SCALE, eps=EPS)
+    (finding,) = found.findings
+    assert finding.startswith("quant: element[20,5] ")
+    assert finding.endswith("(1 of 6144 elements)")
 
 
 def said(replies: Any) -> list[str]:

@@ -37,6 +37,15 @@ def operands(rank: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Te
     return partial, residual, torch.rand(HIDDEN, generator=shared).to(dtype)
 
 
+def right_call(ranks: int = 4) -> dict[str, Any]:
+    """What `conforms` takes of a right call, all of whose tensors one process holds."""
+    partials = [operands(rank)[0] for rank in range(ranks)]
+    _, residual_in, gamma = operands(0)
+    residual, norm, quant = fused(partials, residual_in, gamma)
+    made = {"residual": residual, "norm": norm, "quant": quant, "partials": partials, "residual_in": residual_in}
+    return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
+
+
 class TestingRank:
     """One rank of a user's test."""
 

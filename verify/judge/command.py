@@ -35,8 +35,9 @@ def judge(
     """Judge calls that are on disk: what went into each rank, and what came out.
 
     A rank's folder holds a .safetensors file for each call, with the tensors partial, residual_in, gamma, scale,
-    residual, norm, quant and the metadata eps and weight_bias; or it is what FlashInfer's logger wrote
-    (FLASHINFER_LOGLEVEL=10, FLASHINFER_DUMP_DIR). Without --dataflow, a known one must explain every element of a call.
+    residual, norm, quant, scale_out and the metadata eps, weight_bias, quantiser and layout; or it is what FlashInfer's
+    logger wrote (FLASHINFER_LOGLEVEL=10, FLASHINFER_DUMP_DIR). Without --dataflow, a known one must explain every
+    element of a call.
 
     Examples:
       fusecheck judge calls/rank0 calls/rank1 --dataflow trtllm-fp32

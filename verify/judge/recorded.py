@@ -10,11 +10,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusecheck.errors import UsageError
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.testing.call import Call
 
 INPUTS = ("partial", "residual_in", "gamma", "scale")
 OUTPUTS = ("residual", "norm", "quant", "scale_out")
 SCALARS = ("eps", "weight_bias")
+WORDS = ("quantiser", "layout")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class RankCall:
         weight_bias: added to gamma.
         dataflows: the known dataflows that the record leaves open; empty: any.
         place: the file, for messages.
+        quantiser: what made the codes, by name.
+        layout: of its scales, by name; None: the quantiser's first.
     """
 
     name: str
@@ -36,10 +40,12 @@ class RankCall:
     weight_bias: float
     dataflows: tuple[str, ...]
     place: Path
+    quantiser: str = GIVEN_SCALE
+    layout: str | None = None
 
 
 def read_safetensors(path: Path) -> RankCall:
-    """Read a file of one rank and call: tensors by the names of `INPUTS` and `OUTPUTS`, scalars in its metadata.
+    """Read a file of one rank and call: tensors by the names of `INPUTS` and `OUTPUTS`, the rest in its metadata.
 
     Raises:
         UsageError: it cannot be read, or a name in it is unknown.
@@ -59,7 +65,8 @@ def read_safetensors(path: Path) -> RankCall:
             f"{path} holds no tensor 'partial', expected this rank's addend [tokens, hidden] under that name"
         )
     scalars = {name: _number(path, name, metadata[name]) for name in SCALARS if name in metadata}
-    return RankCall(path.stem, tensors, scalars.get("eps"), scalars.get("weight_bias", 0.0), (), path)
+    words = {name: metadata[name] for name in WORDS if name in metadata}
+    return RankCall(path.stem, tensors, scalars.get("eps"), scalars.get("weight_bias", 0.0), (), path, **words)
 
 
 def _number(path: Path, name: str, text: str) -> float:
@@ -99,4 +106,6 @@ def as_call(parts: list[RankCall], rank: int, eps: float | None) -> Call:
         eps=own.eps if eps is None else eps,
         weight_bias=own.weight_bias,
         outputs={name: own.tensors[name] for name in OUTPUTS if name in own.tensors},
+        quantiser=own.quantiser,
+        layout=own.layout,
     )

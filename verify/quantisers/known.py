@@ -55,5 +55,6 @@ def quantiser(name: str) -> Quantiser:
         return QUANTISERS[name]
     found = re.fullmatch(r"(group-fp8|group-fp8-packed)-([1-9][0-9]*)", name)
     if found is None:
-        raise UsageError(f"quantiser={name!r}, expected one of: none, {', '.join(QUANTISERS)}, group-fp8-64")
+        known = ", ".join(each for each in ("none", *QUANTISERS, "group-fp8-64") if each != name)
+        raise UsageError(f"quantiser={name!r}, expected one of: {known}")
     return _GROUPED[found[1]](int(found[2]))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fusecheck.errors import UsageError
+from fusecheck.formats.element import Element
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation, compose
 from fusecheck.quantisers.known import quantiser
 
 NATIVE = (torch.bfloat16, torch.float16)
 """The dtypes of activations that the family computes in."""
-CODES = (torch.float8_e4m3fn, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Call:
         residual, norm_out = self.residual_in is not None, "norm" in self.outputs
         return compose(Collective.ALL_REDUCE, residual=residual, quantiser=quantised, norm_out=norm_out)
 
+    @property
+    def factor(self) -> float:
+        """The given scale as a kernel reads it; 1 where there is none."""
+        return 1.0 if self.scale is None else single("scale", self.scale, self.partials[0].device)
+
     def detached(self) -> Call:
         """The same call, its tensors out of autograd's sight."""
         plain = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
@@ -57,6 +64,40 @@ class Call:
         plain["partials"] = tuple(partial.detach() for partial in self.partials)
         plain["outputs"] = {name: output.detach() for name, output in self.outputs.items()}
         return Call(**plain | tensors)
+
+
+def single(name: str, value: object, device: torch.device) -> float:
+    """One float32, which a kernel reads; a Python number is rounded to it.
+
+    Raises:
+        UsageError: it is no number, or not one alone.
+    """
+    if not isinstance(value, Tensor):
+        return torch.tensor(number(name, value), dtype=torch.float32).item()
+    if value.numel() != 1:
+        raise UsageError(f"{name} has {value.numel()} elements, expected one: the dequantisation scale")
+    if value.dtype is not torch.float32:
+        raise UsageError(f"{name} is {value.dtype}, expected torch.float32")
+    if value.device != device and value.device.type != "cpu":
+        raise UsageError(f"{name} is on {value.device}, expected {device}, where the activations are")
+    return value.item()
+
+
+def number(name: str, value: object) -> float:
+    """A number that is no tensor.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(value, Real):
+        raise UsageError(f"{name} is {type(value).__name__}, expected a number")
+    return float(value)
+
+
+def code_dtypes(element: Element) -> tuple[torch.dtype, ...]:
+    """The dtypes that hold codes of this element: its own, where this torch has it, or their bits."""
+    own = "float8_e4m3fn" if element.bits == 8 else "float4_e2m1fn_x2"
+    return (*((getattr(torch, own),) if hasattr(torch, own) else ()), torch.uint8)
 
 
 def check(call: Call) -> None:
@@ -75,7 +116,11 @@ def check(call: Call) -> None:
     _check_quantised(call, device)
     _check_tensor("gamma", call.gamma, (hidden,), (native, torch.float32), device)
     _check_present(call)
-    _check_scale(call, device)
+    for name, value in (("eps", 0.0 if call.eps is None else call.eps), ("weight_bias", call.weight_bias)):
+        if not math.isfinite(number(name, value)):
+            raise UsageError(f"{name}={value}, expected a finite number")
+    if call.scale is not None:
+        single("scale", call.scale, device)
 
 
 def _check_partials(partials: Sequence[Tensor]) -> None:
@@ -87,7 +132,7 @@ def _check_partials(partials: Sequence[Tensor]) -> None:
         if partial.ndim != 2 or not partial.numel():
             raise UsageError(f"partials[{index}] has shape {list(partial.shape)}, expected [tokens, hidden], not empty")
         if partial.dtype not in NATIVE:
-            raise UsageError(f"partials[{index}] is {partial.dtype}, expected {_either(NATIVE)}")
+            raise UsageError(f"partials[{index}] is {partial.dtype}, expected {either(NATIVE)}")
         _check_tensor(f"partials[{index}]", partial, tuple(partials[0].shape), (partials[0].dtype,), partials[0].device)
 
 
@@ -105,7 +150,7 @@ def _check_tensor(
     if tuple(got.shape) != shape:
         raise UsageError(f"{name} has shape {list(got.shape)}, expected {list(shape)}, as partials has")
     if got.dtype not in dtypes:
-        raise UsageError(f"{name} is {got.dtype}, expected {_either(dtypes)}")
+        raise UsageError(f"{name} is {got.dtype}, expected {either(dtypes)}")
     if got.device != device:
         raise UsageError(f"{name} is on {got.device}, expected {device}, where partials[0] is")
 
@@ -113,12 +158,12 @@ def _check_tensor(
 def _check_quantised(call: Call, device: torch.device) -> None:
     """Codes and scales: shapes and dtypes are those of the quantiser."""
     tokens, hidden = call.shape
+    if call.quantiser == "none" and not {"quant", "scale_out"} & set(call.outputs):
+        return
     made = quantiser(call.quantiser)
     made.groups(hidden)
-    halves = made.element.bits == 4
-    _check_tensor(
-        "quant", call.outputs.get("quant"), (tokens, hidden // 2 if halves else hidden), CODES[halves:], device
-    )
+    codes = tokens, hidden // made.element.per_byte
+    _check_tensor("quant", call.outputs.get("quant"), codes, code_dtypes(made.element), device)
     stored = call.outputs.get("scale_out")
     if stored is None:
         return
@@ -142,19 +187,12 @@ def _check_present(call: Call) -> None:
         return
     if call.quantiser == GIVEN_SCALE and call.scale is None:
         raise UsageError("scale is missing, expected it beside quant=: give scale=, or scale_out= and quantiser=")
+    if call.quantiser == "nvfp4" and call.scale is None:
+        raise UsageError("scale is missing, expected the factor of the tensor beside quant= of nvfp4: give scale=")
     if call.quantiser != GIVEN_SCALE and "scale_out" not in call.outputs:
         raise UsageError(f"scale_out is missing, expected it beside quant= of {call.quantiser}: give scale_out=")
 
 
-def _check_scale(call: Call, device: torch.device) -> None:
-    if isinstance(call.scale, Tensor):
-        if call.scale.numel() != 1:
-            raise UsageError(f"scale has {call.scale.numel()} elements, expected one: the dequantisation scale")
-        if call.scale.dtype is not torch.float32:
-            raise UsageError(f"scale is {call.scale.dtype}, expected torch.float32")
-        if call.scale.device != device and call.scale.device.type != "cpu":
-            raise UsageError(f"scale is on {call.scale.device}, expected {device}, where partials[0] is")
-
-
-def _either(dtypes: Sequence[torch.dtype]) -> str:
+def either(dtypes: Sequence[torch.dtype]) -> str:
+    """The dtypes in words."""
     return " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ def conforms(
         group: the ranks that reduced; each of them calls this function, and gets the same verdict.
         residual_in: [tokens, hidden]; None where nothing was added.
         gamma: the norm's weight, [hidden].
-        scale: the static dequantisation scale (x ~ q * scale), one float32.
+        scale: the static dequantisation scale (x ~ q * scale), one float32; NVFP4's factor of the whole tensor.
         eps: added to the mean square.
         weight_bias: added to gamma in float32; 1.0 for Gemma.
         quantiser: by name, as `fusecheck backends` lists them: `dynamic-fp8`, `group-fp8-packed-64`, `mxfp8`, ...
@@ -129,7 +129,8 @@ def conforms(
     ranks = Ranks(group)
     given = {"residual": residual, "norm": norm, "quant": quant, "scale_out": scale_out}
     outputs = {name: tensor for name, tensor in given.items() if tensor is not None}
-    own = [partials] if isinstance(partials, Tensor) else list(partials)
+    alone = isinstance(partials, Tensor) or not isinstance(partials, Iterable)
+    own: list[Any] = [partials] if alone else list(partials)
 
     call = Call(tuple(own), residual_in, gamma, scale, eps, weight_bias, outputs, quantiser, layout)
     if group is None:

@@ -20,9 +20,18 @@ from fusecheck.stages.norm import Norm
 from fusecheck.stages.operands import Operands
 from fusecheck.stages.residual import Residual
 from fusecheck.stages.scale import Scale
-from fusecheck.testing.call import NATIVE
+from fusecheck.testing.call import NATIVE, code_dtypes, either, single
 from fusecheck.testing.conformity import NotConforming
-from fusecheck.testing.judging import read_scales
+from fusecheck.testing.judging import laid_out
+
+
+class _Activations(Operands):
+    """The activations alone, in the place of what a norm is made of."""
+
+    def at(self, row: int, column: int) -> str:
+        """What was quantised, for the report line."""
+        factors = {GIVEN_SCALE: f" scale={self.scale:.8g}", "nvfp4": f" tensor_scale={self.scale:.8g}"}
+        return f"of={float(self.residual[row, column]):.6g}{factors.get(self.op.quantiser, '')}"
 
 
 def assert_quantised(
@@ -31,7 +40,7 @@ def assert_quantised(
     *,
     of: Tensor,
     format: str,  # noqa: A002 - the field's own word
-    tensor_scale: float = 1.0,
+    tensor_scale: Tensor | float = 1.0,
     flow: str | QuantFlow | None = None,
     layout: str | None = None,
 ) -> str:
@@ -45,7 +54,7 @@ def assert_quantised(
         of: what was quantised, [tokens, hidden], bf16 or fp16.
         format: `static-fp8`, `dynamic-fp8`, `group-fp8`, `group-fp8-packed`, `mxfp8`, `nvfp4`, `mxfp4`; a group other
             than 128 as in `group-fp8-64`.
-        tensor_scale: NVFP4's factor of the whole tensor, as the kernel was given it.
+        tensor_scale: NVFP4's factor of the whole tensor, as the kernel was given it, one float32.
         flow: whose arithmetic, of the known ones of this format, or a declaration; None: a known one must explain all.
         layout: of the scales, by name; None: the format's first.
 
@@ -78,12 +87,15 @@ def assert_quantised(
 
 
 def _check(codes: Tensor, of: Tensor, made: Quantiser) -> None:
-    if not isinstance(of, Tensor) or of.ndim != 2 or of.dtype not in NATIVE:
-        raise UsageError(f"of is {_told(of)}, expected the activations [tokens, hidden] in bfloat16 or float16")
+    if not isinstance(of, Tensor) or of.ndim != 2 or of.dtype not in NATIVE or not of.numel():
+        raise UsageError(
+            f"of is {_told(of)}, expected the activations [tokens, hidden], not empty, in {either(NATIVE)}"
+        )
     made.groups(of.shape[1])
     shape = (of.shape[0], of.shape[1] // made.element.per_byte)
-    if not isinstance(codes, Tensor) or tuple(codes.shape) != shape or codes.element_size() != 1:
-        raise UsageError(f"codes is {_told(codes)}, expected one-byte codes {list(shape)} of {made.name}")
+    dtypes = code_dtypes(made.element)
+    if not isinstance(codes, Tensor) or tuple(codes.shape) != shape or codes.dtype not in dtypes:
+        raise UsageError(f"codes is {_told(codes)}, expected {list(shape)} {either(dtypes)} of {made.name}")
     if codes.device != of.device:
         raise UsageError(f"codes is on {codes.device}, expected {of.device}, where of is")
 
@@ -113,29 +125,31 @@ def _judge(
     made: Quantiser,
     flow: QuantFlow,
     layout: str | None,
-    tensor_scale: float,
+    tensor_scale: Tensor | float,
 ) -> list[Tally]:
     """Judge scales and codes from the activations, which stand for the observed norm."""
     tokens, hidden = of.shape
     given = made.name == GIVEN_SCALE
     op = Operation(Collective.NONE, residual=False, quantiser=made.name, returns=("norm", "quant"))
-    operands = Operands([of], of, of[0], float(scale) if given else tensor_scale, 0.0, 0.0, op)
+    name, factor = ("scale", scale) if given else ("tensor_scale", tensor_scale)
+    operands = _Activations([of], of, of[0], single(name, factor, of.device), 0.0, 0.0, op)
     norm = Norm(DATAFLOWS["unfused"], operands, Residual(DATAFLOWS["unfused"], operands), None)
     # What was quantised is at hand, so it is what was read.
     scales = Scale(operands, made, replace(flow, reads="rounded"), norm, of)
     if given:
-        stored = torch.full((tokens, 1), float(scale), device=of.device)
-        return judge(Code(operands, scales, stored), made.element.unpack(codes), 0)
+        return judge(Code(operands, scales, None), made.element.unpack(codes), 0)
     place = made.layout(tokens, hidden, flow, layout)
-    stored = read_scales(place, _tensor(scale))
-    tallies = [judge_layout(place, _tensor(scale), None)]
+    whole = laid_out(place, _tensor(scale, of.device), flow, "scale")
+    stored, tallies = place.read(whole), [judge_layout(place, whole, None)]
     special = scales.special
     tallies += judge(scales, stored, 0, special)
     each = special.repeat_interleave(scales.size, dim=-1)
     return tallies + judge(Code(operands, scales, stored), made.element.unpack(codes), 0, each)
 
 
-def _tensor(scale: Tensor | float) -> Tensor:
+def _tensor(scale: Tensor | float, device: torch.device) -> Tensor:
     if not isinstance(scale, Tensor):
         raise UsageError(f"scale is {type(scale).__name__}, expected the tensor of scales as it was stored")
+    if scale.device != device:
+        raise UsageError(f"scale is on {scale.device}, expected {device}, where of is")
     return scale

@@ -33,8 +33,8 @@ class Told:
     def of(cls, call: Call, dataflow: Dataflow | None) -> Told:
         """What there is to tell of a call that has been checked."""
         tensors = {name: value for name in ("residual_in", "gamma") if (value := getattr(call, name)) is not None}
-        scale = None if call.scale is None else float(call.scale)
-        rest = {"scale": scale, "eps": call.eps, "weight_bias": call.weight_bias}
+        rest: dict[str, object] = {"scale": call.factor, "eps": call.eps, "weight_bias": call.weight_bias}
+        rest |= {"quantiser": call.quantiser, "layout": call.layout}
         operands = {name: repr(value) for name, value in rest.items()}  # a NaN is no other than itself
         operands["dataflow"] = "None" if dataflow is None else dataflow.name
         dtype = str(call.partials[0].dtype)
