@@ -167,7 +167,7 @@ def _of_accuracy(part: Part) -> Iterator[Group]:
     tasks, oracle = part.summary.get("tasks") or {}, part.summary.get("oracle") or {}
     for name, task in tasks.items():
         mine = [f for f in part.findings if f.get("title") == name]
-        note = str(task.get("line", "")) or _change(task)
+        note = str(task.get("line", ""))
         yield Group(shown(name), _said(task), note, _text(mine) or note)
     if oracle:
         mine = [f for f in part.findings if f.get("title") == "oracle"]
@@ -189,17 +189,6 @@ def _said(judged_: dict[str, Any]) -> str:
     """The verdict on a task or on the distance to the oracle; `pass` where there was nothing to judge."""
     verdict = str(judged_.get("verdict", "inconclusive")) if judged_ else "pass"
     return verdict if verdict in ("pass", "fail") else "inconclusive"
-
-
-def _change(task: dict[str, Any]) -> str:
-    keys = ("change", "low", "high", "margin")
-    if not all(isinstance(task.get(key), (int, float)) for key in keys):
-        return ""
-    change, low, high, margin = (100 * float(task[key]) for key in keys)
-    return (
-        f"change {change:+.2f} points, interval {low:+.2f} to {high:+.2f}, margin {-margin:+.2f}; "
-        f"{task.get('lost')} lost, {task.get('gained')} gained of {count(task.get('n'))}"
-    )
 
 
 def _of_latency(part: Part) -> Iterator[Group]:
