@@ -164,31 +164,19 @@ def _invariance_sentence(part: Part) -> str:
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
-    tasks, oracle = part.summary.get("tasks") or {}, part.summary.get("oracle") or {}
-    for name, task in tasks.items():
-        mine = [f for f in part.findings if f.get("title") == name]
-        note = str(task.get("line", ""))
-        yield Group(shown(name), _said(task), note, _text(mine) or note)
-    if oracle:
-        mine = [f for f in part.findings if f.get("title") == "oracle"]
-        note = str(oracle.get("line", ""))
-        yield Group("distance to the oracle", _said(oracle), note, _text(mine) or note)
-    rest = [f for f in part.findings if f.get("title") not in {*tasks, *(["oracle"] if oracle else [])}]
-    if rest:
-        yield Group(
-            "validity", "fail" if part.verdict == "fail" else "inconclusive", rest[0].get("detail", ""), _text(rest)
-        )
-    settled = (
-        rest or part.summary.get("interrupted") or any(_said(each) != "pass" for each in (*tasks.values(), oracle))
-    )
-    if part.verdict == "inconclusive" and not settled:
+    asked = {name: (shown(name), task) for name, task in (part.summary.get("tasks") or {}).items()}
+    if oracle := part.summary.get("oracle"):
+        asked["oracle"] = "distance to the oracle", oracle
+    verdicts = []
+    for title, (name, found) in asked.items():
+        mine, note = [f for f in part.findings if f.get("title") == title], str(found.get("line", ""))
+        verdicts.append(found["verdict"] if found.get("verdict") in ("pass", "fail") else "inconclusive")
+        yield Group(name, verdicts[-1], note, _text(mine) or note)
+    if rest := [f for f in part.findings if f.get("title") not in asked]:
+        verdicts.append("fail" if part.verdict == "fail" else "inconclusive")
+        yield Group("validity", verdicts[-1], rest[0].get("detail", ""), _text(rest))
+    if part.verdict == "inconclusive" and set(verdicts) <= {"pass"} and not part.summary.get("interrupted"):
         yield Group("verdict", part.verdict, str(part.summary.get("headline", "")))
-
-
-def _said(judged_: dict[str, Any]) -> str:
-    """The verdict on a task or on the distance to the oracle; `pass` where there was nothing to judge."""
-    verdict = str(judged_.get("verdict", "inconclusive")) if judged_ else "pass"
-    return verdict if verdict in ("pass", "fail") else "inconclusive"
 
 
 def _of_latency(part: Part) -> Iterator[Group]:
