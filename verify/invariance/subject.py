@@ -26,8 +26,6 @@ from fusecheck.ranks.replies import culprits
 WORKER = "fusecheck.invariance.worker:InvarianceWorker"
 Units: TypeAlias = "NDArray[np.uint8]"
 
-VIRTUAL = "fusecheck.invariance.virtual:VirtualInvarianceWorker"
-
 
 @dataclass
 class Kernels:
@@ -132,7 +130,7 @@ class Kernels:
                 require_gpus(1 if self.virtual else world_size)
             options: dict[str, Any] = {"device": self.device}
             if self.virtual:
-                self._open[world_size] = VirtualPools(VirtualPool(world_size, VIRTUAL, **options))
+                self._open[world_size] = VirtualPools(VirtualPool(world_size, WORKER, **options))
             else:
                 self._open[world_size] = open_pools(WORKER, world_size, **options)
         return self._open[world_size]
