@@ -4,7 +4,7 @@
 #   setup     join the model's parts, unpack the packages, GGUF to bf16 to FP8
 #   tp1       FlashInfer's add + norm + quantise on one rank: MMLU, GSM8K
 #   fused     FlashInfer's fused kernel on two ranks: MMLU, GSM8K
-#   planted   bugs around the fused kernel: MMLU, each with --trace
+#   planted   bugs around the fused kernel: MMLU, each traced
 # On a machine with one GPU both ranks share it; RANKS='--tp 2 --virtual' asks for that elsewhere.
 # FORM=dynamic and the like takes another FP8 form in setup and planted; see `fusecheck accuracy calibrate --help`.
 # Two H200s, 1.5B model: setup 75 s, MMLU 0-shot 165 s; GSM8K 5-shot had not ended its first arm, the oracle's, after 140 s.
@@ -60,20 +60,14 @@ for step in "$@"; do
         kernel=(--tp 1 --backend flashinfer-norm)
         [ "$step" = tp1 ] || kernel=("${ranks[@]}" --backend "$fused")
         ask "$step" 580 "${kernel[@]}" --tasks "${TASKS:-mmlu,gsm8k}" --shots "${SHOTS:-0}" \
-            ${LIMIT:+--limit "$LIMIT"} ${CHAT:+--apply-chat-template}
+            ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch "$BATCH"} ${CHAT:+--apply-chat-template}
         ;;
     planted)
-        kinds="nothing row_in_32 eps_1e3 sums_in_fp8"
-        case ${FORM:-static} in
-        static) kinds+=" first_scale scale_times_2" ;;
-        dynamic) kinds+=" token_neighbour" ;;
-        group) kinds+=" group_shifted" ;;
-        group-ue8m0) kinds+=" group_shifted powers_late" ;;
-        esac
-        for kind in ${KINDS:-$kinds}; do
-            NAME='' ask "planted-$kind" 300 "${ranks[@]}" --backend "fusecheck.eval.spoiled:${kind}__${fused/:/__}" \
-                --quick --tasks "${TASKS:-mmlu}" --shots 0 --limit "${LIMIT:-2500}" --trace
-        done
+        take_code
+        # shellcheck disable=SC2086
+        timeout 580 "$python" -m fusecheck.eval.planted_model ${KINDS:-} --model "$work/fp8" --data "$work/data" \
+            --backend "$fused" --device "$device" "${ranks[@]}" --tasks "${TASKS:-mmlu}" --limit "${LIMIT:-4000}" \
+            ${BATCH:+--batch "$BATCH"} --run-dir "$work/runs/planted" --json "$out/planted.json" 2>"$out/planted.log"
         ;;
     *)
         echo "ci/accuracy_gpu.sh: no step called $step, expected of: collect setup tp1 fused planted" >&2

@@ -8,40 +8,33 @@ and prints a table. With the same `--run-dir` it goes on where it was broken off
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import COPIED, quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
-from fusecheck.eval.compare import compare
-from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.planted_tiers import asked, figures
+from fusecheck.eval.outcome import Comparison
+from fusecheck.eval.planted_arms import collect, run_bugs, to_json
+from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import FORMS
-from fusecheck.eval.run import GOLDEN, open_job, run_arms
-from fusecheck.eval.samples import Run, read_run
-from fusecheck.eval.spoiled import KINDS
-from fusecheck.eval.trace import Trace, change_of, choose, place, prompts, trace
-from fusecheck.report.result import write_aside
+from fusecheck.eval.run import GOLDEN
+from fusecheck.eval.trace import Trace
 
 TASK = "golden_mmlu"
-TP = 2
 BUGS = {
     "dynamic": ("nothing", "token_neighbour"),
     "group": ("nothing", "group_shifted"),
     "group-ue8m0": ("nothing", "group_shifted", "powers_late"),
 }
 """What is planted in each form."""
-COLUMNS = ("form", "candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "gate", "first site")
 
 
 def write_plain(out: Path) -> Path:
@@ -77,76 +70,19 @@ def run_forms(
         model = folder / form / "model"
         if not (model / "config.json").is_file():
             quantise_checkpoint(plain, model, FORMS[form])
-
-        def arms(
-            wanted: Sequence[str], backend: str, out: Path, model: Path = model, form: str = form
-        ) -> dict[str, Run]:
-            left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
-            if left:
-                tell(f"{form}: {', '.join(left)} by {backend}")
-                how: dict[str, Any] = {"tp": TP, "backend": backend, "data_dir": None, "limit": limit}
-                run_arms(model, tasks=[TASK], arms=left, run_dir=out, **how)
-            return {arm: read_run(out / arm) for arm in wanted}
-
-        base = arms([ORACLE, UNFUSED], "emulated", folder / form / "base")
-        for bug in BUGS[form]:
-            backend = f"fusecheck.eval.spoiled:{bug}__emulated"
-            candidate = arms([FUSED], backend, folder / form / bug)[FUSED]
-            outcome = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
-            questions = choose(outcome, base[UNFUSED], candidate)
-            job = open_job(model, tp=TP, backend=backend)
-            yield form, bug, outcome, trace(job, questions, prompts(questions, base[UNFUSED]), tell)
-
-
-def to_json(form: str, bug: str, outcome: Comparison, found: Trace) -> dict[str, Any]:
-    """What the table shows of one candidate."""
-    flips, oracle, first = outcome.tasks[0].judgement.flips, outcome.oracle, found.first
-    row: dict[str, Any] = {
-        "form": form,
-        "bug": bug,
-        "title": KINDS[bug].title,
-        "right": KINDS[bug].right,
-        "questions": flips.n,
-        "accuracy": flips.candidate_right / flips.n,
-        "lost": flips.lost,
-        "gained": flips.gained,
-        "verdict": outcome.verdict.value,
-        "trace": found.headline(change_of(outcome)),
-        "first": None if first is None else [place(first.site), first.stage],
-        "deviating_sites": len({site for site, _, _ in found.places}),
-        "sites": found.sites,
-    }
-    return row if oracle is None else row | {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
-
-
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    cells = [
-        [
-            str(row["form"]),
-            str(row["title"]),
-            *figures(row),
-            str(row["verdict"]),
-            "none" if row["first"] is None else ", stage ".join(row["first"]),
-        ]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (COLUMNS, ("---",) * len(COLUMNS), *cells)) + "\n"
+        asked = Asked(model, tasks=[TASK], limit=limit)
+        for bug, outcome, found in run_bugs(asked, BUGS[form], folder / form, tell):
+            yield form, bug, outcome, found
 
 
 def main() -> None:
     """Run and print."""
-    options = asked(__doc__, BUGS)
-    rows = []
+    options = options_of(__doc__, BUGS).parse_args()
+    limit = "" if options.limit is None else f" --limit {options.limit}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.run_dir or Path(scratch)
-        for made in run_forms(options.names, options.limit, folder, lambda line: print(line, file=sys.stderr)):
-            rows.append(to_json(*made))
-            if options.json is not None:
-                limit = "" if options.limit is None else f" --limit {options.limit}"
-                command = f"python -m fusecheck.eval.planted_forms{limit}"
-                write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
-    print(to_markdown(rows), end="")
+        made = run_forms(options.names, options.limit, folder, lambda line: print(line, file=sys.stderr))
+        collect((to_json(*each) for each in made), f"python -m fusecheck.eval.planted_forms{limit}", options.json)
 
 
 if __name__ == "__main__":

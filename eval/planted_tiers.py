@@ -74,7 +74,7 @@ def tiers(kernel: KernelTier | None, outcome: Comparison) -> list[str]:
     return found
 
 
-def asked(description: str | None, known: Iterable[str]) -> argparse.Namespace:
+def options_of(description: str | None, known: Iterable[str]) -> argparse.ArgumentParser:
     """The command line of a table of planted bugs: names, by default all that are known, limit, run_dir and json."""
     names = list(known)
     parser = argparse.ArgumentParser(description=description)
@@ -82,7 +82,7 @@ def asked(description: str | None, known: Iterable[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def figures(row: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED
 from fusecheck.eval.endpoints import join
-from fusecheck.eval.engine import BatchPlan, batches, padded
+from fusecheck.eval.engine import BatchPlan, Engine, batches, padded
 from fusecheck.eval.outcome import Comparison, TraceFound
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.rows import context_of, read_rows
@@ -120,21 +120,26 @@ def trace(job: Job, questions: Sequence[Question], texts: Sequence[str], tell: T
         UsageError: a rank refused its input.
         ArmError: a rank failed.
     """
+    with job.open_engine() as engine:
+        return trace_on(engine, job, questions, texts, tell)
+
+
+def trace_on(engine: Engine, job: Job, questions: Sequence[Question], texts: Sequence[str], tell: Tell) -> Trace:
+    """As `trace`, on ranks that hold the job's model and have no arm open."""
     longest = job.shape.positions
     rows = [ids[-longest:] for ids in job.tokens.encode_all(list(texts))]
     found: list[Deviation] = []
     sites = 0
     tell(f"tracing {len(rows)} questions")
-    with job.open_engine() as engine:
-        engine.open_arm(FUSED, job.backend, PLAN, max(map(len, rows)))
-        for batch in batches([len(row) for row in rows], PLAN):
-            ids, lengths = padded([rows[i] for i in batch])
-            for calls, deviations in engine.call("trace", ids, lengths):
-                sites = max(sites, calls)
-                for record in deviations:
-                    told = record | {"texts": tuple(batch[text] for text in record["texts"])}
-                    found.append(Deviation(**told))
-        engine.close_arm()
+    engine.open_arm(FUSED, job.asked.backend, PLAN, max(map(len, rows)))
+    for batch in batches([len(row) for row in rows], PLAN):
+        ids, lengths = padded([rows[i] for i in batch])
+        for calls, deviations in engine.call("trace", ids, lengths):
+            sites = max(sites, calls)
+            for record in deviations:
+                told = record | {"texts": tuple(batch[text] for text in record["texts"])}
+                found.append(Deviation(**told))
+    engine.close_arm()
     return _sum_up(sites, questions, found)
 
 

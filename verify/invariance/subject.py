@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,11 +53,9 @@ class Kernels:
     def __enter__(self) -> Kernels:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pools in self._open.values():
-            pools.__exit__(kind, error, trace)
+            pools.__exit__()
         self._open.clear()
 
     def takes(self, call: Call) -> str:

@@ -1,0 +1,104 @@
+"""Bugs planted around one model's fused kernel: verdict and first site of each, on ranks that are started once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
+from fusecheck.eval.compare import compare
+from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.planted_tiers import figures
+from fusecheck.eval.run import Bench, Job, open_bench, open_job
+from fusecheck.eval.samples import Run, read_run
+from fusecheck.eval.spoiled import KINDS
+from fusecheck.eval.trace import Trace, change_of, choose, place, prompts, trace_on
+from fusecheck.report.result import write_aside
+
+COLUMNS = ("form", "candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "gate", "first site")
+
+
+def job_of(asked: Asked, bug: str = "") -> Job:
+    """The right kernel's, or that of a bug around it.
+
+    Raises:
+        UsageError: the checkpoint is broken, or the bug cannot show in it.
+    """
+    name = f"fusecheck.eval.spoiled:{bug}__{asked.backend.replace(':', '__')}" if bug else asked.backend
+    return open_job(replace(asked, backend=name))
+
+
+def run_bugs(
+    asked: Asked, bugs: Sequence[str], folder: Path, tell: Callable[[str], None]
+) -> Iterator[tuple[str, Comparison, Trace]]:
+    """Yield bug, what the gate says, and what the trace finds; arms that `folder` holds are not run again.
+
+    Raises:
+        UsageError: a broken argument, or a bug that cannot show in this checkpoint.
+        ArmError: the ranks failed.
+    """
+    right, jobs = job_of(asked), {bug: job_of(asked, bug) for bug in bugs}
+    with open_bench(right, tell) as bench:
+        base = {arm: _arm(bench, right, arm, folder / "base" / arm) for arm in (ORACLE, UNFUSED)}
+        for bug, job in jobs.items():
+            tell(f"{bug} by {job.asked.backend}")
+            candidate = _arm(bench, job, FUSED, folder / bug / FUSED)
+            outcome = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
+            questions = choose(outcome, base[UNFUSED], candidate)
+            yield bug, outcome, trace_on(bench.engine, job, questions, prompts(questions, base[UNFUSED]), tell)
+
+
+def _arm(bench: Bench, job: Job, arm: str, folder: Path) -> Run:
+    if not (folder / RECORD_NAME).is_file():
+        bench.run(job, arm, folder)
+    return read_run(folder)
+
+
+def to_json(form: str, bug: str, outcome: Comparison, found: Trace) -> dict[str, Any]:
+    """What the table shows of one candidate."""
+    flips, oracle, first = outcome.tasks[0].judgement.flips, outcome.oracle, found.first
+    row: dict[str, Any] = {
+        "form": form,
+        "bug": bug,
+        "title": KINDS[bug].title,
+        "right": KINDS[bug].right,
+        "questions": flips.n,
+        "accuracy": flips.candidate_right / flips.n,
+        "lost": flips.lost,
+        "gained": flips.gained,
+        "verdict": outcome.verdict.value,
+        "trace": found.headline(change_of(outcome)),
+        "first": None if first is None else [place(first.site), first.stage],
+        "deviating_sites": len({site for site, _, _ in found.places}),
+        "sites": found.sites,
+    }
+    return row if oracle is None else row | {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    cells = [
+        [
+            str(row["form"]),
+            str(row["title"]),
+            *figures(row),
+            str(row["verdict"]),
+            "none" if row["first"] is None else ", stage ".join(row["first"]),
+        ]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (COLUMNS, ("---",) * len(COLUMNS), *cells)) + "\n"
+
+
+def collect(rows: Iterable[dict[str, Any]], command: str, out: Path | None) -> None:
+    """Print the rows as a table; `out` gets them as JSON, anew after every row."""
+    made: list[dict[str, Any]] = []
+    for row in rows:
+        made.append(row)
+        if out is not None:
+            write_aside(out, json.dumps({"command": command, "rows": made}, indent=1) + "\n")
+    print(to_markdown(made), end="")

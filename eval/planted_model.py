@@ -1,0 +1,59 @@
+"""Bugs planted around a real kernel in your own model: what the gate says of each, and where the trace finds it.
+
+`python -m fusecheck.eval.planted_model MODEL [BUG ...] --backend flashinfer:fp32 --device cuda --tasks mmlu --data DIR`
+runs the oracle and the unfused arm once, then the fused arm with each bug, on ranks that are started once, and prints a
+table. With the same `--run-dir` it goes on where it was broken off.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from fusecheck.errors import UsageError
+from fusecheck.eval.asked import Asked
+from fusecheck.eval.planted_arms import collect, job_of, run_bugs, to_json
+from fusecheck.eval.planted_tiers import options_of
+from fusecheck.eval.recipe import Form
+from fusecheck.eval.run import Job
+from fusecheck.eval.spoiled import KINDS
+
+
+def fitting(job: Job) -> list[str]:
+    """The bugs that can show in the form of a checkpoint."""
+    quantiser = (job.form or Form()).activations
+    return [name for name, kind in KINDS.items() if not kind.quantisers or quantiser in kind.quantisers]
+
+
+def main() -> int:
+    """Run and print; returns the exit code."""
+    parser = options_of(__doc__, KINDS)
+    parser.set_defaults(names=[])
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--backend", default="emulated", help="the right kernel")
+    parser.add_argument("--tp", type=int, default=2, help="ranks")
+    parser.add_argument("--tasks", default="mmlu", help="lm-eval tasks, comma-separated")
+    parser.add_argument("--data", type=Path, help="folder with MMLU and GSM8K")
+    parser.add_argument("--shots", type=int, default=0, help="examples before each question")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--batch", type=int, help="rows of a batch at most")
+    parser.add_argument("--virtual", action="store_true", help="all ranks in one process on one GPU")
+    given = parser.parse_args()
+    how = ("model", "tp", "backend", "data", "limit", "shots", "device", "batch", "virtual")
+    asked = Asked(tasks=given.tasks.split(","), **{name: getattr(given, name) for name in how})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.run_dir or Path(scratch)
+        try:
+            bugs = given.names or fitting(job_of(asked))
+            made = run_bugs(asked, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
+            rows = (to_json(given.model.name, *each) for each in made)
+            collect(rows, f"python -m fusecheck.eval.planted_model --backend {asked.backend}", given.json)
+        except UsageError as error:
+            print(f"planted_model: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
