@@ -38,7 +38,7 @@ tokenspeed() {
     take tokenspeed tokenspeed_kernel tokenspeed_kernel/platform.py "$cuda/trtllm.py" "$cuda/cuda_ipc.py" \
         "$cuda/objs/trtllm_comm/*"
     touch "$work"/tokenspeed/{tokenspeed_kernel/thirdparty,$cuda}/__init__.py
-    "${pip[@]}" install "${elsewhere[@]}" --target "$work/tokenspeed" "apache-tvm-ffi==${TVM_FFI:-0.1.13.post3}"
+    "${pip[@]}" install --no-compile "${elsewhere[@]}" --target "$work/tokenspeed" "apache-tvm-ffi==${TVM_FFI:-0.1.13.post3}"
 }
 
 vllm() {
