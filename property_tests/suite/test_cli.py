@@ -123,7 +123,7 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "cannot be made without arguments",
         ),
         (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
-        (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope'"),
+        (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope', expected one of: trtllm, "),
         (("kernel", "--hidden", "100"), "hidden=100, expected a multiple of 8"),
         (("kernel", "--tokens", "0"), "--tokens '0'"),
         (("kernel", "--tokens", "two"), "--tokens 'two', expected whole numbers"),
