@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from fusecheck import backends
 from fusecheck.errors import UsageError
+from fusecheck.interrupts import Interruption
+from fusecheck.invariance.claims import Answer
 from fusecheck.listed import numbers
 from fusecheck.manual import some_backend, some_ops
 from fusecheck.operations import Operation, Strategy
@@ -20,8 +24,13 @@ from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 if TYPE_CHECKING:
-    from fusecheck.invariance.claims import Answer
+    from collections.abc import Iterator, Sequence
+
+    from fusecheck.interface import Backend
     from fusecheck.invariance.subject import Kernels
+    from fusecheck.problem import Problem
+
+    Asked = tuple[tuple[int, ...], Problem]
 
 console = Console(highlight=False)
 
@@ -97,27 +106,23 @@ def invariance(
     kernel = backends.backend(backend)
     ops = [op] if op else [USUAL, *(each.name for each in getattr(kernel, "operations", ()))]
     every = [tuple(sorted(set(numbers("--tp", tp))))] if tp else [(world,) for world in WORLDS]
-    problems = [
-        (worlds, Problem(op=Operation.named(each), dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden))
-        for each in ops
-        for worlds in every
-    ]
-    taken = (pair for pair in problems if kernel.supports(replace(pair[1], tokens=1)).ok)
-    worlds, problem = next(taken, problems[0])
+    usual = Problem(op=Operation.named(ops[0]), dtype=dtype, world_size=every[0][0], tokens=tokens, hidden=hidden)
+    worlds, problem = next(_taken(kernel, usual, ops, every), (every[0], usual))
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_one()):
             raise UsageError(f"{backend} refuses a batch of one row: {reason}; give another --op, --hidden or --tp")
-        made, found = _ask(
+        made, found, interrupted = _ask(
             kernels, worlds, Extent(rows, dense, probe_calls), multiprocessors, require=require_invariant
         )
-    verdict = Verdict.of(failed=bool(found), complete=True)
-    summary = {"certificate": made, "subjects": [{"backend": backend, "world_size": worlds[0]}]}
+    verdict = Verdict.of(failed=bool(found), complete=not interrupted)
+    subjects = [{"backend": backend, "world_size": worlds[0]}]
+    summary = {"certificate": made, "subjects": subjects, "interrupted": interrupted}
     write_result(directory, "invariance", verdict, summary, found, json_file)
     (directory / "certificate.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     for finding in found:
         console.out(f"{finding['message']}  replay='{finding['question']}'")
-    console.out(f"{verdict.value}  {directory / 'certificate.json'}")
+    console.out(f"{verdict.value}{', interrupted' * interrupted}  {directory / 'certificate.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -126,6 +131,15 @@ def _one() -> Any:
     from fusecheck.invariance.calls import Call
 
     return Call(1)
+
+
+def _taken(kernel: Backend, usual: Problem, ops: Sequence[str], every: Sequence[tuple[int, ...]]) -> Iterator[Asked]:
+    """The operations and worlds of which the kernel takes a batch of one row, in their order."""
+    for name, worlds in itertools.product(ops, every):
+        with contextlib.suppress(UsageError):  # a group that does not divide this hidden is no reason to refuse it
+            problem = replace(usual, op=Operation.named(name), world_size=worlds[0])
+            if kernel.supports(replace(problem, tokens=1)).ok:
+                yield worlds, problem
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,8 @@ class Extent:
 
 def _ask(
     kernels: Kernels, worlds: tuple[int, ...], extent: Extent, multiprocessors: int | None, *, require: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
+    """The certificate, the findings, and whether Ctrl-C came before all was asked."""
     from fusecheck.invariance import certificate
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
@@ -151,15 +166,25 @@ def _ask(
         f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})"
     )
 
+    answers: list[Answer] = []
+
     def told(answer: Answer) -> None:
+        answers.append(answer)
         console.out(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
 
     search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
-    answers = search.run()
-    records = [*certificate.claims(kernels, answers), *_probe(kernels, worlds, answers, extent.probe_calls)]
+    with Interruption() as stop:
+        search.run()
+    done = {answer.claim: answer for answer in answers}
+    answers = [done.get(claim) or Answer(claim, untold="the run was interrupted") for claim in search.claims]
+    read: list[dict[str, Any]] = []
+    with Interruption() as later:
+        read = [] if stop.happened else _probe(kernels, worlds, answers, extent.probe_calls)
+    records = [*certificate.claims(kernels, answers), *read]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)
-    return made, list(certificate.findings(kernels, records, require=require))
+    found = list(certificate.findings(kernels, records, require=require))
+    return made, found, stop.happened or later.happened
 
 
 def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], most: int) -> list[dict[str, Any]]:

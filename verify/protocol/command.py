@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fusecheck.errors import UsageError
+from fusecheck.interrupts import Interruption
 from fusecheck.plugins import plug_in
 from fusecheck.protocol.check import check_museum, smallest
 from fusecheck.protocol.explorer import MEMORIES
@@ -82,7 +83,7 @@ def protocol(
     else:
         verdict, summary, findings = _single(one, name or str(model), given or DEFAULT, memories, states)
     write_result(directory, "protocol", verdict, summary, findings, json_file)
-    console.out(f"{verdict.value}  {directory / 'result.json'}")
+    console.out(f"{verdict.value}{', interrupted' * summary.get('interrupted', False)}  {directory / 'result.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -99,14 +100,14 @@ def _museum(given: Size | None, memories: tuple[str, ...]) -> Result:
     summary = check_museum(MUSEUM, given, memories, seen)
     summary["kernels"] = []
     sizes = FULL if given is None else (given,)
-    for name, (title, model) in KERNELS.items():
-        outcomes = [smallest(model, size, memory).to_record() for size in sizes for memory in memories]
-        summary["kernels"].append({"id": name, "title": title, "outcomes": outcomes})
-        worst = next((x for x in outcomes if x["verdict"] != "pass"), outcomes[0])
-        console.out(
-            f"{title}: "
-            + ("right" if worst["verdict"] == "pass" else "; ".join(worst.get("outcome", ["not explored"])))
-        )
+    with Interruption() as stop:
+        for name, (title, model) in ({} if summary["interrupted"] else KERNELS).items():
+            outcomes = [smallest(model, size, memory).to_record() for size in sizes for memory in memories]
+            summary["kernels"].append({"id": name, "title": title, "outcomes": outcomes})
+            worst = next((x for x in outcomes if x["verdict"] != "pass"), outcomes[0])
+            right = worst["verdict"] == "pass"
+            console.out(f"{title}: {'right' if right else '; '.join(worst.get('outcome', ['not explored']))}")
+    summary["interrupted"] |= stop.happened
     wrong = [row for row in summary["exhibits"] if not row["killed"]]
     findings = [{"kind": "survived", "message": row["title"], "exhibit": row["id"]} for row in wrong]
     for row in summary["exhibits"]:
@@ -115,7 +116,7 @@ def _museum(given: Size | None, memories: tuple[str, ...]) -> Result:
             for x in row["repaired"]
             if x["verdict"] != "pass"
         ]
-    return Verdict.of(failed=bool(findings), complete=True), summary, findings
+    return Verdict.of(failed=bool(findings), complete=not summary["interrupted"]), summary, findings
 
 
 def _single(model: Model, name: str, size: Size, memories: tuple[str, ...], states: int) -> Result:
