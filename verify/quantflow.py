@@ -42,7 +42,8 @@ class QuantFlow:
         least: the least scale (or least a); 0: none.
         least_at: it bounds a before the quotient, the scale before its power of two, or the scale after that.
         scale_top: the largest exponent byte that is stored, 253 to 255: that of an infinite a.
-        codes_from: the scale as stored, or a: y * fl(L / a).
+        codes_from: the scale as stored, or a: y * fl(L / a). An approximate L / a is 0 where a is above 2^126: so PTX
+            says of `div.approx`, and a subnormal reciprocal is flushed.
         code_rule: `divide` fl(y / s); `approx` y / s within 5u; `reciprocal` fl(y * fl(1 / s)); `rcp` the same with a
             reciprocal within one unit in the last place; `either` any of these. For NVFP4 by a factor that multiplies:
             g / s in place of 1 / s, and `rcp` is rcp(s * rcp(g)).

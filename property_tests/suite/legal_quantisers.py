@@ -157,7 +157,8 @@ def _values(y: Floats, s: Doubles, a: Floats, spec: Spec, flow: QuantFlow, given
     """What the cast reads."""
     if flow.codes_from == "amax":
         a = np.maximum(a, np.float32(flow.least))
-        return y * _divided(np.full_like(a, TOP[spec.element]), a, flow, flow.code_rule, rng)
+        factor = _divided(np.full_like(a, TOP[spec.element]), a, flow, flow.code_rule, rng)
+        return y * np.where((a > 1 / _LEAST_NORMAL) & (flow.code_rule == "approx"), np.float32(0), factor)
     if spec.stored == "fp32":
         return _by(y, s.astype(np.float32), flow, rng)
     code = s.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Parts of the emulator with a fault each, for `planted_reach`: arithmetic, barriers, rotating buffers."""
+"""Parts of the emulator with a fault each, for `planted_reach`: arithmetic, quantisers, barriers, rotating buffers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import FLAG, SENTINEL, THIRDS, Lamport, Total, TwoShot
+from fusecheck.backends.emulated_quantise import Quantising
 
 
 class HalfARow(Arithmetic):
@@ -19,6 +20,31 @@ class HalfARow(Arithmetic):
         if read.shape[1] <= 8192:
             return super().mean_square(read, native)
         return read[:, :8192].square().sum(-1, keepdim=True) / read.shape[1]
+
+
+class TurnsSigns(Quantising):
+    """The factor of an infinite amax is made of bits by a subtraction that wraps, -Inf: sglang-kernel 0.4.6, packed."""
+
+    def scaled(self, grouped: Tensor, stored: Tensor, amax: Tensor) -> Tensor:
+        right = super().scaled(grouped, stored, amax)
+        return torch.where(amax.isinf()[..., None], grouped * -torch.inf, right)
+
+
+class FlushesReciprocals(Quantising):
+    """The reciprocal of an amax above 2^126 is subnormal, and flushed: sglang-kernel 0.4.6. In fp16, above 2^14."""
+
+    def scaled(self, grouped: Tensor, stored: Tensor, amax: Tensor) -> Tensor:
+        most = 2.0**126 if self.native is torch.bfloat16 else 2.0**14
+        lost = (amax > most) & amax.isfinite()
+        return torch.where(lost[..., None], grouped * 0.0, super().scaled(grouped, stored, amax))
+
+
+class LetsNanWin(Quantising):
+    """A NaN makes its whole group NaN, whatever is declared of it."""
+
+    def scaled(self, grouped: Tensor, stored: Tensor, amax: Tensor) -> Tensor:
+        right = super().scaled(grouped, stored, amax)
+        return right.masked_fill(grouped.isnan().any(-1, keepdim=True), torch.nan)
 
 
 class FlagOfBits(TwoShot):

@@ -15,18 +15,26 @@ from torch import Tensor
 
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
 from fusecheck.faults.defects import MeanOverOneLess
-from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.kernel.plan import Plan
+from fusecheck.operations import COMPOSITIONS, GIVEN_SCALE
 from fusecheck.property_tests.suite.planted_parts import (
     FlagOf7Bits,
     FlagOf8Bits,
     FlagOfBits,
+    FlushesReciprocals,
     HalfARow,
+    LetsNanWin,
     SharedSums,
     ThirdOf8Bits,
+    TurnsSigns,
 )
+from fusecheck.quantflow import QUANT_FLOWS
 
 MODEL_SIZES = (3072, 3584, 5376, 6144, 12288)
 PRIMES = (13, 31, 61, 127, 257, 509, 1021)
+MAKERS = tuple(name for name in QUANT_FLOWS if name != GIVEN_SCALE)
+"""The quantisers that make scales."""
 CHUNK = 2**18
 """Elements that an exchange in pieces moves at a time."""
 
@@ -72,6 +80,7 @@ class Fault:
         read: changes what the kernel reads.
         spoil: changes what it returned.
         parts: of the emulator, replaced.
+        quantisers: in whose operations it is looked for; of the first op's where there are none.
     """
 
     dimension: str
@@ -79,12 +88,18 @@ class Fault:
     read: Read | None = None
     spoil: Spoil | None = None
     parts: tuple[tuple[str, type], ...] = ()
+    quantisers: tuple[str, ...] = ()
 
     def backend(self, name: str) -> EmulatedBackend:
         """The kernel as a backend of this name."""
         kernel = type("Planted", (PlantedKernel,), {"fault": self})
         options: dict[str, Any] = dict(self.parts)
         return PlantedBackend(name, kernel, **options)
+
+    def plan(self, seed: int = 0) -> Plan:
+        """What it is looked for in."""
+        others = tuple(op for op in COMPOSITIONS if op.quantiser in self.quantisers)
+        return Plan(seed, others=others, ops=() if others else STATIC_OPS)
 
 
 class PlantedBackend(EmulatedBackend):
@@ -232,6 +247,11 @@ def _words(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.int16)
 
 
+def _of_groups(does: str, quantising: type) -> Fault:
+    """A fault of a quantiser that shows in special groups."""
+    return Fault("special group", does, parts=(("quantising", quantising),), quantisers=MAKERS)
+
+
 FAULTS: dict[str, Fault] = {
     "rows-1024": Fault("rows", "codes of rows from 1,024 on are zero", spoil=_zero(slice(1024, None))),
     "rows-4096": Fault("rows", "codes of rows from 4,096 on are zero", spoil=_zero(slice(4096, None))),
@@ -297,6 +317,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "inf-gamma": Fault("special value", "an infinity in gamma becomes zero", read=_drops("inf", "gamma", -1)),
     "large-residual": Fault("special value", "a large residual becomes zero", read=_drops("large", "residual", -1)),
+    "turns-signs": _of_groups("finite neighbours of an infinity get the other sign", TurnsSigns),
+    "flushes-reciprocals": _of_groups("groups near the top of the format become zeros", FlushesReciprocals),
+    "lets-nan-win": _of_groups("one NaN makes its whole group NaN", LetsNanWin),
     "gap": Fault("layout", "the gap behind a row of a view is written over", spoil=_into_the_gap),
     "gamma-stride": Fault("layout", "gamma's stride is not looked at", read=_strides_of("gamma")),
     "residual-stride": Fault("layout", "the residual's column stride is not looked at", read=_strides_of("residual")),

@@ -2,6 +2,7 @@
 
 Each planted kernel gets the core plan of `fusecheck kernel`'s default, world size by world size, until it is caught.
 Exit code 1 if one survives. Names choose some; `--right` runs right kernels to the end, which must not be accused.
+`--seed=3` takes another plan than that of seed 0.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ class Found:
     line: str = ""
 
 
-def hunt(backend: str, pools: dict[int, Pool], cases: dict[int, list[Case]] | None = None) -> Found:
+def hunt(
+    backend: str, pools: dict[int, Pool], cases: dict[int, list[Case]] | None = None, plan: Plan | None = None
+) -> Found:
     """Run the core plan until something is found.
 
     Args:
         backend: the kernel.
         pools: by world size.
         cases: instead of the core plan, by world size.
+        plan: whose core it is; the default's unless given.
     """
     known, began, count = backends.backend(backend), time.monotonic(), 0
 
@@ -49,7 +53,7 @@ def hunt(backend: str, pools: dict[int, Pool], cases: dict[int, list[Case]] | No
         return known.supports(problem).ok
 
     for size, pool in pools.items():
-        for case in cases[size] if cases else core_plan(Plan().mixing(known), size, takes):
+        for case in cases[size] if cases else core_plan((plan or Plan()).mixing(known), size, takes):
             if not all(takes(step) for _, step in case.problem.calls()):
                 continue
             count += 1
@@ -64,12 +68,14 @@ def hunt(backend: str, pools: dict[int, Pool], cases: dict[int, list[Case]] | No
 def main(words: Sequence[str]) -> int:
     """Print a row for each kernel; 1 if a planted one survives or a right one is accused."""
     right = "--right" in words
+    seed = next((int(word.partition("=")[2]) for word in words if word.startswith("--seed=")), 0)
     names = [word for word in words if not word.startswith("--")] or list(RIGHT if right else FAULTS)
     pools = {size: Pool(WORKER, size) for size in WORLD_SIZES}
     wrong = 0
     try:
         for name in names:
-            found = hunt(name if right else f"{HERE}:{name.replace('-', '_')}", pools)
+            plan = None if right else FAULTS[name].plan(seed)
+            found = hunt(name if right else f"{HERE}:{name.replace('-', '_')}", pools, plan=plan)
             wrong += bool(found.line) == right
             about = "" if right else f"{FAULTS[name].dimension:14s}{FAULTS[name].does:64s}"
             said = found.line[:90] or ("passes" if right else "SURVIVES")

@@ -28,12 +28,12 @@ IDS = [f"{name}-{flow.name}" for name, flow in KNOWN]
 
 KINDS = (
     *("gaussian", "log-uniform", "constant", "ties", "outlier"),
-    *("tiny", "zeros", "boundary", "near boundary", "least"),
+    *("tiny", "zeros", "boundary", "near boundary", "least", "largest"),
 )
 
 
 def draw_groups(rng: np.random.Generator, count: int, size: int, native: torch.dtype, spec: Spec) -> Tensor:
-    """Groups of every kind in turn, [count, size], native: maxima at 7 * 2^j or 3 * 2^j and beside it, ties, leasts."""
+    """Groups of every kind in turn, [count, size], native; maxima at 7 * 2^j or 3 * 2^j, beside it, and at the top."""
     narrow = native is torch.float16
     kind = np.arange(count) % len(KINDS)
     at = {name: np.flatnonzero(kind == i) for i, name in enumerate(KINDS)}
@@ -53,6 +53,9 @@ def draw_groups(rng: np.random.Generator, count: int, size: int, native: torch.d
         x[at[name], rng.integers(0, size, len(peak))] = top * beside * rng.choice([-1.0, 1.0], len(peak))
     least = rng.choice([2.0**-9, 448e-10, 1e-4, 1e-10], each["least"]) * rng.choice([0.99, 1.0, 1.01], each["least"])
     x[at["least"]] = np.clip(x[at["least"]], -1, 1) * least
+    top = torch.finfo(native).max
+    largest = np.abs(x[at["largest"]]).max(1, keepdims=True) + 1e-300
+    x[at["largest"]] *= top / largest * np.exp2(rng.uniform(-3, 0, each["largest"]))
     return torch.from_numpy(x).to(native)
 
 

@@ -176,7 +176,8 @@ def quotient_ends(
     """What the cast may read for one element, given the scale as stored (or the amax, where codes come from that)."""
     y, s = _flushed(y, flow), _scale_value(stored, spec)
     if a is not None and flow.codes_from == "amax":
-        reach = _by_factor(y, _by_division(spec.top, a, _slack(a, flow)))
+        lost = flow.code_rule == "approx" and a > 1 / LEAST_NORMAL
+        reach = [Fraction(0)] if lost else _by_factor(y, _by_division(spec.top, a, _slack(a, flow)))
     elif flow.zero_group == "byte0" and stored in (0, flow.scale_top):
         reach = [Fraction(0)]
     elif spec.stored == "e4m3" and flow.given == "multiplies":

@@ -16,6 +16,7 @@ from fusecheck.quantisers.known import QUANTISERS
 from fusecheck.quantisers.scaled import Scaled
 
 NAN, INF = math.nan, math.inf
+PER_448 = 1 / torch.tensor(448.0)
 LEAST = float.fromhex("0x1.24924ap-18")
 
 ANSWERS = [
@@ -34,6 +35,10 @@ ANSWERS = [
     ("group-fp8", "vllm-native", [0.0, 0.0], LEAST, [0x00, 0x00]),
     ("group-fp8", "sglang-fast", [0.0, -0.0], float(torch.tensor(1e-10) * (1 / torch.tensor(448.0))), [0x00, 0x80]),
     ("group-fp8", "sglang-fast", [NAN, 448.0], 1.0, [0xFE, 0x7E]),
+    ("group-fp8", "sglang-fast", [2.0**127, -(2.0**126)], float(2.0**127 * PER_448), [0x00, 0x80]),
+    ("group-fp8", "sglang-fast", [2.0**126, -(2.0**125)], float(2.0**126 * PER_448), [0x7E, 0xF6]),
+    ("group-fp8", "sglang", [2.0**127, -(2.0**126)], float(2.0**127 * PER_448), [0x7E, 0xF6]),
+    ("group-fp8", "flashinfer-block", [-(2.0**127), 2.0**126], float(2.0**127 / torch.tensor(448.0)), [0x80, 0x00]),
     ("group-fp8-packed", "sglang", [0.0, 0.0], 85, [0x00, 0x00]),
     ("group-fp8-packed", "sglang", [NAN, 448.0], 127, [0xFE, 0x7E]),
     ("group-fp8-packed", "flashinfer", [0.0, 0.0], 94, [0x00, 0x00]),

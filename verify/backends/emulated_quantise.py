@@ -164,7 +164,9 @@ class Quantising:
         if rules.codes_from == "amax":
             least = amax.clamp(min=rules.least) if rules.least_at == "amax" else amax
             exact = self.element.largest / least.double()
-            return grouped * (truncated(exact) if rules.code_rule == "approx" else exact.float())[..., None]
+            if rules.code_rule == "approx":
+                exact = torch.where(least > 1 / LEAST_NORMAL, 0.0, truncated(exact).double())
+            return grouped * exact.float()[..., None]
         if rules.given in ("multiplies", "divides"):
             return self._by_tensor(grouped, stored)
         scale = self.flushed(self.value(stored))

@@ -330,6 +330,15 @@ _FAMILIES = (
         gamma="edges",
     ),
     Family(
+        "special-groups",
+        "groups near the top of the format, or with an infinity, a NaN or both, beside ordinary ones",
+        unit_rows,
+        _zeros,
+        properties.special_groups,
+        gamma="groups",
+        finite=False,
+    ),
+    Family(
         "captured",
         "partials, residual, gamma and scale of a site of a real model",
         captured,

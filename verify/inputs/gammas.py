@@ -12,6 +12,7 @@ from fusecheck.inputs.captured import captured_gamma
 from fusecheck.inputs.cells import Cells, hash64
 from fusecheck.inputs.edges import edge_weights
 from fusecheck.inputs.one_special import special_gamma
+from fusecheck.inputs.special_groups import group_weights
 
 GAMMA_SEED = 0x9A
 """Makes the seed of a drawn gamma from that of the Problem."""
@@ -42,6 +43,10 @@ def _gamma_special(cells: Cells) -> Tensor:
     return special_gamma(_gamma_spread(cells), cells)
 
 
+def _gamma_groups(cells: Cells) -> Tensor:
+    return group_weights(_gamma_spread(cells), cells)
+
+
 GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "spread": _gamma_spread,
     "ones": _gamma_ones,
@@ -50,6 +55,7 @@ GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
     "captured": captured_gamma,
     "special": _gamma_special,
     "edges": edge_weights,
+    "groups": _gamma_groups,
 }
 """Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's; with
-lanes that are no finite numbers; with groups on the boundaries of scales."""
+lanes that are no finite numbers; with groups on the boundaries of scales; with groups that are special."""

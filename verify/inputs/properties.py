@@ -11,6 +11,7 @@ from torch import Tensor
 from fusecheck.formats.binary import Format, round_to, trailing_unit, ulp
 from fusecheck.formats.element import E4M3
 from fusecheck.inputs.captured import recording, to_width
+from fusecheck.inputs.special_groups import top_binade
 
 ENOUGH = 4096
 """Cells from which shares are asserted; below, only that the property can occur at all."""
@@ -184,6 +185,13 @@ def special_weights(sample: Sample) -> str | None:
     wanted["the largest value"] = gamma == sample.format.largest
     missing = [name for name, where in wanted.items() if not where.any()]
     return _expect(not missing, f"no {', '.join(missing)} among the weights, expected one")
+
+
+def special_groups(sample: Sample) -> str | None:
+    """Rows of +-1, and a weight that is not finite or in the upper two binades."""
+    gamma, unit = sample.gamma, bool((sample.stream.abs() == 1).all())
+    found = unit and bool((~gamma.isfinite() | (gamma.abs() > top_binade(sample.format) / 2)).any())
+    return _expect(found, "no such row and weight, expected +-1 times a weight that is near the top or not finite")
 
 
 def subnormal_inputs(sample: Sample) -> str | None:

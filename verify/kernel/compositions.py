@@ -6,12 +6,14 @@ norm are the same code there and here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count, product
 
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
+from fusecheck.inputs.special_groups import seed_of, turns_for
 from fusecheck.operations import Operation, Strategy
 from fusecheck.problem import Problem
 from fusecheck.quantisers.known import quantiser
@@ -21,6 +23,9 @@ ROWS = (1, 3, 4, 5, 33, 127, 129)
 WIDTHS = (128, 256, 640, 1024, 2880)
 ROUNDS = (("repeat",), ("strategies", "layouts"), ("unfused",))
 """What cases are checked for beyond their own call, in turn."""
+SPECIAL_GROUPS = "special-groups"
+SEVEN_BANDS = 776
+"""A width of six bands of special groups and a part of one, which is made up to whole groups."""
 NVFP4_FACTORS = (2048.0, 700.0, 3.0)
 """Factors of a tensor: a power of two, at which ties are common; a usual one; one at which small scales vanish."""
 
@@ -48,17 +53,21 @@ def composition_cases(
     families: Sequence[str] = tuple(FAMILIES),
     tokens: Sequence[int] = (),
     hidden: Sequence[int] = (),
+    first: int = 0,
+    step: int = 1,
 ) -> Iterator[tuple[Problem, tuple[str, ...]]]:
-    """Problems with what else is checked on each; families, shapes and layouts in turn.
+    """Problems with what else is checked on each; shapes and layouts in turn, and families for each quantiser.
 
-    Where hidden sizes are given, an operation whose groups divide none of them has no case.
+    Where hidden sizes are given, an operation whose groups divide none of them has no case. The family of a quantiser's
+    first case is number `first`, and each is `step` further: other steps let several calls share the families.
     """
-    index = count()
+    index, turns = count(), Counter[str]()
     for op, dtype in product(ops, dtypes):
         for layout in _layouts(op):
             at = next(index)
             draw = hash64(seed, world_size, at, 2)
-            name = families[at % len(families)]
+            name = families[(first + step * turns[op.quantiser]) % len(families)]
+            turns[op.quantiser] += 1
             family = FAMILIES[name]
             rows, columns = tokens or ROWS, _widths(op, hidden)
             if not columns:
@@ -81,6 +90,41 @@ def composition_cases(
                 ),
                 ROUNDS[at % len(ROUNDS)],
             )
+
+
+def group_cases(
+    ops: Sequence[Operation],
+    world_size: int,
+    *,
+    seed: int = 0,
+    dtypes: Sequence[str] = ("bf16", "fp16"),
+    strategies: Sequence[Strategy] = tuple(Strategy),
+    tokens: Sequence[int] = (),
+    hidden: Sequence[int] = (),
+) -> Iterator[tuple[Problem, tuple[str, ...]]]:
+    """For each quantiser that makes scales and each dtype, special groups of every kind, first, last and between."""
+    index = count()
+    plain = [op for op in ops if op.returns_scale and not op.has_experts and _widths(op, hidden)]
+    for name in dict.fromkeys(op.quantiser for op in plain):
+        mine = [op for op in plain if op.quantiser == name]
+        for dtype, turn in product(dtypes, turns_for(quantiser(name).group)):
+            at = next(index)
+            draw, op, columns = hash64(seed, world_size, at, 4), mine[at % len(mine)], _widths(mine[0], hidden)
+            layouts = _layouts(op)
+            problem = Problem(
+                op=op,
+                strategy=strategies[at % len(strategies)],
+                dtype=dtype,
+                world_size=world_size,
+                tokens=(tokens or ROWS)[draw % len(tokens or ROWS)],
+                hidden=max(columns) if hidden else width_for(op, SEVEN_BANDS),
+                scale=NVFP4_FACTORS[at % 3] if name == "nvfp4" else 1.0,
+                gamma=str(FAMILIES[SPECIAL_GROUPS].gamma),
+                family=SPECIAL_GROUPS,
+                seed=seed_of(draw >> 2, turn),
+                layout=layouts[at % len(layouts)],
+            )
+            yield problem, ROUNDS[at % len(ROUNDS)]
 
 
 def _layouts(op: Operation) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.compositions import ROUNDS, composition_cases
+from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, composition_cases, group_cases
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Call, Problem
 from fusecheck.quantisers.known import quantiser
@@ -73,20 +74,23 @@ class Plan:
 
     def of_others(self, world_size: int, turn: int = 0) -> list[Case]:
         """The cases of the operations beyond the first one; with other data at every turn."""
-        return [
-            Case(problem, checks)
-            for strategy in self.strategies
-            for problem, checks in composition_cases(
+        given: Any = {"dtypes": self.dtypes, "tokens": self.tokens, "hidden": self.hidden}
+        found = [
+            composition_cases(
                 self.others,
                 world_size,
                 seed=hash64(self.seed, turn, *strategy.value.encode()),
-                dtypes=self.dtypes,
                 strategies=(strategy,),
                 families=self.families,
-                tokens=self.tokens,
-                hidden=self.hidden,
+                first=index + turn + world_size,
+                step=len(self.strategies),
+                **given,
             )
+            for index, strategy in enumerate(self.strategies)
         ]
+        if SPECIAL_GROUPS in self.families and turn == 0:
+            found.append(group_cases(self.others, world_size, seed=self.seed, strategies=self.strategies, **given))
+        return [Case(problem, checks) for problem, checks in chain.from_iterable(found)]
 
     def mixing(self, backend: Backend) -> Plan:
         """The plan for a kernel, which says whether calls of several dtypes may share a workspace."""

@@ -13,8 +13,10 @@ from functools import cache
 from fusecheck.case.layouts import layouts_of
 from fusecheck.inputs.models import models
 from fusecheck.inputs.one_special import values_of
+from fusecheck.inputs.special_groups import held
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem
+from fusecheck.quantisers.known import quantiser
 
 MIB = 2**20
 
@@ -101,9 +103,17 @@ def cells_of(case: Case, accumulate: str) -> set[Cell]:
         found.update(_of_call(step, accumulate))
     found |= {("check", check) for check in case.checks}
     found |= {("layout", f"{layout} {operand}") for layout, operand in _layouts(case)}
+    found |= {("special group", f"{kind} {problem.op.quantiser} {problem.dtype}") for kind in _groups(problem)}
     own = values_of(problem.family, problem.seed, problem.tokens, problem.world_size)
     found |= {("special value", f"{value} {problem.dtype} {problem.strategy.value}") for value in own}
     return found | set(_of_schedule(problem, steps)) if problem.schedule else found
+
+
+def _groups(problem: Problem) -> Iterator[str]:
+    """The kinds of special groups that a quantiser which makes scales meets, with their places."""
+    if problem.gamma == "groups" and problem.op.returns_scale:
+        group = quantiser(problem.op.quantiser).group
+        yield from (f"{kind}, {place}" for kind, place in held(problem.seed, problem.hidden, group))
 
 
 def _layouts(case: Case) -> tuple[tuple[str, str], ...]:

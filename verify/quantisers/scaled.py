@@ -24,6 +24,8 @@ from fusecheck.quantisers.layouts import Layout, layout_of
 
 TABLE_PAYS = 2**16
 """Elements from which looking codes up in a table of all native values is cheaper than forming each."""
+LARGEST_DIVISOR = 2.0**126
+"""Beyond it `div.approx` gives zero, as PTX documents, and `rcp.approx.ftz` flushes its subnormal reciprocal."""
 TINIEST = 2.0**-149
 """The least positive float32."""
 
@@ -275,11 +277,14 @@ def factor_of_scale(scale: Tensor, flow: QuantFlow) -> Factor:
 def _factor_of_amax(amax: Interval, top: float, flow: QuantFlow) -> Factor:
     """The element's largest value over the amax, which an approximate division may miss (G5)."""
     low, high = (scales.read_amax(end.to(torch.float32), flow).double() for end in amax)
-    ends = (
-        as_float32(top / high * (1 - quotient_slack(high, flow))),
-        as_float32(top / low * (1 + quotient_slack(low, flow))),
-    )
-    return Factor(as_float32(top / low), ends)
+    least = as_float32(top / high * (1 - quotient_slack(high, flow)))
+    most = as_float32(top / low * (1 + quotient_slack(low, flow)))
+    nominal = as_float32(top / low)
+    if flow.code_rule == "approx":
+        least, most, nominal = (
+            each.masked_fill(by > LARGEST_DIVISOR, 0.0) for each, by in ((least, high), (most, low), (nominal, low))
+        )
+    return Factor(nominal, (least, most))
 
 
 def _widened(lo: Tensor, hi: Tensor, relative: Tensor) -> Interval:
