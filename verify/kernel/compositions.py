@@ -109,15 +109,15 @@ def group_cases(
         mine = [op for op in plain if op.quantiser == name]
         for dtype, turn in product(dtypes, turns_for(quantiser(name).group)):
             at = next(index)
-            draw, op, columns = hash64(seed, world_size, at, 4), mine[at % len(mine)], _widths(mine[0], hidden)
-            layouts = _layouts(op)
+            draw, op = hash64(seed, world_size, at, 4), mine[at % len(mine)]
+            rows, layouts = tokens or ROWS, _layouts(op)
             problem = Problem(
                 op=op,
                 strategy=strategies[at % len(strategies)],
                 dtype=dtype,
                 world_size=world_size,
-                tokens=(tokens or ROWS)[draw % len(tokens or ROWS)],
-                hidden=max(columns) if hidden else width_for(op, SEVEN_BANDS),
+                tokens=rows[draw % len(rows)],
+                hidden=max(_widths(op, hidden)) if hidden else width_for(op, SEVEN_BANDS),
                 scale=NVFP4_FACTORS[at % 3] if name == "nvfp4" else 1.0,
                 gamma=str(FAMILIES[SPECIAL_GROUPS].gamma),
                 family=SPECIAL_GROUPS,
