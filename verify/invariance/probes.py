@@ -31,9 +31,6 @@ SIZES = 3
 REGIMES = 8
 """Stretches of batch sizes with a tree each, at most."""
 
-CHECKED = 24
-"""Questions by which a tree is looked for at another batch size."""
-
 
 @dataclass
 class Probes:
@@ -53,6 +50,7 @@ class Probes:
     changes: tuple[int, ...] = ()
     most: int = 1000
     _flow: Dataflow = field(init=False)
+    _looked: dict[tuple[Tree, int], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._flow = backends.backend(self.kernels.backend).dataflow(self.kernels.problem)
@@ -196,18 +194,21 @@ class Probes:
         except Unreadable as why:
             failed.append((start, str(why)))
             return
-        other = [n for n in doubling(self._largest) if start <= n < end and not self.same(found.tree, n)]
-        low, high = (max(other), end) if other else (start - 1, start)
+        smaller = [n for n in reversed(doubling(self._largest)) if start <= n < end]
+        other = next((n for n in smaller if not self.same(found.tree, n)), None)
+        low, high = (start - 1, start) if other is None else (other, end)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.same(found.tree, middle) else (middle, high)
         trees.append((high, found))
-        if other and len(trees) + len(failed) < REGIMES:
+        if other is not None and len(trees) + len(failed) < REGIMES:
             self._stretch(start, low, trees, failed, last)
 
     def same(self, tree: Tree, size: int) -> bool:
-        """Whether a tree is that of a batch size too, by questions about its largest sums."""
-        return NO not in self._asking(size)(_checks(tree))
+        """Whether a tree is that of a batch size too, by questions about its largest sums; asked once."""
+        if (tree, size) not in self._looked:
+            self._looked[tree, size] = NO not in self._asking(size)(tree.checks)
+        return self._looked[tree, size]
 
     def _asking(self, size: int) -> Callable[[Sequence[Question]], list[int]]:
         return partial(_in_batches, self.kernels, size)
@@ -220,15 +221,6 @@ def _in_batches(kernels: Kernels, size: int, questions: Sequence[Question]) -> l
         batch = [questions[(start + k) % len(questions)] for k in range(size)]
         answers += kernels.squares(batch)
     return answers[: len(questions)]
-
-
-def _checks(tree: Tree) -> list[Question]:
-    """Of the tree's questions those about the largest sums, and some about others."""
-    sizes = [1] * tree.leaves
-    for one, two in tree.merges:
-        sizes.append(sizes[one] + sizes[two])
-    order = sorted(range(len(tree.questions)), key=lambda k: -sizes[tree.leaves + k])
-    return [tree.questions[k] for k in order[:16] + order[16 :: max(1, len(order) // (CHECKED - 16))]]
 
 
 def _named(size: int, found: Read) -> str:

@@ -1,7 +1,7 @@
 """Predicted and measured launches of a fused kernel over all batch sizes, as a table and a record.
 
 On a GPU: `python -m fusecheck.invariance.sweep --backend flashinfer --out sweep.json`. A tree takes about
-(hidden + 512) / rows calls, each further batch size 24 / rows and at least one: 600 to 3,000 calls a line at 512 rows.
+(hidden + 512) / rows calls, each further batch size 24 / rows and at least one: 600 to 1,600 calls a line at 512 rows.
 """
 
 from __future__ import annotations
