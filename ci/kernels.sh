@@ -1,18 +1,30 @@
 #!/usr/bin/env bash
-# Pack prebuilt kernels of tokenspeed-kernel and vLLM for a GPU machine without a network. Usage: ci/kernels.sh [OUT]
+# Pack prebuilt kernels of other wheels for a GPU machine without a network. Usage: ci/kernels.sh [OUT] [NAME...]
+# NAME: tokenspeed, vllm or sglang (all three).
 # Of each wheel the one library that the backend loads, and what Python that needs, under empty packages: importing the
 # whole package would need another torch and dozens of others. Parts of at most PART (36M); on the GPU machine:
 #   cat OUT/tokenspeed.txz.* | tar xJ -C FOLDER    then    PYTHONPATH=FOLDER fusecheck kernel --backend tokenspeed
-# TOKENSPEED, VLLM and TVM_FFI are versions, TARGET the GPU machine's Python. Needs pip, unzip, strip and xz, no GPU.
+# TOKENSPEED, VLLM, SGLANG and TVM_FFI are versions, TARGET the GPU machine's Python. Needs pip, unzip, strip and xz, no GPU.
 set -eu
 out=$(realpath -m "${1:-dist/kernels}")
+shift || true
 target=${TARGET:-3.12}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$out" "$work/tokenspeed" "$work/vllm"
+mkdir -p "$out"
 pip=(python3 -m pip --quiet --disable-pip-version-check)
 elsewhere=(--no-deps --only-binary=:all: --implementation cp --python-version "$target"
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64)
+
+fetch() { # REQUIREMENT: the wheel of another machine, as $wheel
+    "${pip[@]}" download "${elsewhere[@]}" -d "$work" "$1"
+    wheel=$(ls -t "$work"/*.whl | head -1)
+}
+
+take() { # NAME PACKAGE FILE...: of the wheel, under an empty package
+    unzip -q "$wheel" "${@:3}" '*.dist-info/METADATA' -d "$work/$1"
+    touch "$work/$1/$2/__init__.py"
+}
 
 pack() { # NAME: strip the libraries and write OUT/NAME.txz.0 and so on
     find "$work/$1" -name '*.so' -exec strip {} +
@@ -20,16 +32,27 @@ pack() { # NAME: strip the libraries and write OUT/NAME.txz.0 and so on
     ls -l "$out/$1.txz".*
 }
 
-"${pip[@]}" download "${elsewhere[@]}" -d "$work" \
-    "tokenspeed-kernel==${TOKENSPEED:-0.1.4}" "vllm==${VLLM:-0.33.0}"
+tokenspeed() {
+    local cuda=tokenspeed_kernel/thirdparty/cuda
+    fetch "tokenspeed-kernel==${TOKENSPEED:-0.1.4}"
+    take tokenspeed tokenspeed_kernel tokenspeed_kernel/platform.py "$cuda/trtllm.py" "$cuda/cuda_ipc.py" \
+        "$cuda/objs/trtllm_comm/*"
+    touch "$work"/tokenspeed/{tokenspeed_kernel/thirdparty,$cuda}/__init__.py
+    "${pip[@]}" install --no-compile "${elsewhere[@]}" --target "$work/tokenspeed" "apache-tvm-ffi==${TVM_FFI:-0.1.13.post3}"
+}
 
-cuda=tokenspeed_kernel/thirdparty/cuda
-unzip -q "$work"/tokenspeed_kernel-*.whl tokenspeed_kernel/platform.py "$cuda/trtllm.py" "$cuda/cuda_ipc.py" \
-    "$cuda/objs/trtllm_comm/*" '*.dist-info/METADATA' -d "$work/tokenspeed"
-touch "$work"/tokenspeed/{tokenspeed_kernel,tokenspeed_kernel/thirdparty,$cuda}/__init__.py
-"${pip[@]}" install "${elsewhere[@]}" --target "$work/tokenspeed" "apache-tvm-ffi==${TVM_FFI:-0.1.13.post3}"
-pack tokenspeed
+vllm() {
+    fetch "vllm==${VLLM:-0.33.0}"
+    take vllm vllm vllm/_C_stable_libtorch.abi3.so
+}
 
-unzip -q "$work"/vllm-*.whl vllm/_C_stable_libtorch.abi3.so '*.dist-info/METADATA' -d "$work/vllm"
-touch "$work/vllm/vllm/__init__.py"
-pack vllm
+sglang() { # the library for sm_90
+    fetch "sglang-kernel==${SGLANG:-0.4.6}"
+    take sglang sgl_kernel sgl_kernel/sm90/common_ops.abi3.so
+}
+
+[ $# -gt 0 ] || set -- tokenspeed vllm sglang
+for name; do
+    "$name"
+    pack "$name"
+done

@@ -15,12 +15,12 @@ what it finds:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fusecheck.errors import UsageError
+from fusecheck.report.result import write_aside
 
 RECORD_NAME = "fusecheck_arm.json"
 ORACLE, UNFUSED, FUSED, NOISE = "oracle", "unfused", "fused", "unfused-again"
@@ -71,9 +71,7 @@ def write_arm_record(folder: Path, record: ArmRecord) -> Path:
     """Write `record` into `folder`, aside and renamed; returns the file's path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD_NAME
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"schema": 1, **asdict(record)}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, json.dumps({"schema": 1, **asdict(record)}, indent=1, sort_keys=True) + "\n")
     return path
 
 

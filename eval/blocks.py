@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from typing import Any
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.endpoints import preference
-from fusecheck.eval.engine import BATCHES, Engine, batch_plans
+from fusecheck.eval.engine import Engine
 from fusecheck.eval.lm import NEW_TOKENS, EngineLM
-from fusecheck.eval.run import GOLDEN, Job, open_job
-from fusecheck.eval.session import RunArguments
-from fusecheck.eval.tasks import Prepared, prepare
+from fusecheck.eval.run import Job, open_bench, open_job
+from fusecheck.eval.tasks import Prepared
 
 Question = tuple[str, int]
 
@@ -100,7 +99,7 @@ class Asker:
         lm = EngineLM(self.engine, self.job.tokens, end_ids=self.job.shape.end_ids, max_length=self.job.shape.positions)
         lengths = map(len, self.job.tokens.encode_all(part.contexts()))
         longest = min(self.job.shape.positions + 1, max(lengths) + NEW_TOKENS)
-        self.engine.open_arm(arm, self.job.backend_of(arm), batch_plans(self.job.device, self.job.batch)[0], longest)
+        self.engine.open_arm(arm, self.job.backend_of(arm), self.job.plans[0], longest)
         results = lm_eval.evaluate(lm, part.loaded, samples=part.samples, bootstrap_iters=0, log_samples=True)
         counters = self.engine.close_arm()
         if not all(c["finite"] for c in counters):
@@ -133,32 +132,15 @@ class Asker:
 
 
 @contextmanager
-def open_asker(arguments: RunArguments) -> Iterator[Asker]:
+def open_asker(asked: Asked) -> Iterator[Asker]:
     """Build the prompts and start the ranks; both end with the context.
 
     Raises:
         UsageError: a broken checkpoint, task, data folder or argument.
     """
-    if arguments.device not in BATCHES:
-        raise UsageError(f"--device {arguments.device}: expected one of: {', '.join(BATCHES)}")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    job = open_job(
-        arguments.model or GOLDEN,
-        tp=arguments.tp,
-        backend=arguments.backend,
-        device=arguments.device,
-        batch=arguments.batch,
-        virtual=arguments.virtual,
-        chat=arguments.chat,
-    )
-    asked: dict[str, Any] = {
-        "shots": arguments.shots,
-        "limit": arguments.limit,
-        "settings": job.chat.settings(job.folder),
-    }
-    with prepare(arguments.tasks, arguments.data, **asked) as prepared, job.open_engine() as engine:
+    with open_bench(job := open_job(asked)) as bench:
         requests: dict[Question, list[Any]] = {}
-        for name, task in prepared.tasks.items():
+        for name, task in bench.prepared.tasks.items():
             for instance in task.instances:
-                requests.setdefault((name, prepared.document(name, instance.doc_id)), []).append(instance)
-        yield Asker(job, engine, prepared, requests)
+                requests.setdefault((name, bench.prepared.document(name, instance.doc_id)), []).append(instance)
+        yield Asker(job, bench.engine, bench.prepared, requests)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fusecheck.errors import UsageError
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.chat import Chat
 from fusecheck.eval.command_model import calibrate_checkpoint, import_checkpoint
 from fusecheck.eval.compare import compare
@@ -21,7 +22,6 @@ from fusecheck.eval.report_text import open_console, print_block
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.session import (
     Copies,
-    RunArguments,
     deliver,
     deliver_failure,
     deliver_interruption,
@@ -138,24 +138,24 @@ def accuracy(
             print_block(table, open_console(), full=True)
         return
     options = Options(settings=settings, metrics=read_metrics(shared.metrics), flips=shared.flips, same_kernel=aa)
-    arguments = RunArguments(
+    asked = Asked(
         model, tp, backend, names, data, limit, shots, device, batch, virtual, Chat(chat, multiturn, system), trace
     )
     copies = Copies(shared.json, shared.junit, shared.markdown)
     folder = make_run_dir("accuracy", shared.run_dir)
     if sequential:
-        raise typer.Exit(_run_sequentially(arguments, settings, folder, copies, block=block, seed=seed))
-    raise typer.Exit(_run(arguments, options, folder, copies, quick=quick, full=shared.full))
+        raise typer.Exit(_run_sequentially(asked, settings, folder, copies, block=block, seed=seed))
+    raise typer.Exit(_run(asked, options, folder, copies, quick=quick, full=shared.full))
 
 
-def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
+def _run(asked: Asked, options: Options, folder: Path, copies: Copies, *, quick: bool, full: bool) -> int:
     from fusecheck.eval.engine import ArmError
 
     console, progress = open_console(), Progress()
     outcome: Comparison | None
     try:
         with progress:
-            outcome = judge_arms(arguments, options, folder, quick=quick, tell=progress)
+            outcome = judge_arms(asked, options, folder, quick=quick, tell=progress)
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def _run(arguments: RunArguments, options: Options, folder: Path, copies: Copies
 
 
 def _run_sequentially(
-    arguments: RunArguments, settings: GateSettings, folder: Path, copies: Copies, *, block: int, seed: int
+    asked: Asked, settings: GateSettings, folder: Path, copies: Copies, *, block: int, seed: int
 ) -> int:
     require_lm_eval()
     from fusecheck.eval.engine import ArmError
@@ -182,12 +182,12 @@ def _run_sequentially(
     try:
         with progress:
             # Those that were yielded before an interruption stay in the list.
-            outcomes.extend(judge_sequentially(arguments, settings, folder, block=block, seed=seed, tell=progress))
+            outcomes.extend(judge_sequentially(asked, settings, folder, block=block, seed=seed, tell=progress))
     except ArmError as error:
         return deliver_failure(error, folder, console, copies)
     except KeyboardInterrupt:
-        asked = asked_so_far(arguments.tasks, folder)
-        return deliver_sequential(outcomes, folder, console, copies, interrupted=progress.doing, asked=asked)
+        so_far = asked_so_far(asked.tasks, folder)
+        return deliver_sequential(outcomes, folder, console, copies, interrupted=progress.doing, asked=so_far)
     return deliver_sequential(outcomes, folder, console, copies)
 
 

@@ -49,6 +49,13 @@ def read_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, compressed, the same bytes for the same rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
 def lay_out_mmlu(source: Path, out: Path) -> list[str]:
     """Write MMLU rows as one folder per subject under `out`, with the card that names them; returns the subjects.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.int32]
 """The tokens of one text."""
 
-WORKER, VIRTUAL = "fusecheck.eval.worker:EvalRank", "fusecheck.eval.virtual:VirtualEvalRanks"
+WORKER, VIRTUAL = "fusecheck.eval.worker:EvalRank", "fusecheck.eval.virtual:VirtualMember"
+PEER_SECONDS = 240.0
+"""How long a virtual rank waits for its peers: rank 0 has the head, and computes it while the others wait."""
 CHUNK = 16
 """Decode steps between two looks at the stop strings."""
 REPLY_BYTES = 32 << 20
@@ -132,12 +133,12 @@ class Engine:
         virtual: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        given: dict[str, Any] = {"device": device, "start_timeout": 600.0}
+        given: dict[str, Any] = {"device": device, "start_timeout": 600.0, "arguments": (str(folder.resolve()),)}
         self._pool: Pool | VirtualPool
         if virtual:
-            self._pool = VirtualPool(world_size, VIRTUAL, arguments=(str(folder.resolve()), world_size), **given)
+            self._pool = VirtualPool(world_size, VIRTUAL, patience=PEER_SECONDS, **given)
         else:
-            self._pool = Pool(WORKER, world_size, arguments=(str(folder.resolve()),), **given)
+            self._pool = Pool(WORKER, world_size, **given)
         self._timeout = timeout
         self._rows_a_reply = max(1, REPLY_BYTES // (4 * min(vocabulary, CLASSES)))
         self.plan = BatchPlan()
@@ -147,9 +148,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.close()
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -159,8 +158,6 @@ class Engine:
             UsageError: a rank refused its input with one.
             ArmError: a rank failed otherwise.
         """
-        if isinstance(self._pool, VirtualPool):
-            method, arguments = "all_ranks", (method, arguments)
         replies = self._pool.call(method, *arguments, timeout=self._timeout)
         failures = culprits(replies)
         refused = [f for f in failures if f.error == UsageError.__name__]

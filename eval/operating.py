@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +44,12 @@ class Characteristics:
     """Shares of simulated runs at one true change.
 
     Attributes:
-        change: the true change, a fraction of 1.
         passed: share of PASS.
         failed: share of FAIL.
         open: share of INCONCLUSIVE.
         covered: share of runs whose one-sided lower bound lies at or below the truth.
     """
 
-    change: float
     passed: float
     failed: float
     open: float
@@ -69,7 +66,6 @@ def simulate(setting: Setting, change: float, *, runs: int, seed: int, alpha: fl
     verdicts = decide(counts[:, 0], counts[:, 1], setting.n, margin=setting.margin, alpha_low=alpha, alpha_high=alpha)
     statistic = score_statistic(counts[:, 0], counts[:, 1], setting.n, change)
     return Characteristics(
-        change=change,
         passed=float((verdicts == Verdict.PASS.value).mean()),
         failed=float((verdicts == Verdict.FAIL.value).mean()),
         open=float((verdicts == Verdict.INCONCLUSIVE.value).mean()),
@@ -162,21 +158,9 @@ def _change_block(settings: GateSettings) -> Block:
     return Block("Smallest detectable change, 80 % power", columns, rows, ["'-': more change than flips"])
 
 
-def peer_block(
-    settings: GateSettings,
-    *,
-    sizes: Sequence[tuple[str, int]] = (("mmlu", 14042), ("gsm8k", 1319)),
-    noise: float = 0.02,
-    baseline: float = 0.75,
-) -> Block:
-    """The smallest true drop that each project's rule flags with 80 % chance, and ours, on the same questions.
-
-    Args:
-        settings: our margins and levels.
-        sizes: (task, n) to compute for, besides each project's own n.
-        noise: share of questions that flip without any drop.
-        baseline: accuracy of the unfused model.
-    """
+def peer_block(settings: GateSettings) -> Block:
+    """The smallest true drop that each project's rule flags with 80 % chance, and ours, on the same questions."""
+    sizes, noise, baseline = (("mmlu", 14042), ("gsm8k", 1319)), 0.02, 0.75
     rows = []
     for peer in PEERS:
         on = [smallest_flagged(peer.tolerated(baseline, n), n, noise) for n in (peer.n, *(n for _, n in sizes))]

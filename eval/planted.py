@@ -22,30 +22,21 @@ from torch import Tensor
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
 from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, options_of, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
-from fusecheck.eval.spoiled import FirstScalePath
-from fusecheck.interface import RankInputs, RankOutputs
+from fusecheck.eval.spoiled import FirstScalePath, SpoiledBackend
+from fusecheck.faults.casts import QuantisesUnrounded
+from fusecheck.interface import RankInputs
 from fusecheck.report.result import write_aside
 
 TASK = "golden_mmlu"
 FP32 = "flashinfer-fp32"
 """The dataflow that adds the ranks' addends in float32."""
-
-
-class RowIn32(Arithmetic):
-    """Every 32nd row of a block is quantised with twice its scale, as if it had taken a neighbour's."""
-
-    def epilogue(self, total: Tensor, residual: Tensor, row: Row, outputs: RankOutputs) -> None:
-        """Quantise all rows, then the wrong ones again."""
-        super().epilogue(total, residual, row, outputs)
-        if outputs.quant is not None:
-            wrong = outputs.quant[31::32]
-            wrong.copy_(wrong.float() / 2)
 
 
 class Eps(Arithmetic):
@@ -79,15 +70,6 @@ class ScaleToPowerOfTwo(Arithmetic):
         return super().prepare(replace(inputs, scale=torch.exp2(torch.floor(torch.log2(inputs.scale)))))
 
 
-class SkipsNormRounding(Arithmetic):
-    """The quantiser reads the unrounded norm, though the dataflow declares the bf16 round trip."""
-
-    def quantiser_input(self, normed: Tensor, norm: Tensor | None, native: torch.dtype) -> Tensor:
-        """Hand the float32 values on."""
-        del norm, native
-        return normed
-
-
 class SumsInFp8(Arithmetic):
     """The collective accumulates in E4M3, unscaled."""
 
@@ -116,7 +98,7 @@ class Planted:
     """
 
     title: str
-    make: Callable[[], EmulatedBackend | ExportedBackend]
+    make: Callable[[], EmulatedBackend | ExportedBackend | SpoiledBackend]
     right: bool = False
     tp: int = 2
     promised: str | None = None
@@ -138,8 +120,8 @@ PLANTED: dict[str, Planted] = {
     "correct": Planted("fused, correct", EmulatedBackend, right=True),
     "correct_fp32": Planted("fused, correct, float32 sum", _fp32, right=True),
     "exported": Planted("exported graph, fused by the passes", lambda: ExportedBackend("emulated"), right=True),
-    "skips_rounding": Planted("missing bf16 round trip before the cast", _with(SkipsNormRounding)),
-    "row_in_32": Planted("1 row in 32 with another scale", _with(RowIn32)),
+    "skips_rounding": Planted("missing bf16 round trip before the cast", _with(QuantisesUnrounded)),
+    "row_in_32": Planted("1 row in 32 with another scale", lambda: SpoiledBackend("row_in_32", "emulated")),
     "eps_1e4": Planted("eps 1e-4 for 1e-5", _with(Eps1e4)),
     "eps_1": Planted("eps 1 for 1e-5", _with(Eps1)),
     "first_scale": Planted("first consumer's scale for all", FirstScaleBackend),
@@ -151,7 +133,7 @@ PLANTED: dict[str, Planted] = {
 }
 
 
-def __getattr__(name: str) -> EmulatedBackend | ExportedBackend:
+def __getattr__(name: str) -> EmulatedBackend | ExportedBackend | SpoiledBackend:
     """The backend of this name."""
     if name not in PLANTED:
         raise AttributeError(name)
@@ -175,7 +157,7 @@ def run_planted(
     def arms(wanted: Sequence[str], backend: str, tp: int, out: Path) -> dict[str, Run]:
         left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
         if left:
-            run_arms(None, tp=tp, backend=backend, tasks=[TASK], data_dir=None, limit=limit, arms=left, run_dir=out)
+            run_arms(Asked(tp=tp, backend=backend, tasks=[TASK], limit=limit), left, out)
         return {arm: read_run(out / arm) for arm in wanted}
 
     base: dict[int, dict[str, Run]] = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.outcome import Comparison, Options
 from fusecheck.eval.planted_tiers import figures
@@ -21,35 +22,18 @@ from fusecheck.report.result import write_aside
 COLUMNS = ("form", "candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "gate", "first site")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every bug is asked with; the fields are options of `fusecheck accuracy`."""
+def job_of(asked: Asked, bug: str = "") -> Job:
+    """The right kernel's, or that of a bug around it.
 
-    model: Path
-    backend: str
-    tasks: Sequence[str]
-    tp: int = 2
-    data: Path | None = None
-    limit: int | None = None
-    shots: int | None = None
-    device: str = "cpu"
-    batch: int | None = None
-    virtual: bool = False
-
-    def job(self, bug: str = "") -> Job:
-        """The right kernel's, or that of a bug around it.
-
-        Raises:
-            UsageError: the checkpoint is broken, or the bug cannot show in it.
-        """
-        name = f"fusecheck.eval.spoiled:{bug}__{self.backend.replace(':', '__')}" if bug else self.backend
-        return open_job(
-            self.model, tp=self.tp, backend=name, device=self.device, batch=self.batch, virtual=self.virtual
-        )
+    Raises:
+        UsageError: the checkpoint is broken, or the bug cannot show in it.
+    """
+    name = f"fusecheck.eval.spoiled:{bug}__{asked.backend.replace(':', '__')}" if bug else asked.backend
+    return open_job(replace(asked, backend=name))
 
 
 def run_bugs(
-    setting: Setting, bugs: Sequence[str], folder: Path, tell: Callable[[str], None]
+    asked: Asked, bugs: Sequence[str], folder: Path, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, Comparison, Trace]]:
     """Yield bug, what the gate says, and what the trace finds; arms that `folder` holds are not run again.
 
@@ -57,13 +41,11 @@ def run_bugs(
         UsageError: a broken argument, or a bug that cannot show in this checkpoint.
         ArmError: the ranks failed.
     """
-    right, jobs = setting.job(), {bug: setting.job(bug) for bug in bugs}
-    with open_bench(
-        right, setting.tasks, data_dir=setting.data, limit=setting.limit, shots=setting.shots, progress=tell
-    ) as bench:
+    right, jobs = job_of(asked), {bug: job_of(asked, bug) for bug in bugs}
+    with open_bench(right, tell) as bench:
         base = {arm: _arm(bench, right, arm, folder / "base" / arm) for arm in (ORACLE, UNFUSED)}
         for bug, job in jobs.items():
-            tell(f"{bug} by {job.backend}")
+            tell(f"{bug} by {job.asked.backend}")
             candidate = _arm(bench, job, FUSED, folder / bug / FUSED)
             outcome = compare(base[UNFUSED], candidate, base[ORACLE], options=Options())
             questions = choose(outcome, base[UNFUSED], candidate)

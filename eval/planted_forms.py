@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import COPIED, quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.outcome import Comparison
-from fusecheck.eval.planted_arms import Setting, collect, run_bugs, to_json
+from fusecheck.eval.planted_arms import collect, run_bugs, to_json
 from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import FORMS
 from fusecheck.eval.run import GOLDEN
@@ -69,8 +70,8 @@ def run_forms(
         model = folder / form / "model"
         if not (model / "config.json").is_file():
             quantise_checkpoint(plain, model, FORMS[form])
-        setting = Setting(model, "emulated", [TASK], limit=limit)
-        for bug, outcome, found in run_bugs(setting, BUGS[form], folder / form, tell):
+        asked = Asked(model, tasks=[TASK], limit=limit)
+        for bug, outcome, found in run_bugs(asked, BUGS[form], folder / form, tell):
             yield form, bug, outcome, found
 
 

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from fusecheck.errors import UsageError
-from fusecheck.eval.planted_arms import Setting, collect, run_bugs, to_json
+from fusecheck.eval.asked import Asked
+from fusecheck.eval.planted_arms import collect, job_of, run_bugs, to_json
 from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import Form
 from fusecheck.eval.run import Job
@@ -38,16 +39,16 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, help="rows of a batch at most")
     parser.add_argument("--virtual", action="store_true", help="all ranks in one process on one GPU")
-    asked = parser.parse_args()
-    how = {name: getattr(asked, name) for name in ("tp", "data", "limit", "shots", "device", "batch", "virtual")}
-    setting = Setting(asked.model, asked.backend, asked.tasks.split(","), **how)
+    given = parser.parse_args()
+    how = ("model", "tp", "backend", "data", "limit", "shots", "device", "batch", "virtual")
+    asked = Asked(tasks=given.tasks.split(","), **{name: getattr(given, name) for name in how})
     with tempfile.TemporaryDirectory() as scratch:
-        folder = asked.run_dir or Path(scratch)
+        folder = given.run_dir or Path(scratch)
         try:
-            bugs = asked.names or fitting(setting.job())
-            made = run_bugs(setting, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
-            rows = (to_json(asked.model.name, *each) for each in made)
-            collect(rows, f"python -m fusecheck.eval.planted_model --backend {asked.backend}", asked.json)
+            bugs = given.names or fitting(job_of(asked))
+            made = run_bugs(asked, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
+            rows = (to_json(given.model.name, *each) for each in made)
+            collect(rows, f"python -m fusecheck.eval.planted_model --backend {asked.backend}", given.json)
         except UsageError as error:
             print(f"planted_model: {error}", file=sys.stderr)
             return 2

@@ -1,4 +1,4 @@
-"""A comparison as JSON and as JUnit XML."""
+"""A comparison as JSON: whole, and as the record from which page and JUnit XML are made."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import math
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from typing import Any
-from xml.etree import ElementTree as ET
 
 from fusecheck.eval.flips import FlippedQuestion
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, TaskResult
 from fusecheck.eval.report_blocks import blocks, headline, oracle_line, shorten, task_line
-from fusecheck.report.visible import visible
 
 
 def to_json(outcome: Comparison) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def summary(outcome: Comparison) -> dict[str, Any]:
     return {
         "headline": headline(outcome),
         "tasks": tasks,
-        "oracle": _plain(outcome.oracle),
+        "oracle": None if outcome.oracle is None else {**_plain(outcome.oracle), "line": oracle_line(outcome)},
         "tables": [asdict(block) for block in blocks(outcome) if block.title != "Warnings"],
         "flipped": [_shortened(f) for f in outcome.flipped or outcome.examples],
         "warnings": list(outcome.warnings),
@@ -93,42 +91,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def to_junit(outcome: Comparison) -> str:
-    """The comparison as JUnit XML: a case for validity, one a task, one for the oracle rule.
-
-    FAIL is a failure, INVALID an error, and INCONCLUSIVE an error too: CI systems show a skipped case as green.
-    """
-    suite = ET.Element("testsuite", name="fusecheck accuracy")
-    broken = "\n".join(f"{c.name}: {c.detail}" for c in outcome.checks if c.state == "invalid")
-    _case(suite, "validity", Verdict.INVALID if broken else Verdict.PASS, broken or f"{len(outcome.checks)} checks")
-    for task in outcome.tasks:
-        _case(suite, task.endpoint.name, task.judgement.verdict, task_line(task))
-    if outcome.oracle is not None:
-        _case(suite, "distance to the oracle", outcome.oracle.verdict, oracle_line(outcome) or "")
-    if outcome.interrupted or (outcome.verdict is Verdict.INCONCLUSIVE and not outcome.tasks):
-        _case(suite, "verdict", outcome.verdict, headline(outcome))
-    out = ET.SubElement(suite, "system-out")
-    out.text = visible("\n".join([headline(outcome), *outcome.warnings, *_notes(outcome)]))
-    for tag in ("failure", "error"):
-        suite.set(f"{tag}s", str(len(suite.findall(f"testcase/{tag}"))))
-    suite.set("tests", str(len(suite.findall("testcase"))))
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _case(suite: ET.Element, name: str, verdict: Verdict, text: str) -> None:
-    case = ET.SubElement(suite, "testcase", classname="fusecheck.accuracy", name=visible(name))
-    if verdict is Verdict.PASS:
-        ET.SubElement(case, "system-out").text = visible(text)
-        return
-    tag = "failure" if verdict is Verdict.FAIL else "error"
-    element = ET.SubElement(case, tag, message=visible(text.partition("\n")[0]), type=verdict.name)
-    element.text = visible(text)
-
-
-def _notes(outcome: Comparison) -> list[str]:
-    return [note for block in blocks(outcome) for note in block.notes]

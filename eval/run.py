@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fusecheck.backends import backend as load_backend
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, ArmRecord, ArmRun, write_arm_record
 from fusecheck.eval.arm_files import count_truncated, forced_texts, write_forced, write_logprobs, write_results
-from fusecheck.eval.chat import PLAIN, Chat
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import Shape
-from fusecheck.eval.engine import BATCHES, Engine, batch_plans
+from fusecheck.eval.engine import BATCHES, BatchPlan, Engine, batch_plans
 from fusecheck.eval.fold import CLASSES
 from fusecheck.eval.linear import SEPARATE
 from fusecheck.eval.offline import go_offline
@@ -39,57 +40,53 @@ class Job:
     """What the arms of one run have in common.
 
     Attributes:
+        asked: what was asked for.
         folder: the checkpoint.
         shape: its sizes.
         form: how its linears are quantised; None where they are not.
         tokens: its tokenizer.
         digest: of its weights.
-        tp: ranks.
-        backend: the fused arm's backend by name.
-        device: `cpu` or `cuda`.
-        batch: rows of a batch at most; None for the device's own.
-        virtual: all ranks in one process, on one device.
-        chat: how prompts are put.
     """
 
+    asked: Asked
     folder: Path
     shape: Shape
     form: Form | None
     tokens: Tokens
     digest: str
-    tp: int
-    backend: str
-    device: str
-    batch: int | None = None
-    virtual: bool = False
-    chat: Chat = PLAIN
 
     def open_engine(self) -> Engine:
         """Start the ranks."""
-        return Engine(self.folder, self.tp, device=self.device, vocabulary=self.shape.vocabulary, virtual=self.virtual)
+        how: dict[str, Any] = {"device": self.asked.device, "virtual": self.asked.virtual}
+        return Engine(self.folder, self.asked.tp, vocabulary=self.shape.vocabulary, **how)
+
+    @property
+    def plans(self) -> tuple[BatchPlan, BatchPlan]:
+        """How the arms are batched, and the one that repeats another."""
+        return batch_plans(self.asked.device, self.asked.batch)
+
+    def prepare(self) -> AbstractContextManager[Prepared]:
+        """Build the prompts."""
+        asked = self.asked
+        settings = asked.chat.settings(self.folder)
+        return prepare(asked.tasks, asked.data, shots=asked.shots, limit=asked.limit, settings=settings)
 
     def backend_of(self, arm: str) -> str:
         """The backend that an arm goes through; the oracle goes through none."""
         unfused = UNFUSED_BACKEND if self.form is None or self.form.static else f"{UNFUSED_BACKEND}:{SEPARATE}"
-        return {ORACLE: "", FUSED: self.backend}.get(arm, unfused)
+        return {ORACLE: "", FUSED: self.asked.backend}.get(arm, unfused)
 
 
-def open_job(
-    folder: Path,
-    *,
-    tp: int,
-    backend: str,
-    device: str = "cpu",
-    batch: int | None = None,
-    virtual: bool = False,
-    chat: Chat | None = None,
-) -> Job:
+def open_job(asked: Asked) -> Job:
     """Check the checkpoint, its tokenizer, the tensor-parallel size and the backend, before anything runs.
 
     Raises:
         UsageError: any of them is broken or does not fit the others.
         Inconclusive: there are fewer GPUs than ranks.
     """
+    if asked.device not in BATCHES:
+        raise UsageError(f"--device {asked.device}: expected one of: {', '.join(BATCHES)}")
+    folder, tp = asked.model or GOLDEN, asked.tp
     with Checkpoint(folder) as checkpoint:
         shape, form = checkpoint.shape, None if checkpoint.recipe is None else checkpoint.recipe.form
         checkpoint.require_divisible(tp)
@@ -98,14 +95,14 @@ def open_job(
         digest = checkpoint.digest()
     op = operation(form or Form(), norm_out=True)
     problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
-    fused = load_backend(backend)
-    check_device(fused, device, 1 if virtual else tp)
+    fused = load_backend(asked.backend)
+    check_device(fused, asked.device, 1 if asked.virtual else tp)
     support = fused.supports(problem)
     if not support.ok:
-        raise UsageError(f"--backend {backend} does not take this model at --tp {tp}: {support.reason}")
+        raise UsageError(f"--backend {asked.backend} does not take this model at --tp {tp}: {support.reason}")
     if form is not None and not form.static:
         _require_same_scales(fused, problem, form)
-    return Job(folder, shape, form, tokens, digest, tp, backend, device, batch, virtual, chat or PLAIN)
+    return Job(asked, folder, shape, form, tokens, digest)
 
 
 def _require_same_scales(fused: Backend, problem: Problem, form: Form) -> None:
@@ -119,39 +116,13 @@ def _require_same_scales(fused: Backend, problem: Problem, form: Form) -> None:
         )
 
 
-def run_arms(
-    model_dir: Path | None,
-    *,
-    tp: int,
-    backend: str,
-    tasks: Sequence[str],
-    data_dir: Path | None,
-    limit: int | None,
-    arms: Sequence[str],
-    run_dir: Path,
-    shots: int | None = None,
-    device: str = "cpu",
-    batch: int | None = None,
-    virtual: bool = False,
-    chat: Chat | None = None,
-    progress: Tell | None = None,
-) -> list[ArmRun]:
+def run_arms(asked: Asked, arms: Sequence[str], run_dir: Path, progress: Tell | None = None) -> list[ArmRun]:
     """Evaluate a checkpoint once for each arm.
 
     Args:
-        model_dir: a checkpoint in Hugging Face's layout; None for the golden model.
-        tp: ranks, each a process.
-        backend: the fused arm's backend by name.
-        tasks: lm-eval's tasks or groups, or `golden_mmlu`, `golden_gsm8k`.
-        data_dir: the user's copies of MMLU and GSM8K; None for the embedded samples.
-        limit: questions of each task; None for all.
+        asked: what to run.
         arms: some of `ARMS`, in the order to run.
         run_dir: gets one folder per arm, of the arm's name.
-        shots: examples before each question; None for the tasks' own numbers.
-        device: `cpu` or `cuda`.
-        batch: rows of a batch at most; None for the device's own.
-        virtual: all ranks in one process, on one device.
-        chat: how prompts are put; None for plain text.
         progress: told in one line what begins; None for silence.
 
     Returns:
@@ -163,16 +134,13 @@ def run_arms(
         Inconclusive: there are fewer GPUs than ranks.
         ArmError: the ranks failed in the middle of an arm.
     """
-    if device not in BATCHES:
-        raise UsageError(f"--device {device}: expected one of: {', '.join(BATCHES)}")
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise UsageError(f"unknown arm {unknown[0]!r}, expected some of: {', '.join(ARMS)}")
     for arm in arms:
         if any((run_dir / arm).glob("results_*.json")):
             raise UsageError(f"{run_dir / arm}: holds an earlier run; give another --run-dir, or delete that folder")
-    job = open_job(model_dir or GOLDEN, tp=tp, backend=backend, device=device, batch=batch, virtual=virtual, chat=chat)
-    with open_bench(job, tasks, data_dir=data_dir, shots=shots, limit=limit, progress=progress) as bench:
+    with open_bench(job := open_job(asked), progress) as bench:
         return [bench.run(job, arm, run_dir / arm) for arm in arms]
 
 
@@ -202,16 +170,8 @@ class Bench:
 
 
 @contextmanager
-def open_bench(
-    job: Job,
-    tasks: Sequence[str],
-    *,
-    data_dir: Path | None,
-    limit: int | None,
-    shots: int | None = None,
-    progress: Tell | None = None,
-) -> Iterator[Bench]:
-    """Build the prompts and start the ranks; the arguments are those of `run_arms`.
+def open_bench(job: Job, progress: Tell | None = None) -> Iterator[Bench]:
+    """Build the prompts and start the ranks.
 
     Raises:
         UsageError: a broken task, data folder or argument.
@@ -219,13 +179,9 @@ def open_bench(
     tell = progress or (lambda _: None)
     go_offline()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    settings = job.chat.settings(job.folder)
-    tell(f"building the prompts of {', '.join(tasks)}")
+    tell(f"building the prompts of {', '.join(job.asked.tasks)}")
     began = time.perf_counter()
-    with (
-        prepare(tasks, data_dir, shots=shots, limit=limit, settings=settings) as prepared,
-        job.open_engine() as engine,
-    ):
+    with job.prepare() as prepared, job.open_engine() as engine:
         yield Bench(prepared, engine, time.perf_counter() - began, tell)
 
 
@@ -239,7 +195,7 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
 
     from fusecheck.eval.lm import NEW_TOKENS, EngineLM
 
-    plan = batch_plans(job.device, job.batch)[arm == NOISE]
+    plan = job.plans[arm == NOISE]
     length = job.shape.positions
     lm = EngineLM(engine, job.tokens, end_ids=job.shape.end_ids, max_length=length)
     prepared.rewind()
@@ -257,9 +213,9 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
     forced = time.perf_counter()
     counters = engine.close_arm()
     write_logprobs(lm, prepared, folder)
-    told = f"pretrained={job.folder.name},arm={arm},backend={job.backend_of(arm) or 'none'},tp={job.tp}"
-    settings = {"model_args": told, "batch_size": plan.rows, "device": job.device}
-    write_results(results, settings, folder, job.chat, job.folder)
+    told = f"pretrained={job.folder.name},arm={arm},backend={job.backend_of(arm) or 'none'},tp={job.asked.tp}"
+    settings = {"model_args": told, "batch_size": plan.rows, "device": job.asked.device}
+    write_results(results, settings, folder, job.asked.chat, job.folder)
     calls = sum(c["calls"] for c in counters)
     fused = arm != ORACLE and not job.backend_of(arm).startswith(UNFUSED_BACKEND)
     return ArmRecord(
@@ -279,10 +235,10 @@ def _run_arm(job: Job, engine: Engine, prepared: Prepared, arm: str, folder: Pat
         },
         extra={
             "questions": prepared.questions,
-            "tp": job.tp,
+            "tp": job.asked.tp,
             "rows": counters[0]["rows"],
             "batch_tokens": plan.tokens,
-            "device": job.device,
+            "device": job.asked.device,
             "vocabulary": job.shape.vocabulary,
             "columns": min(job.shape.vocabulary, CLASSES),
         },

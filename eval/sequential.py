@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.gate import Verdict
+from fusecheck.report.result import write_aside
 
 STAKES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 
@@ -157,9 +157,7 @@ class SequentialState:
         data = asdict(self)
         data["evidence"]["verdict"] = self.evidence.verdict.value
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps({"schema": 1, **data}, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_aside(path, json.dumps({"schema": 1, **data}, sort_keys=True) + "\n")
 
 
 def load_state(path: Path, plan: SequentialPlan) -> SequentialState:

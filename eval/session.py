@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,17 @@ from rich.text import Text
 
 from fusecheck.errors import Inconclusive
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
-from fusecheck.eval.chat import PLAIN, Chat
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison, Options, TraceFound
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.report_blocks import interruption
-from fusecheck.eval.report_files import findings, summary, to_json, to_junit
+from fusecheck.eval.report_files import findings, summary, to_json
 from fusecheck.eval.report_text import print_comparison, to_markdown
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.report import write_markdown, write_result
 from fusecheck.report.result import write_aside
-
-
-@dataclass(frozen=True)
-class RunArguments:
-    """What to run; the fields are the options of `fusecheck accuracy`."""
-
-    model: Path | None
-    tp: int
-    backend: str
-    tasks: Sequence[str]
-    data: Path | None
-    limit: int | None
-    shots: int | None
-    device: str
-    batch: int | None = None
-    virtual: bool = False
-    chat: Chat = PLAIN
-    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +46,7 @@ def require_lm_eval() -> None:
             raise Inconclusive(f"running the arms needs {name}, which is not installed; pip install 'fusecheck[eval]'")
 
 
-def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick: bool, tell: Tell) -> Comparison:
+def judge_arms(asked: Asked, options: Options, folder: Path, *, quick: bool, tell: Tell) -> Comparison:
     """Run the arms into `folder` and judge them: oracle, unfused, fused and, unless `quick`, unfused again.
 
     With `options.same_kernel` only the unfused arm and its repetition are run, and the second is judged as candidate.
@@ -81,42 +62,21 @@ def judge_arms(arguments: RunArguments, options: Options, folder: Path, *, quick
         arms: tuple[str, ...] = (UNFUSED, NOISE)
     else:
         arms = (ORACLE, UNFUSED, FUSED) if quick else (ORACLE, UNFUSED, FUSED, NOISE)
-    done = run_arms(
-        arguments.model,
-        tp=arguments.tp,
-        backend=arguments.backend,
-        tasks=arguments.tasks,
-        data_dir=arguments.data,
-        limit=arguments.limit,
-        arms=arms,
-        run_dir=folder,
-        shots=arguments.shots,
-        device=arguments.device,
-        batch=arguments.batch,
-        virtual=arguments.virtual,
-        chat=arguments.chat,
-        progress=tell,
-    )
+    done = run_arms(asked, arms, folder, tell)
     tell("judging")
     runs = {arm.name: read_run(arm.folder) for arm in done}
     outcome = _judge(runs, options)
-    if FUSED in runs and outcome.tasks and (arguments.trace or outcome.verdict is Verdict.FAIL):
-        outcome = replace(outcome, trace=_trace(arguments, outcome, runs, folder, tell))
+    if FUSED in runs and outcome.tasks and (asked.trace or outcome.verdict is Verdict.FAIL):
+        outcome = replace(outcome, trace=_trace(asked, outcome, runs, folder, tell))
     return outcome
 
 
-def _trace(arguments: RunArguments, outcome: Comparison, runs: dict[str, Run], folder: Path, tell: Tell) -> TraceFound:
+def _trace(asked: Asked, outcome: Comparison, runs: dict[str, Run], folder: Path, tell: Tell) -> TraceFound:
     """Trace the questions that flipped."""
-    from fusecheck.eval.run import GOLDEN, open_job
+    from fusecheck.eval.run import open_job
     from fusecheck.eval.trace import change_of, choose, prompts, trace, write_trace
 
-    job = open_job(
-        arguments.model or GOLDEN,
-        tp=arguments.tp,
-        backend=arguments.backend,
-        device=arguments.device,
-        virtual=arguments.virtual,
-    )
+    job = open_job(asked)
     questions = choose(outcome, runs[UNFUSED], runs[FUSED])
     found = trace(job, questions, prompts(questions, runs[UNFUSED]), tell)
     return write_trace(found, change_of(outcome), folder)
@@ -157,17 +117,11 @@ def deliver(outcome: Comparison, folder: Path, console: Console, *, full: bool, 
     # A pair that is not one could not be judged; the exit code says that the input is at fault.
     verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.INVALID else outcome.verdict
     write_result(folder, "accuracy", verdict.value, summary(outcome), findings(outcome), copies.json)
-    # This JUnit knows more than the one that every run gets.
-    junit, markdown = to_junit(outcome), to_markdown(outcome)
     write_aside(folder / "accuracy.json", json.dumps(to_json(outcome), indent=1) + "\n")
-    for text, path in (
-        (junit, folder / "junit.xml"),
-        (junit, copies.junit),
-        (markdown, folder / "accuracy.md"),
-        (markdown, copies.markdown),
-    ):
-        if path is not None:
-            write_aside(path, text)
+    write_aside(folder / "accuracy.md", to_markdown(outcome))
+    _copy_junit(folder, copies)
+    if copies.markdown is not None:
+        write_aside(copies.markdown, to_markdown(outcome))
     # Last: a reader that closes the pipe ends the program here.
     print_comparison(outcome, console, full=full)
     if outcome.trace is not None:
@@ -183,11 +137,15 @@ def deliver_record(
 ) -> int:
     """Write the files of a run that has no comparison; returns the exit code."""
     record = write_result(folder, "accuracy", verdict.value, summary, found, copies.json)
-    if copies.junit is not None:
-        write_aside(copies.junit, (folder / "junit.xml").read_text(encoding="utf-8"))
+    _copy_junit(folder, copies)
     if copies.markdown is not None:
         write_markdown(copies.markdown, record)
     return verdict.exit_code
+
+
+def _copy_junit(folder: Path, copies: Copies) -> None:
+    if copies.junit is not None:
+        write_aside(copies.junit, (folder / "junit.xml").read_text(encoding="utf-8"))
 
 
 def deliver_failure(error: Exception, folder: Path, console: Console, copies: Copies) -> int:

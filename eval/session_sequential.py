@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.blocks import Answers, Asker, Question, open_asker
 from fusecheck.eval.gate import Flips, GateSettings, Verdict, worst
 from fusecheck.eval.intervals import wilson_interval
 from fusecheck.eval.progress import Tell
 from fusecheck.eval.report_blocks import interruption, points
 from fusecheck.eval.sequential import Evidence, SequentialPlan, run_sequential, stratified_order
-from fusecheck.eval.session import Copies, RunArguments, deliver_record
+from fusecheck.eval.session import Copies, deliver_record
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SequentialOutcome:
 
 
 def judge_sequentially(
-    arguments: RunArguments, settings: GateSettings, folder: Path, *, block: int, seed: int, tell: Tell
+    asked: Asked, settings: GateSettings, folder: Path, *, block: int, seed: int, tell: Tell
 ) -> Iterator[SequentialOutcome]:
     """Judge every task in turn; states and answers are kept in `folder` after every block.
 
@@ -71,15 +72,15 @@ def judge_sequentially(
         ArmError: the ranks failed.
     """
     tell("building the prompts")
-    with open_asker(arguments) as asker:
-        for name in arguments.tasks:
-            yield _judge(asker, name, arguments, settings, folder, block, seed, tell)
+    with open_asker(asked) as asker:
+        for name in asked.tasks:
+            yield _judge(asker, name, asked, settings, folder, block, seed, tell)
 
 
 def _judge(
     asker: Asker,
     name: str,
-    arguments: RunArguments,
+    asked: Asked,
     settings: GateSettings,
     folder: Path,
     block: int,
@@ -93,7 +94,7 @@ def _judge(
         margin=settings.margin(name),
         alpha=settings.alpha,
         block=block,
-        identity=f"{asker.job.digest} {arguments.backend} tp {arguments.tp} shots {arguments.shots}",
+        identity=f"{asker.job.digest} {asked.backend} tp {asked.tp} shots {asked.shots}",
     )
     answers = Answers.load(folder / f"answers_{name}.jsonl")
 
@@ -104,8 +105,7 @@ def _judge(
         return [int(b) - int(a) for a, b in zip(first, second, strict=True)]
 
     state = run_sequential(plan, ask, folder / f"sequential_{name}.json")
-    asked = [answers.right[q] for q in plan.questions[: state.asked] if q in answers.right]
-    flips = _count(asked)
+    flips = _count([answers.right[q] for q in plan.questions[: state.asked] if q in answers.right])
     chance = float(np.mean([_chance(asker, q) for q in questions]))
     above = wilson_interval(flips.baseline_right, flips.n).low > chance
     verdict = state.evidence.verdict

@@ -131,7 +131,7 @@ def trace_on(engine: Engine, job: Job, questions: Sequence[Question], texts: Seq
     found: list[Deviation] = []
     sites = 0
     tell(f"tracing {len(rows)} questions")
-    engine.open_arm(FUSED, job.backend, PLAN, max(map(len, rows)))
+    engine.open_arm(FUSED, job.asked.backend, PLAN, max(map(len, rows)))
     for batch in batches([len(row) for row in rows], PLAN):
         ids, lengths = padded([rows[i] for i in batch])
         for calls, deviations in engine.call("trace", ids, lengths):

@@ -10,12 +10,8 @@ import torch
 from fusecheck.case.returned import named
 from fusecheck.eval.stored_scales import read_scales, store_scales
 from fusecheck.eval.worker import EvalRank
-from fusecheck.interface import Backend, Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interface import Backend, Kernel, Limits, Operation, RankInputs, RankOutputs, Strategy
 from fusecheck.kernel.virtual import MOST_ELEMENTS
-from fusecheck.ranks.virtual import Crew, VirtualRank
-
-PEER_SECONDS = 240.0
-"""How long a rank waits for its peers: rank 0 has the head, and computes it while the others wait."""
 
 
 class InParts:
@@ -64,23 +60,3 @@ class VirtualMember(EvalRank):
             return made.open(self.rank, limits)
         rows = min(limits.max_tokens, MOST_ELEMENTS[self.rank.world_size] // limits.hidden)
         return InParts(made.open(self.rank, replace(limits, max_tokens=rows)), rows)
-
-
-class VirtualEvalRanks:
-    """Plays every rank of the evaluated model; a method's answer is the list of all ranks' answers.
-
-    Args:
-        rank: of the pool of one; its device is shared by all virtual ranks.
-        folder: the checkpoint.
-        world_size: how many ranks to play.
-    """
-
-    def __init__(self, rank: Rank, folder: str, world_size: int) -> None:
-        def member(virtual: VirtualRank) -> VirtualMember:
-            return VirtualMember(virtual, folder)
-
-        self._crew = Crew(rank.device, world_size, member, PEER_SECONDS)
-
-    def all_ranks(self, method: str, arguments: tuple[Any, ...]) -> list[Any]:
-        """Call a method of every rank's `EvalRank` with the same arguments."""
-        return self._crew.everyone(lambda member: getattr(member, method)(*arguments))

@@ -130,12 +130,12 @@ def _engines() -> tuple[Dataflow, ...]:
         ),
         FAST(
             "sglang",
-            "SGLang custom all-reduce, sgl-kernel's fused_add_rmsnorm (FlashInfer's), per_token_group_quant v2",
+            "SGLang custom all-reduce, sgl-kernel's fused_add_rmsnorm (FlashInfer's), per_token_group_quant v2; "
+            "as sglang-kernel 0.4.6 has them for sm_90, in machine code, where the sum over ranks flushes, too",
             accumulate="fp32",
             order="any",
             norm_reads_rounded=False,
             depth=NORM_DEPTH,
-            sum_flushes=False,
             code_of_nan="+max",
         ),
         Dataflow(
@@ -188,7 +188,7 @@ _LIKE = {
     "flashinfer-mnnvl-twoshot": ("flashinfer-mnnvl-twoshot", "flashinfer-mnnvl", "flashinfer"),
     "vllm": ("vllm", "deepgemm", "torchao-rceil", "trtllm"),
     "trtllm": ("trtllm",),
-    "sglang": ("sglang", "vllm", "deepgemm", "trtllm"),
+    "sglang": ("sglang-fast", "sglang", "vllm", "deepgemm", "trtllm"),
     "aiter": ("aiter", "torchao-even", "torchao"),
     "unfused": ("torch", "vllm-native", "deepgemm", "torchao-rceil", "torchao-even", "torchao"),
     "torch": ("torch", "vllm-native", "torchao"),

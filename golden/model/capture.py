@@ -74,10 +74,11 @@ def questions() -> list[str]:
 
 def capture() -> dict[str, Tensor]:
     """Run the model and return the four tensors."""
+    from fusecheck.eval.asked import Asked
     from fusecheck.eval.engine import padded
     from fusecheck.eval.run import open_job
 
-    job = open_job(FOLDER, tp=RANKS, backend="unfused")
+    job = open_job(Asked(FOLDER, RANKS, "unfused"))
     ids, lengths = padded([job.tokens.encode(text)[:400] for text in questions()])
     starts = np.arange(len(ids)) * ids.shape[1]
     rows = np.stack([starts, starts + lengths - 1], 1).reshape(-1)

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fusecheck.eval.data import write_rows
 from fusecheck.golden.model.corpus import draw_question, draw_story
 from fusecheck.golden.model.questions import SUBJECTS, Question
 from fusecheck.golden.model.stories import ASKED_STEPS, Story
@@ -39,13 +37,6 @@ def distinct_stories(rng: random.Random, count: int, *, test: bool) -> list[Stor
         drawn = draw_story(rng, test=test, span=ASKED_STEPS)
         found.setdefault(drawn.question, drawn)
     return list(found.values())
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines, compressed, the same bytes for the same rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def _question_row(q: Question) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.arm import FUSED, NOISE, ORACLE, UNFUSED, read_arm_record
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.fold import fold
 from fusecheck.eval.run import ARMS, run_arms
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, write_checkpoint
@@ -28,17 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arms(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("arms")
     told: list[str] = []
-    runs = run_arms(
-        folder,
-        tp=2,
-        backend="emulated",
-        tasks=["golden_mmlu", "golden_gsm8k"],
-        data_dir=None,
-        limit=14,
-        arms=ARMS,
-        run_dir=out,
-        progress=told.append,
-    )
+    asked = Asked(folder, tasks=["golden_mmlu", "golden_gsm8k"], limit=14)
+    runs = run_arms(asked, ARMS, out, told.append)
     assert [run.name for run in runs] == list(ARMS)
     last = {line.partition(":")[0]: line for line in told}
     # The word problems are answered once, and once more their reference answers are scored.
@@ -102,16 +94,7 @@ def test_the_arms_differ_in_their_kernel_only_a_little(arms: dict[str, Path]) ->
 
 def test_an_unknown_arm_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown arm 'fusd'"):
-        run_arms(
-            folder,
-            tp=1,
-            backend="emulated",
-            tasks=["golden_gsm8k"],
-            data_dir=None,
-            limit=1,
-            arms=["fusd"],
-            run_dir=tmp_path,
-        )
+        run_arms(Asked(folder, 1, tasks=["golden_gsm8k"], limit=1), ["fusd"], tmp_path)
 
 
 def test_folding_keeps_probability_and_lowers_divergence() -> None:

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusecheck.errors import UsageError
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import read_shape
-from fusecheck.eval.recipe import read_recipe
 from fusecheck.eval.run import open_job
 from fusecheck.eval.tokens import Tokens
-from fusecheck.property_tests.accuracy.tiny_models import COMPRESSED, GOLDEN, write_checkpoint
+from fusecheck.property_tests.accuracy.tiny_models import GOLDEN, write_checkpoint
 
 SCALE = "model.layers.1.mlp.down_proj.input_scale"
 WEIGHT = "model.layers.0.self_attn.k_proj.weight"
@@ -169,29 +169,6 @@ def test_every_end_of_generation_config_ends_a_text(tmp_path: Path) -> None:
     assert read_shape(folder).end_ids == (5, 7, 9)
 
 
-@pytest.mark.parametrize("fields", [{"activation_scheme": "dynamic"}, {"weight_block_size": [128, 128]}])
-def test_static_and_dynamic_scales_of_the_fp8_form_are_not_mixed(fields: dict[str, Any], tmp_path: Path) -> None:
-    recipe = {"quant_method": "fp8", "activation_scheme": "static", **fields}
-    folder = write_checkpoint(tmp_path, layout="plain", quantization_config=recipe)
-    with pytest.raises(UsageError, match="expected 'static' and none, or 'dynamic' and"):
-        read_recipe(folder)
-
-
-@pytest.mark.parametrize(
-    ("side", "field", "value"),
-    [("weights", "strategy", "channel"), ("input_activations", "dynamic", True), ("weights", "num_bits", 4)],
-)
-def test_a_recipe_other_than_static_per_tensor_e4m3_is_refused(
-    side: str, field: str, value: object, tmp_path: Path
-) -> None:
-    recipe = json.loads(json.dumps(COMPRESSED))
-    recipe["config_groups"]["group_0"][side][field] = value
-    folder = write_checkpoint(tmp_path, layout="plain", quantization_config=recipe)
-    with pytest.raises(UsageError) as caught:
-        read_recipe(folder)
-    assert f"{field} {value}" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -241,17 +218,17 @@ def test_a_missing_or_broken_tokenizer_is_said(content: bytes | None, tmp_path: 
 
 def test_a_tensor_parallel_size_that_cuts_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--tp 8 does not divide kv_heads=4; use one of \[1, 2, 4\]"):
-        open_job(write_checkpoint(tmp_path), tp=8, backend="emulated")
+        open_job(Asked(write_checkpoint(tmp_path), 8, "emulated"))
 
 
 def test_an_unknown_backend_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown backend 'emulatd'"):
-        open_job(write_checkpoint(tmp_path), tp=2, backend="emulatd")
+        open_job(Asked(write_checkpoint(tmp_path), 2, "emulatd"))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_the_golden_model_is_whole_and_divides_by_every_size(tp: int) -> None:
-    job = open_job(GOLDEN, tp=tp, backend="emulated")
+    job = open_job(Asked(GOLDEN, tp, "emulated"))
     size = (GOLDEN / "model.safetensors").stat().st_size
     assert size <= 16 << 20
     assert job.shape.vocabulary == 2048

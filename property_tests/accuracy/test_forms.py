@@ -18,6 +18,7 @@ from fusecheck.backends import backend
 from fusecheck.errors import UsageError
 from fusecheck.eval import planted_model
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.engine import Engine
@@ -173,10 +174,14 @@ def test_the_configurations_of_published_checkpoints_are_read(
     [
         ({**BLOCKS, "weight_block_size": [64, 128]}, "weight_block_size [64, 128]; expected 'static' and none, or"),
         ({**BLOCKS, "weight_block_size": None}, "activation_scheme 'dynamic' and weight_block_size None; expected"),
+        ({**BLOCKS, "activation_scheme": "static"}, "expected 'static' and none, or 'dynamic' and"),
         ({**BLOCKS, "scale_fmt": "e5m3"}, "scale_fmt 'e5m3'; expected 'e4m3', and none or 'ue8m0'"),
         ({**BLOCKS, "fmt": "e5m2"}, "fmt 'e5m2' and scale_fmt None; expected"),
         (compressed({"strategy": "channel"}, {"strategy": "token"}), "input_activations are num_bits 8, type float"),
         (compressed({"strategy": "group"}, TOKEN), "weights are num_bits 8, type float, strategy group"),
+        (compressed({"strategy": "channel"}, {"strategy": "tensor"}), "strategy channel"),
+        (compressed({"strategy": "tensor"}, {"strategy": "tensor", "dynamic": True}), "dynamic True"),
+        (compressed({"strategy": "tensor", "num_bits": 4}, {"strategy": "tensor"}), "num_bits 4"),
         (
             compressed(
                 {"strategy": "block", "block_structure": [64, 64]},
@@ -234,20 +239,20 @@ def test_sizes_that_128_does_not_divide_are_refused_by_name(folders: dict[str, P
         quantise_checkpoint(narrow, tmp_path / "out", FORMS["group"])
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match=r"k_proj: 64 outputs on each of 2 ranks, .* use a smaller --tp"):
-        open_job(folders["group"], tp=2, backend="emulated")
+        open_job(Asked(folders["group"], 2, "emulated"))
 
 
 def test_a_kernel_whose_scales_are_of_another_kind_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
         UsageError, match="unfused rounds scales of group-fp8 to powers of two, the checkpoint does not"
     ):
-        open_job(folders["group"], tp=1, backend="unfused")
-    assert open_job(folders["group"], tp=1, backend="unfused:vllm").backend_of(UNFUSED) == "unfused:vllm"
+        open_job(Asked(folders["group"], 1, "unfused"))
+    assert open_job(Asked(folders["group"], 1, "unfused:vllm")).backend_of(UNFUSED) == "unfused:vllm"
 
 
 def test_a_bug_that_cannot_show_in_a_form_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="the bug needs static-fp8, not dynamic-fp8: nothing would change"):
-        open_job(folders["dynamic"], tp=1, backend="fusecheck.eval.spoiled:scale_times_2__emulated")
+        open_job(Asked(folders["dynamic"], 1, "fusecheck.eval.spoiled:scale_times_2__emulated"))
 
 
 @pytest.mark.parametrize("arguments", [("--form", "int8"), ("--form", "group", "--prompts", "x.txt")])
@@ -358,7 +363,7 @@ def test_bugs_are_planted_in_a_model_of_the_readers_own_on_ranks_that_are_starte
     [("static-fp8", "first_scale"), ("dynamic-fp8", "token_neighbour"), ("group-fp8", "group_shifted")],
 )
 def test_only_bugs_that_can_show_in_a_checkpoint_are_planted_unasked(activations: str, fits: str) -> None:
-    names = planted_model.fitting(replace(open_job(GOLDEN, tp=1, backend="emulated"), form=Form(activations)))
+    names = planted_model.fitting(replace(open_job(Asked(GOLDEN, 1)), form=Form(activations)))
     assert {"nothing", "row_in_32", "eps_1e3", fits} <= set(names)
     assert len({"first_scale", "token_neighbour", "group_shifted"} & set(names)) == 1
 

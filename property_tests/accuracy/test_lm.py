@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from fusecheck.errors import UsageError
 from fusecheck.eval import data
 from fusecheck.eval.arm import ORACLE
+from fusecheck.eval.asked import Asked
 from fusecheck.eval.engine import BatchPlan, Engine, Next, batches
 from fusecheck.eval.lm import EngineLM
 from fusecheck.eval.run import open_job
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lm(folder: Path) -> Iterator[EngineLM]:
-    job = open_job(folder, tp=1, backend="emulated")
+    job = open_job(Asked(folder, 1, "emulated"))
     with Engine(folder, 1, device="cpu", vocabulary=CONFIG["vocab_size"], timeout=120) as engine:
         engine.open_arm(ORACLE, "", BatchPlan(8, 2048), 1500)
         yield EngineLM(engine, job.tokens, end_ids=job.shape.end_ids, max_length=job.shape.positions)
@@ -65,7 +66,7 @@ def hugging_face_lm(folder: Path) -> Any:
 
 def test_hflm_on_the_same_weights_gives_the_same_answers_to_a_question_of_each_social_science_of_mmlu() -> None:
     torch.set_num_threads(1)
-    job = open_job(GOLDEN, tp=2, backend="emulated")
+    job = open_job(Asked(GOLDEN, 2, "emulated"))
     with prepare(["mmlu_social_sciences"], None, limit=12) as prepared:
         theirs = lm_eval.evaluate(hugging_face_lm(GOLDEN), prepared.loaded, samples=prepared.samples, bootstrap_iters=0)
         prepared.rewind()

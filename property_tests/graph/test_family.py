@@ -66,8 +66,6 @@ def test_a_right_pass_of_another_kind_is_not_accused(quick_checker: GraphChecker
 
 @pytest.mark.parametrize("name", ["decoder:group-fp8", "decoder:dynamic-fp8", "decoder:nvfp4"])
 def test_a_model_of_another_format_fuses_at_every_layer(checker: GraphChecker, name: str) -> None:
-    if name.startswith("llama"):
-        pytest.importorskip("transformers", reason="real models need the eval extra")
     plan = named_model(name, 2)
     operation = fused_operation(plan.quantiser, norm_out=False)
     assert operation is not None

@@ -51,18 +51,11 @@ def _padded_rows(tensor: Tensor) -> Tensor:
     return wide[..., : tensor.shape[-1]]
 
 
-def _misaligned(tensor: Tensor) -> Tensor:
-    """Two bytes behind an aligned address, which 16-byte loads cannot read."""
-    long = torch.full((tensor.numel() + 1,), torch.nan, dtype=tensor.dtype, device=tensor.device)
-    long[1:] = tensor.reshape(-1)
-    return long[1:].view(tensor.shape)
-
-
-def _offset(tensor: Tensor) -> Tensor:
-    """Sixteen elements into a storage: aligned, but not at its start."""
-    long = torch.full((tensor.numel() + 16,), torch.nan, dtype=tensor.dtype, device=tensor.device)
-    long[16:] = tensor.reshape(-1)
-    return long[16:].view(tensor.shape)
+def _behind(tensor: Tensor, elements: int) -> Tensor:
+    """So many elements into a storage."""
+    long = torch.full((tensor.numel() + elements,), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    long[elements:] = tensor.reshape(-1)
+    return long[elements:].view(tensor.shape)
 
 
 def expanded(given: Given, rank: int, operand: str) -> tuple[Given, RankInputs]:
@@ -97,8 +90,9 @@ LAYOUTS: dict[str, Lay] = {
     "column-major": _layout(_column_major),
     "gaps": _layout(_gaps),
     "padded-rows": _layout(_padded_rows),
-    "misaligned": _layout(_misaligned),
-    "offset": _layout(_offset),
+    # Two bytes behind an aligned address, which 16-byte loads cannot read; and aligned, but not at a storage's start.
+    "misaligned": _layout(lambda tensor: _behind(tensor, 1)),
+    "offset": _layout(lambda tensor: _behind(tensor, 16)),
     "expanded": expanded,
     "aliased": aliased,
 }

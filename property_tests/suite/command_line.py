@@ -15,3 +15,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """The exit code of `fusecheck` with these arguments, and what it printed, on one line."""
+    code = run(monkeypatch, *arguments)
+    return code, " ".join(capsys.readouterr().out.split())

@@ -12,14 +12,6 @@ from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_protocol import FLAG, SENTINEL, THIRDS, Lamport, Total, TwoShot
 
 
-class HiddenLessOne(Arithmetic):
-    """The mean of squares divides by hidden - 1."""
-
-    def mean_square(self, read: Tensor, native: torch.dtype) -> Tensor:
-        hidden = read.shape[1]
-        return super().mean_square(read, native) * (hidden / (hidden - 1))
-
-
 class HalfARow(Arithmetic):
     """Beyond 8,192 columns the squares of the second block are left out."""
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
+from fusecheck.faults.defects import MeanOverOneLess
 from fusecheck.interface import FusionOp, Kernel, Limits, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.property_tests.suite.planted_parts import (
     FlagOf7Bits,
     FlagOf8Bits,
     FlagOfBits,
     HalfARow,
-    HiddenLessOne,
     SharedSums,
     ThirdOf8Bits,
 )
@@ -259,7 +259,7 @@ FAULTS: dict[str, Fault] = {
         "hidden", "wrong at 200 modulo 1,024, one size in 128", spoil=_hidden(lambda h: h % 1024 == 200)
     ),
     "hidden-wide": Fault("hidden", "beyond 8,192 half a row", parts=(("arithmetic", HalfARow),)),
-    "hidden-less-one": Fault("declaration", "divisor hidden - 1", parts=(("arithmetic", HiddenLessOne),)),
+    "hidden-less-one": Fault("declaration", "divisor hidden - 1", parts=(("arithmetic", MeanOverOneLess),)),
     "kernel-fp16": Fault(
         "kernel",
         "one code is off in fp16 under two-shot",

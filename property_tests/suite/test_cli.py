@@ -123,7 +123,7 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "cannot be made without arguments",
         ),
         (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
-        (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope'"),
+        (("kernel", "--dataflow", "nope"), "unknown dataflow 'nope', expected one of: trtllm, "),
         (("kernel", "--hidden", "100"), "hidden=100, expected a multiple of 8"),
         (("kernel", "--tokens", "0"), "--tokens '0'"),
         (("kernel", "--tokens", "two"), "--tokens 'two', expected whole numbers"),
@@ -147,7 +147,10 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (("replay", '{"scale": [1, 2]}'), "a Problem lacks op, strategy"),
         (("replay", '{"backend": "emulated", "problem": {}}'), "the replay line lacks dataflow, device, checks"),
         (("kernel", "--most-elements", "-1"), "--most-elements -1, expected more than 0"),
-        (("pace", "--batch", "0"), "--batch"),
+        (("pace", "--batch", "0"), "'--batch'"),
+        (("pace", "--seconds", "-1"), "'--seconds'"),
+        (("pace", "--tokens", ""), "--tokens '', expected whole numbers"),
+        (("graph", "--device", "gpu"), "--device 'gpu', expected cpu or cuda"),
         (("replay", "/nowhere"), "neither a JSON object nor a readable file"),
         (("nonsense",), "No such command 'nonsense'"),
         (("kernel", "--frobnicate"), "No such option: --frobnicate"),
@@ -168,13 +171,16 @@ def test_a_wrong_call_is_one_line_and_exit_code_2_and_writes_nothing(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_gpu_kernel_without_a_gpu_is_inconclusive_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", [("kernel", "--backend", "flashinfer"), ("graph", "--device", "cuda")], ids=" ".join)
+def test_without_a_gpu_what_needs_one_is_inconclusive_in_one_line(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert run(monkeypatch, "kernel", "--backend", "flashinfer") == 3
-    assert "0 CUDA GPUs here, 2 needed" in capsys.readouterr().err
+    assert run(monkeypatch, *words) == 3
+    told = capsys.readouterr().err
+    assert "0 CUDA GPUs here, 2 needed" in told
+    assert told.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 

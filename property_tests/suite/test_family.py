@@ -16,6 +16,7 @@ from fusecheck.backends.emulated_quantise import Quantising
 from fusecheck.case.returned import decoded, misshapen
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
+from fusecheck.faults.quantising import FloorsExponent, LeavesPadding, RoundsStoredScale, TiesAway
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.oracle import Oracle
@@ -85,21 +86,6 @@ def test_a_dataflow_takes_another_implementations_quantisers_behind_a_slash() ->
             dataflow(unknown)
 
 
-class ScaleRoundedLater(Quantising):
-    """The codes are made with the exact scale, what is stored is rounded to bf16 afterwards."""
-
-    def run(self, norm: Tensor) -> tuple[Tensor, Tensor]:
-        stored, codes = super().run(norm)
-        return stored.to(torch.bfloat16).to(stored.dtype), codes
-
-
-class FloorExponent(Quantising):
-    """The exponent is one less wherever the quotient is no power of two."""
-
-    def exponent(self, quotient: Tensor, amax: Tensor) -> Tensor:
-        return (quotient.view(torch.int32) >> 23).clamp(0, self.rules.scale_top)
-
-
 class NextGroupsScale(Quantising):
     """The codes are made with the scale of the next row."""
 
@@ -121,30 +107,13 @@ class KeepsNan(Quantising):
         return torch.where(scaled.isnan(), 0x7F, super().cast(scaled)).to(torch.uint8)
 
 
-class TiesAway(Quantising):
-    """Ties are rounded away from zero."""
-
-    def cast(self, scaled: Tensor) -> Tensor:
-        return Quantising.cast(replace(self, rules=replace(self.rules, ties="away")), scaled)
-
-
-class PaddingLeft(Quantising):
-    """The padding of packed scales is whatever was there."""
-
-    def lay_out(self, scales: Tensor, hidden: int) -> Tensor:
-        layout = self.quantiser.layout(len(scales), hidden, self.rules, None)
-        stored = layout.allocate(0x7F)
-        layout.slots(stored)[layout.places()] = scales
-        return stored
-
-
 @pytest.mark.parametrize(
     ("fault", "quantiser", "family", "stages"),
     [
-        (ScaleRoundedLater, "dynamic-fp8", "gaussian", {"scale", "code"}),
-        (ScaleRoundedLater, "group-fp8", "gaussian", {"scale", "code"}),
-        (FloorExponent, "mxfp8", "gaussian", {"scale"}),
-        (FloorExponent, "group-fp8-packed", "gaussian", {"scale"}),
+        (RoundsStoredScale, "dynamic-fp8", "gaussian", {"scale", "code"}),
+        (RoundsStoredScale, "group-fp8", "gaussian", {"scale", "code"}),
+        (FloorsExponent, "mxfp8", "gaussian", {"scale"}),
+        (FloorsExponent, "group-fp8-packed", "gaussian", {"scale"}),
         (NextGroupsScale, "mxfp4", "outliers", {"code"}),
         (NextGroupsScale, "nvfp4", "outliers", {"code"}),
         (NextGroupsScale, "dynamic-fp8", "outliers", {"code"}),
@@ -153,7 +122,7 @@ class PaddingLeft(Quantising):
         (KeepsNan, "dynamic-fp8", "special", {"special"}),
         (KeepsNan, "mxfp8", "special", {"special"}),
         (TiesAway, "mxfp4", "gaussian", {"code"}),
-        (PaddingLeft, "group-fp8-packed", "gaussian", {"layout"}),
+        (LeavesPadding, "group-fp8-packed", "gaussian", {"layout"}),
     ],
 )
 def test_a_fault_of_a_quantiser_is_found_at_its_own_stage(

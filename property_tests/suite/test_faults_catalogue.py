@@ -11,7 +11,7 @@ import pytest
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.faults import weak
-from fusecheck.faults.catalogue import HOOKS, PATH, catalogue, kernel_faults, load, resolve
+from fusecheck.faults.catalogue import PATH, catalogue, kernel_faults, load, resolve
 from fusecheck.quantflow import QUANT_FLOWS
 from fusecheck.quantisers.known import quantiser
 from fusecheck.stages import code
@@ -50,10 +50,8 @@ def test_each_of_the_thirty_ranked_kinds_has_an_entry() -> None:
     assert len(catalogue().select(quick=True)) == 30
 
 
-def test_every_entry_and_every_one_left_out_names_a_source_and_says_what_or_why() -> None:
-    for fault in catalogue().faults:
-        assert all(link.startswith("https://") for link in fault.links)
-        assert fault.does.endswith(".")
+def test_every_entry_says_what_and_every_one_left_out_names_a_source_and_says_why() -> None:
+    assert all(fault.does.endswith(".") for fault in catalogue().faults)
     for entry in catalogue().left_out:
         assert entry.links
         assert entry.reason.endswith(".")
@@ -76,17 +74,6 @@ def test_every_weakened_judge_takes_the_calls_of_what_it_replaces(monkeypatch: p
 def test_a_weakened_judge_that_does_not_fit_any_more_is_refused() -> None:
     with pytest.raises(TypeError, match=r"in place of admits_codes.*too many positional arguments"):
         weak.check_fit(code, "admits_codes", lambda got, nominal, lo, hi: got)
-
-
-def test_every_patch_on_a_kernel_or_a_pass_overrides_the_hook_that_the_entry_names() -> None:
-    checked = 0
-    for fault in catalogue().faults:
-        owner, _, method = fault.hook.partition(".")
-        if owner in HOOKS:
-            patch = resolve(fault.patch)
-            assert vars(patch)[method] is not getattr(resolve(f"{HOOKS[owner]}:{owner}"), method)
-            checked += 1
-    assert checked >= 64
 
 
 def test_no_test_and_no_part_of_the_normal_plan_knows_about_a_fault() -> None:

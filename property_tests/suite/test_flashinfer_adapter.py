@@ -15,17 +15,15 @@ from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, Unified
 from fusecheck.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
 from fusecheck.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
 from fusecheck.backends.flashinfer_patterns import declared, op_support, shares_memory
-from fusecheck.case.returned import decoded
-from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankOutputs, Strategy
+from fusecheck.interface import STATIC_OPS, FusionOp, Limits, Strategy
 from fusecheck.operations import Operation
-from fusecheck.oracle import Oracle
 from fusecheck.problem import Call, Problem
+from fusecheck.property_tests.suite.family import outside
 from fusecheck.property_tests.suite.flashinfer_stand_in import FlashInfer
 from fusecheck.property_tests.suite.lone_rank import LoneRank
-from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 LIMITS = Limits(16, 256, torch.bfloat16)
@@ -49,12 +47,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInfer]:
     yield from FlashInfer().lent(monkeypatch)
 
 
-def _outside(problem: Problem, outputs: RankOutputs, flow: Dataflow) -> int:
-    source = Inputs(problem, CPU)
-    oracle = Oracle(flow, source.operands(range(problem.tokens)))
-    return sum(t.outside for t in judge_rows(oracle, decoded(outputs, problem), 0))
-
-
 @pytest.mark.parametrize("kind", [LegacyKernel, UnifiedKernel])
 @pytest.mark.parametrize("op", PATTERNS.values(), ids=map(str, PATTERNS))
 def test_both_apis_pass_the_same_arguments_and_give_everything_back(
@@ -67,7 +59,7 @@ def test_both_apis_pass_the_same_arguments_and_give_everything_back(
     for strategy in Strategy:
         outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
         assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
-        assert _outside(problem, outputs, DATAFLOWS["flashinfer-fp32"]) == 0
+        assert outside(problem, DATAFLOWS["flashinfer-fp32"], outputs) == {}
     kernel.close()
     pattern = next(number for number, each in PATTERNS.items() if each == op)
     told = {"pattern": pattern, "pdl": True, "end": False, "fp32": True}
@@ -108,9 +100,9 @@ def test_norm_kernels_work_on_copies_and_pass_under_their_dataflow(
     for tensor, kept in zip((made.partial, made.residual, made.gamma), before, strict=True):
         assert torch.equal(tensor, kept)
     assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
-    assert _outside(problem, outputs, chosen.dataflow(problem)) == 0
+    assert outside(problem, chosen.dataflow(problem), outputs) == {}
     if op.returns_quant:
-        assert _outside(problem, outputs, replace(chosen.dataflow(problem), round_norm=True)) > 0
+        assert outside(problem, replace(chosen.dataflow(problem), round_norm=True), outputs) != {}
 
 
 def test_norm_kernels_are_those_in_cuda_even_if_others_are_installed(library: FlashInfer) -> None:

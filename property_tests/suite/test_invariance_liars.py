@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fusecheck.invariance.subject import Kernels
 from fusecheck.invariance.sweep import line, shown
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite import command_line
 from fusecheck.property_tests.suite.company import MULTIPROCESSORS, Choice, Company, Way, Where, flashinfer_like
 from fusecheck.property_tests.suite.in_process import InProcess
 
@@ -148,10 +149,7 @@ def test_a_refuted_depth_has_a_replay_line_and_stands_in_the_certificate(
 ) -> None:
     name = "fusecheck.property_tests.suite.test_invariance_liars:Liar"
 
-    def told(*arguments: str) -> tuple[int, str]:
-        code = run(monkeypatch, *arguments)
-        return code, " ".join(capsys.readouterr().out.split())
-
+    told = partial(command_line.told, monkeypatch, capsys)
     question = (
         "--tokens",
         "7",

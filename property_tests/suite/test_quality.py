@@ -21,6 +21,7 @@ from fusecheck.ranks import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = "fusecheck.property_tests.suite.planted"
+PUBLISHED = "fusecheck.faults.backend"
 MOST_CASES = 300
 """For finding and shrinking one fault; half a minute on two cores. Unlike seconds, the same on a busy machine."""
 REPLAY = """
@@ -68,9 +69,9 @@ def test_a_fault_of_the_last_eight_lanes_is_found_shrunk_and_replayed(pool: Pool
     assert bench.failure.lines[0] in again.stderr
 
 
-@pytest.mark.parametrize(("fault", "least_calls"), [("short_clear", 4), ("no_exit_barrier", 2)], ids=["KP-01", "KP-05"])
+@pytest.mark.parametrize(("fault", "least_calls"), [("KP-01", 4), ("KP-05", 2)])
 def test_a_race_between_calls_is_found_with_the_calls_that_it_takes(pool: Pool, fault: str, least_calls: int) -> None:
-    bench = Bench(f"{PLANTED}:{fault}", 2, [pool], timeout=10.0)
+    bench = Bench(f"{PUBLISHED}:{fault}", 2, [pool], timeout=10.0)
     # Who loses a race differs from run to run: Hypothesis may call that flaky, and shrinking it would be chance.
     with pytest.raises((AssertionError, Flaky)):
         schedules(bench, shrink=False)
@@ -79,7 +80,7 @@ def test_a_race_between_calls_is_found_with_the_calls_that_it_takes(pool: Pool, 
 
 
 def test_a_wrong_split_of_the_remainder_is_found(pool: Pool) -> None:
-    bench = Bench(f"{PLANTED}:no_remainder", 2, [pool], timeout=10.0)
+    bench = Bench(f"{PUBLISHED}:LW-09b", 2, [pool], timeout=10.0)
     with pytest.raises(AssertionError):
         schedules(bench, shrink=True)
     assert bench.failure is not None
@@ -88,7 +89,7 @@ def test_a_wrong_split_of_the_remainder_is_found(pool: Pool) -> None:
 
 
 def test_a_sentinel_tested_by_its_value_is_found_as_a_hang(pool: Pool) -> None:
-    bench = Bench(f"{PLANTED}:sentinel_by_value", 2, [pool], timeout=3.0)
+    bench = Bench(f"{PUBLISHED}:KP-03b", 2, [pool], timeout=3.0)
     with pytest.raises(AssertionError, match="alive: hang"):
         schedules(bench, shrink=False)
 

@@ -310,6 +310,12 @@ def test_junit_shows_a_subject_that_ran_nothing_as_an_error_and_what_was_left_ou
     ]
 
 
+def test_junit_is_not_green_where_each_task_passed_and_the_whole_did_not() -> None:
+    told = {"headline": "INCONCLUSIVE  the oracle has no log-probabilities", "tasks": {"mmlu": {"verdict": "pass"}}}
+    root = ET.fromstring(to_junit(made.record("accuracy", "inconclusive", told, [])))
+    assert [case.get("name") for case in root.iter("testcase") if case.find("error") is not None] == ["verdict"]
+
+
 def test_the_parts_of_verify_keep_their_own_findings_and_verdicts() -> None:
     found = {part.command: (part.verdict, len(part.findings)) for part in parts(made.verify())}
     assert found == {"verify": ("pass", 0), "graph": ("fail", 1), "accuracy": ("pass", 0), "faults": ("pass", 0)}

@@ -222,6 +222,59 @@ def test_a_pass_that_changes_a_value_a_write_or_a_form_is_named(after: Callable[
         assert_fusion_preserves(lambda x: None, lambda x: None, [(torch.ones(1),)])
 
 
+class Caching(torch.nn.Module):
+    """A model that writes into a buffer, and returns what lies deeper than one tuple."""
+
+    def __init__(self, *, writes: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(5, 8))
+        self.writes = writes
+
+    def forward(self, x: Tensor, caches: list[Tensor]) -> dict[str, Any]:
+        if self.writes:
+            self.get_buffer("cache").add_(x)
+            caches[0].mul_(2).add_(x)
+        return {"layers": [x + 1, caches[0] + 1], "rows": x.shape[0]}
+
+
+def test_buffers_and_caches_are_as_given_before_every_run_and_compared_behind_it() -> None:
+    graph, inputs = Caching(), [(torch.ones(5, 8), [torch.ones(5, 8)])] * 2
+    assert assert_fusion_preserves(graph, graph, inputs) == 2 * 2 * 40
+    assert not graph.get_buffer("cache").any()
+    with pytest.raises(
+        NotConforming, match=r"output layers.1 element\[0, 0\] got 0x40000000, before the pass 0x40800000"
+    ):
+        assert_fusion_preserves(graph, Caching(writes=False), inputs)
+    with pytest.raises(
+        NotConforming, match=r"inputs 1: buffer cache element\[0, 0\] got 0x00000000, before the pass 0x3f"
+    ):
+        assert_fusion_preserves(graph, Caching(writes=False), [(torch.ones(5, 8), [-torch.ones(5, 8)])])
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (lambda x: {"a": [x, (x * 2,)], "n": 5}, r"inputs 1: output a.1.0 element\[0, 0\] got 0x40000000, before"),
+        (lambda x: {"a": [x, (x + 0.0,)], "n": 6}, "inputs 1: output n is 6, before the pass 5"),
+        (lambda x: {"a": [x, (None,)], "n": 5}, r"output a.1.0 is None, before the pass a tensor \[5, 8\]"),
+        (lambda x: {"b": [x, (x,)], "n": 5}, "output a.0 is there before the pass, and not after it"),
+    ],
+)
+def test_outputs_are_compared_however_deep_they_lie(after: Callable[..., Any], message: str) -> None:
+    with pytest.raises(NotConforming, match=message):
+        assert_fusion_preserves(lambda x: {"a": [x, (x,)], "n": 5}, after, [(torch.ones(5, 8),)])
+
+
+def test_arguments_that_share_memory_share_it_in_every_run() -> None:
+    one = torch.ones(5, 8)
+    with pytest.raises(NotConforming, match=r"output 0 element\[0, 0\] got 0x3f800000, before the pass 0x40000000"):
+        assert_fusion_preserves(lambda a, b: (a.add_(1), b * 1)[1], lambda a, b: (b * 1, a.add_(1))[0], [(one, one)])
+    with pytest.raises(UsageError, match="inputs 1 is Tensor, expected a tuple of arguments"):
+        assert_fusion_preserves(layer, layer, [one])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="after is int, expected a GraphModule or a function"):
+        assert_fusion_preserves(layer, 3, [])  # type: ignore[arg-type]
+
+
 def test_judging_needs_torch_and_numpy_only() -> None:
     script = (
         "import sys, torch, numpy; before = set(sys.modules); import fusecheck.testing as t; "

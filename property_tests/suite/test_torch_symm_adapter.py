@@ -13,13 +13,12 @@ from torch import Tensor
 
 from fusecheck.backends import backend, torch_symm
 from fusecheck.backends.torch_symm import ONESHOT_BYTES, TorchSymmBackend, TorchSymmKernel
-from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.inputs.rank_inputs import Inputs
 from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankInputs, Strategy
-from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.family import outside
 from fusecheck.property_tests.suite.lone_rank import LoneRank
-from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -72,11 +71,6 @@ def _kernel(limits: Limits) -> TorchSymmKernel:
     return TorchSymmKernel(LoneRank(world_size=4, group=group), limits)
 
 
-def _outside(problem: Problem, outputs: Any, flow: Dataflow) -> int:
-    source = Inputs(problem, CPU)
-    return sum(t.outside for t in judge_rows(Oracle(flow, source.operands(range(problem.tokens))), outputs, 0))
-
-
 @pytest.mark.parametrize("op", list(STATIC_OPS))
 @pytest.mark.parametrize("strategy", [Strategy.ONESHOT, Strategy.TWOSHOT])
 def test_both_all_reduces_pass_under_the_declared_dataflow_and_under_no_other_order(
@@ -93,8 +87,8 @@ def test_both_all_reduces_pass_under_the_declared_dataflow_and_under_no_other_or
     assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
     declared = TorchSymmBackend().dataflow(problem)
     assert replace(declared, invariant_below=None) == DATAFLOWS["torch-symm"]
-    assert _outside(problem, outputs, declared) == 0
-    assert _outside(problem, outputs, replace(declared, accumulate="fp32")) > 0
+    assert outside(problem, declared, outputs) == {}
+    assert outside(problem, replace(declared, accumulate="fp32"), outputs) != {}
 
 
 def test_one_buffer_serves_calls_of_changing_size_and_outputs_do_not_alias_it(ops: _Ops) -> None:
@@ -105,7 +99,7 @@ def test_one_buffer_serves_calls_of_changing_size_and_outputs_do_not_alias_it(op
         source = Inputs(problem, CPU)
         ops.others = [source.partial(1)]
         kept.append((problem, kernel.run(source.of_rank(0), op=problem.op, strategy=problem.strategy)))
-    assert [_outside(problem, outputs, DATAFLOWS["torch-symm"]) for problem, outputs in kept] == [0, 0, 0]
+    assert [outside(problem, DATAFLOWS["torch-symm"], outputs) for problem, outputs in kept] == [{}, {}, {}]
     kernel.close()
 
 
@@ -129,7 +123,7 @@ def test_rows_with_gaps_are_copied_and_a_message_beyond_the_workspace_is_refused
     spread = torch.zeros(4, 128, dtype=BF16)[:, 32:96].copy_(made.partial)
     kernel = _kernel(Limits(4, 64, BF16))
     outputs = kernel.run(replace(made, partial=spread), op=problem.op, strategy=problem.strategy)
-    assert _outside(problem, outputs, DATAFLOWS["torch-symm"]) == 0
+    assert outside(problem, DATAFLOWS["torch-symm"], outputs) == {}
     twice: RankInputs = replace(made, partial=made.partial.repeat(2, 1), residual=made.residual.repeat(2, 1))
     with pytest.raises(ValueError, match=r"partial has 512 elements of torch.bfloat16, the workspace takes 256"):
         kernel.run(twice, op=problem.op, strategy=problem.strategy)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fusecheck import DATAFLOWS, Dataflow, Problem, RankOutputs
 from fusecheck.dataflow import dataflow
-from fusecheck.errors import UsageError
 from fusecheck.formats.binary import BF16, FP16, NATIVE, round_to, ulp
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
@@ -232,8 +231,3 @@ def test_the_reciprocal_is_flushed_where_the_dataflow_flushes() -> None:
     assert reciprocal(1e38, exact) > 0.0
     assert reciprocal(2.0**127, fast) == 0.0
     assert reciprocal(0.25, fast) == reciprocal(0.25, exact) == 4.0
-
-
-def test_an_unknown_dataflow_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown dataflow 'nccl', expected one of: trtllm, "):
-        dataflow("nccl")

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from fusecheck.backends import backend, vllm
 from fusecheck.backends.vllm import OPERATIONS, VllmBackend, VllmKernel, op_support
@@ -38,17 +37,7 @@ ROUNDED_TWICE = [Operation.named(f"RESIDUAL_RMS_NORM_{name}") for name in FUSED]
 @pytest.fixture
 def ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vllm]:
     made = Vllm()
-    libraries = made.register()
-
-    def gather(into: list[object], given: object, group: object) -> None:
-        into[:] = [given] * len(into)
-
-    monkeypatch.setattr(dist, "all_gather_object", gather)
-    monkeypatch.setattr(dist, "barrier", lambda group: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    yield made
-    for library in libraries:
-        library._destroy()
+    yield from made.lent(monkeypatch)
     assert made.held == {}
 
 

@@ -6,11 +6,14 @@ The arithmetic is that of the kernels' sources, in torch ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Self
 
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.property_tests.suite.flashinfer_stand_in import codes, normed
@@ -49,15 +52,31 @@ SCHEMAS = {
 class Vllm:
     """The ops of rank 0 of two; what the other rank holds is in `other`, what was allocated in `held`."""
 
+    schemas: ClassVar[Mapping[str, tuple[str, ...]]] = SCHEMAS
+
     def __init__(self) -> None:
         self.other = torch.empty(0)
         self.held: dict[int, int] = {}
         self.called: list[str] = []
 
+    def lent(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Self]:
+        """Stand in for one test, without a GPU and without peers."""
+        libraries = self.register()
+
+        def gather(into: list[object], given: object, group: object) -> None:
+            into[:] = [given] * len(into)
+
+        monkeypatch.setattr(dist, "all_gather_object", gather)
+        monkeypatch.setattr(dist, "barrier", lambda group: None)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        yield self
+        for library in libraries:
+            library._destroy()
+
     def register(self) -> list[Any]:
-        """Register every op of `SCHEMAS` with the method of its name; whoever calls keeps and destroys them."""
+        """Register every op of `schemas` with the method of its name; whoever calls keeps and destroys them."""
         made, make = [], cast("Any", torch.library.Library)
-        for namespace, schemas in SCHEMAS.items():
+        for namespace, schemas in self.schemas.items():
             library = make(namespace, "FRAGMENT")
             for schema in schemas:
                 name = schema.partition("(")[0]

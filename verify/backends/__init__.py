@@ -25,6 +25,7 @@ BUILT_IN = {
     "flashinfer-norm": "fusecheck.backends.flashinfer_norm:FlashInferNormBackend",
     "tokenspeed": "fusecheck.backends.tokenspeed:TokenSpeedBackend",
     "vllm": "fusecheck.backends.vllm:VllmBackend",
+    "sglang": "fusecheck.backends.sglang:SglangBackend",
     "torch-symm": "fusecheck.backends.torch_symm:TorchSymmBackend",
     "tensorrt_llm": "fusecheck.backends.tensorrt_llm:TensorRTLLMBackend",
 }

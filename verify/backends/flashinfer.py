@@ -74,8 +74,8 @@ def refused_gpu(devices: int, capabilities: tuple[int, ...] = CAPABILITIES) -> s
     major, minor = torch.cuda.get_device_capability(0)
     if major in capabilities:
         return None
-    *most, last = capabilities
-    built = f"{', '.join(map(str, most))} and {last}"
+    *most, last = map(str, capabilities)
+    built = " and ".join((*filter(None, [", ".join(most)]), last))
     return f"{torch.cuda.get_device_name(0)} has capability {major}.{minor}, the kernel is built for {built}"
 
 

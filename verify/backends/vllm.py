@@ -10,7 +10,6 @@ layernorm_kernels.cu at 0b9c5412, layernorm_quant_kernels.cu at 0e1d935d, layern
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +18,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fusecheck.backends.operands import allocate, check_gpu_process, check_layout
-from fusecheck.dataflow import ALONE, Dataflow, dataflow
+from fusecheck.backends.custom_all_reduce import CustomAllReduce, call_support, load, ordered
+from fusecheck.backends.custom_all_reduce import library as library_of
+from fusecheck.backends.operands import check_gpu_process
+from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
-from fusecheck.operations import GIVEN_SCALE, Collective
+from fusecheck.operations import GIVEN_SCALE
 from fusecheck.quantflow import QUANT_FLOWS
 
 if TYPE_CHECKING:
     from fusecheck.problem import Problem
 
 LIBRARY = "_C_stable_libtorch.abi3.so"
-WORLD_SIZES = (2, 4, 6, 8)
 GROUP, PACKED = "group-fp8", "group-fp8-packed"
 BLOCKS = 256
 """Groups of a row that `rms_norm_per_block_quant` has threads for."""
-TABLE_BYTES = 8 << 20
-"""What vLLM gives the all-reduce for its tables of pointers."""
-ENTRY_BYTES = 64
-"""One such table: eight pointers."""
 LEAST, TOP = 1e-10, 448.0
 """What vLLM gives its group quantisers: the least amax, the largest code."""
 
@@ -53,9 +49,7 @@ OPERATIONS = tuple(
 
 def library() -> Path | None:
     """Where the wheel's library lies; None where vLLM is not installed, or has none of this kind."""
-    found = importlib.util.find_spec("vllm")
-    folders = (found.submodule_search_locations or ()) if found else ()
-    return next((path for folder in folders if (path := Path(folder, LIBRARY)).exists()), None)
+    return library_of("vllm", LIBRARY)
 
 
 def in_one(op: Operation) -> bool:
@@ -75,15 +69,10 @@ class VllmBackend:
         """Refuse without the library, and what its kernels lack."""
         if library() is None:
             return Support(ok=False, reason=f"no vLLM with {LIBRARY} is installed")
-        if problem.world_size not in WORLD_SIZES:
-            return Support(ok=False, reason=f"world size {problem.world_size} is none of {WORLD_SIZES}")
         return next((able for _, call in problem.calls() if not (able := op_support(call)).ok), Support(ok=True))
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """`vllm-c`; with codes from one kernel `vllm-fused-quant`, or for a given scale `vllm-c` rounded before gamma.
-
-        The second stage of a two-stage all-reduce, for more than two ranks, begins with the owner's value.
-        """
+        """`vllm-c`; with codes from one kernel `vllm-fused-quant`, for a given scale `vllm-c` rounded before gamma."""
         op = problem.op
         flow = dataflow("vllm-c")
         if in_one(op):
@@ -91,7 +80,7 @@ class VllmBackend:
             flow = replace(flow, round_normed=True) if given else dataflow("vllm-fused-quant")
         if in_one(op) and op.quantiser == GROUP:
             flow = replace(flow, quants=tuple((dict(flow.quants) | {GROUP: QUANT_FLOWS[GROUP]["vllm-block"]}).items()))
-        return replace(flow, order="rank" if problem.world_size == 2 else "any", invariant_below=ALONE)
+        return ordered(flow, problem.world_size)
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Load the library and exchange the buffers; a collective call.
@@ -100,22 +89,19 @@ class VllmBackend:
             ValueError: the rank is not on a GPU, or has no process group.
         """
         check_gpu_process(self.name, rank)
-        load: Any = torch.ops.load_library
-        load(str(library()))
+        load(library())
         return VllmKernel(rank, limits)
 
 
 def op_support(call: Problem) -> Support:
     """Whether vLLM has kernels for a call, and why not."""
     op = call.op
-    if op.collective is not Collective.ALL_REDUCE:
-        return Support(ok=False, reason=f"vLLM's {op.collective.value} is not adapted")
+    if not (able := call_support(call, "vLLM")).ok:
+        return able
     if op not in OPERATIONS:
         return Support(ok=False, reason=f"{op} is not adapted")
     if call.weight_bias:
         return Support(ok=False, reason="vLLM's kernels in C++ add no weight bias")
-    if call.hidden % 8:
-        return Support(ok=False, reason=f"hidden {call.hidden} is no multiple of 8: the all-reduce takes 16 bytes")
     if op.quantiser in (GROUP, PACKED) and (call.hidden % 128 or call.hidden > 128 * BLOCKS):
         return Support(ok=False, reason=f"hidden {call.hidden}, expected a multiple of 128 up to {128 * BLOCKS}")
     return Support(ok=True)
@@ -126,26 +112,16 @@ class VllmKernel:
 
     def __init__(self, rank: Rank, limits: Limits) -> None:
         self._rank, self._ops = rank, torch.ops._C
-        self._reducer: Any = torch.ops._C_custom_ar
-        self._room = -(-limits.max_tokens * limits.hidden * limits.dtype.itemsize // 256) * 256
-        self._meta = self._shared(self._reducer.meta_size() + self._room)
-        self._buffers = self._shared(self._room)
-        self._table = torch.zeros(TABLE_BYTES, dtype=torch.uint8, device=rank.device)
-        self._handle = self._reducer.init_custom_ar(self._meta, self._table, rank.index, fully_connected=True)
-        self._reducer.register_buffer(self._handle, self._buffers)
-        # A captured call takes the next entry, which vLLM fills after the capture; here all calls share one buffer.
-        entries = self._table.view(-1, ENTRY_BYTES)
-        entries[1:] = entries[0].clone()
-        torch.cuda.synchronize(rank.device)
-        dist.barrier(group=rank.group)
+        self._memory: Any = torch.ops._C_custom_ar
+        self._reducer = CustomAllReduce(self._memory, rank, limits, self._shared)
 
     def _shared(self, nbytes: int) -> list[int]:
         """Allocate a buffer and map the peers' ones: their addresses in rank order; a collective call."""
-        own, handle = self._reducer.allocate_shared_buffer_and_handle(nbytes)
+        own, handle = self._memory.allocate_shared_buffer_and_handle(nbytes)
         handles: list[Any] = [None] * self._rank.world_size
         dist.all_gather_object(handles, handle, group=self._rank.group)
         mapped = enumerate(handles)
-        return [own if index == self._rank.index else self._reducer.open_mem_handle(peer) for index, peer in mapped]
+        return [own if index == self._rank.index else self._memory.open_mem_handle(peer) for index, peer in mapped]
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernels on the current stream; a collective call. vLLM chooses the exchange itself.
@@ -154,16 +130,9 @@ class VllmKernel:
             ValueError: an operand of a wrong shape, dtype or layout, or larger than the workspace.
         """
         del strategy
-        check_layout(inputs)
-        partial = inputs.partial
-        if partial.nbytes > self._room:
-            raise ValueError(f"partial has {partial.nbytes} bytes, the workspace takes {self._room}")
-        outputs = allocate(inputs, op)
-        summed = outputs.total if outputs.total is not None else torch.empty_like(partial)
-        self._reducer.all_reduce(self._handle, partial, summed, self._buffers[self._rank.index], self._room)
+        summed, outputs = self._reducer.begin(inputs, op)
         if not op.norm:
             return outputs
-        outputs.residual.copy_(inputs.residual)  # the kernels turn it into the stream
         if in_one(op):
             self._quantise_at_once(summed, inputs, outputs, op)
             return outputs
@@ -198,8 +167,6 @@ class VllmKernel:
 
     def close(self) -> None:
         """Give the buffers back, once no peer uses them; a collective call."""
-        torch.cuda.synchronize(self._rank.device)
-        dist.barrier(group=self._rank.group)
-        self._reducer.dispose(self._handle)
-        for pointers in (self._meta, self._buffers):
-            self._reducer.free_shared_buffer(pointers[self._rank.index])
+        self._reducer.close()
+        for pointers in self._reducer.shared:
+            self._memory.free_shared_buffer(pointers[self._rank.index])

@@ -20,7 +20,7 @@ from fusecheck.graph import nodes
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.schemas import installed as operators
-from fusecheck.graph.schemas import published, read_on
+from fusecheck.graph.schemas import read_on, sums
 from fusecheck.graph.structure import copy_graph
 
 NAME = "autodeploy"
@@ -66,8 +66,7 @@ class AutoDeploy:
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""
-        overload = published(NAME)["all_reduce"].overload
-        return overload is not None and any(node.target == overload for node in gm.graph.nodes)
+        return bool(sums(NAME, gm))
 
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """One strategy a graph; FlashInfer's norm is put in by a transform that runs after the fusing ones."""
@@ -118,8 +117,7 @@ class _AutoDeployShared:
 
 def strategy_of(gm: GraphModule) -> str:
     """The strategy of a graph: that of most of its sums over ranks. AutoDeploy has one a graph."""
-    overload = published(NAME)["all_reduce"].overload
-    found = Counter(str(nodes.argument(node, 1)) for node in gm.graph.nodes if node.target == overload)
+    found = Counter(str(nodes.argument(node, 1)) for node in sums(NAME, gm))
     return found.most_common(1)[0][0] if found else DEFAULT_STRATEGY
 
 

@@ -67,16 +67,8 @@ class GraphBuilder:
 
     def attribute(self, name: str, tensor: Tensor) -> Node:
         """Register a buffer under a dotted name, or find it, and read it."""
-        path, _, leaf = name.rpartition(".")
-        owner = self.root
-        for part in path.split(".") if path else []:
-            if not hasattr(owner, part):
-                owner.add_module(part, nn.Module())
-            owner = getattr(owner, part)
-        if not hasattr(owner, leaf):
-            owner.register_buffer(leaf, tensor.to(self.device))
         node = self.graph.create_node("get_attr", name)
-        node.meta["val"] = self.fakes.from_form(getattr(owner, leaf))
+        node.meta["val"] = self.fakes.from_form(nodes.hold(self.root, name, tensor.to(self.device)))
         return node
 
     def placeholder(self, name: str, example: Tensor, *, per_rank: bool) -> Node:

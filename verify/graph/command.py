@@ -23,6 +23,7 @@ from fusecheck.graph.question import Question
 from fusecheck.graph.session import Run
 from fusecheck.graph.subject import load_pass
 from fusecheck.graph.waivers import from_options
+from fusecheck.listed import choices
 from fusecheck.ranks import require_gpus
 from fusecheck.report import make_run_dir
 from fusecheck.report.places import JsonFile, RunDir
@@ -100,7 +101,7 @@ def graph(
     if device == "cuda":
         require_gpus(tp)
     accepted = from_options(waive or (), why or (), waivers)
-    groups = _groups(only)
+    groups = choices("--only", only, GROUPS)
     if given:
         cases = list(_given(given, expect, dialect))
     else:
@@ -129,14 +130,6 @@ def _subject(name: str, after: str, produces: str) -> Subject:
     if name == NORM_PASS:
         return Subject(name, after_norm=False, quantises=False)
     return Subject(name, after == "norm", produces not in ("norm", "one-sum"), moves, merges=produces == "one-sum")
-
-
-def _groups(only: str) -> tuple[str, ...]:
-    groups = tuple(part.strip() for part in only.split(","))
-    for group in groups:
-        if group not in GROUPS:
-            raise UsageError(f"--only {group!r}, expected one of: {', '.join(GROUPS)}")
-    return groups
 
 
 def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from fusecheck.graph.fakes import fakes_of
@@ -128,6 +128,19 @@ def attribute(gm: GraphModule, node: object) -> Tensor | None:
     for part in str(node.target).split("."):
         found = getattr(found, part, None)
     return found if isinstance(found, Tensor) else None
+
+
+def hold(root: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The buffer of a dotted name, registered unless it is there."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if not hasattr(root, leaf):
+        root.register_buffer(leaf, tensor)
+    found: Tensor = getattr(root, leaf)
+    return found
 
 
 def value(node: object) -> Tensor | None:

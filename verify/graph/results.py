@@ -137,7 +137,7 @@ def judge_outcomes(
             if got_name in [_name(each) for each in wanted_of.also]:
                 result.left[index] = f"{wanted_name} expected, {got_name} is allowed"
                 continue
-            rule = f"{','.join(wanted_of.rows)}: {wanted_of.why}"
+            rule = f"{','.join(wanted_of.rows)}: {wanted_of.why}".removeprefix(": ")
             became = f"site {index} became {got_name or 'nothing fused'}, expected {wanted_name or 'nothing'} ({rule})"
             less = wanted_name is not None and got_name in (None, NORM_OP.value)
             result.findings.append(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
 
 from fusecheck import toml
 from fusecheck.errors import UsageError
@@ -93,3 +94,9 @@ def installed(library: str, package: str) -> dict[str, OpOverload]:
         elif entry.required:
             raise UsageError(f"operator {entry.name} is not registered: install {package}, or use --dialect fusecheck")
     return found
+
+
+def sums(library: str, gm: GraphModule) -> list[Node]:
+    """A graph's calls of a library's sum over ranks; none where that is not registered."""
+    overload = published(library)["all_reduce"].overload
+    return [] if overload is None else [node for node in gm.graph.nodes if node.target == overload]

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from fusecheck.graph import nodes, vllm_host
 from fusecheck.graph.plan import GraphPlan, ReaderPlan
-from fusecheck.graph.schemas import installed, published, read_on
+from fusecheck.graph.schemas import installed, read_on, sums
 from fusecheck.graph.structure import copy_graph
 from fusecheck.graph.vllm_entering import Entering
 from fusecheck.graph.vllm_host import STRATEGY
@@ -56,8 +56,7 @@ class Vllm:
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""
-        overload = published(NAME)["all_reduce"].overload
-        return overload is not None and any(node.target == overload for node in gm.graph.nodes)
+        return bool(sums(NAME, gm))
 
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """Activations are 2-D, sums over ranks have no strategy, and one layer reads a norm."""

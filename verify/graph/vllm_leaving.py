@@ -60,7 +60,7 @@ class Leaving:
         """Inputs that are parameters become loaded tensors."""
         for node in [node for node in self.graph.nodes if node.op == "placeholder" and PARAMETER in node.meta]:
             name, tensor = node.meta[PARAMETER]
-            _register(self.gm, name, tensor)
+            nodes.hold(self.gm, name, tensor)
             for user in list(node.users):
                 with self.graph.inserting_before(user):
                     read = self.graph.get_attr(name)
@@ -190,14 +190,3 @@ def _norm(x: Node, weight: Node, eps: float) -> tuple[Any, tuple[Any, ...]]:
     if gemma := _gemma(weight):
         return own.gemma_rms_norm.default, (x, gemma[0].args[0], eps)
     return own.triton_rms_norm.default, (x, weight, eps)
-
-
-def _register(gm: GraphModule, name: str, tensor: torch.Tensor) -> None:
-    owner: Any = gm
-    *path, leaf = name.split(".")
-    for part in path:
-        if not hasattr(owner, part):
-            owner.add_module(part, torch.nn.Module())
-        owner = getattr(owner, part)
-    if not hasattr(owner, leaf):
-        owner.register_buffer(leaf, tensor)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fusecheck import backends
 from fusecheck.errors import UsageError
+from fusecheck.listed import numbers
 from fusecheck.manual import some_backend, some_ops
 from fusecheck.operations import Operation, Strategy
 from fusecheck.report import Verdict, make_run_dir, write_result
@@ -95,7 +96,7 @@ def invariance(
     where = device or backends.device_of(backend)
     kernel = backends.backend(backend)
     ops = [op] if op else [USUAL, *(each.name for each in getattr(kernel, "operations", ()))]
-    every = [_worlds(tp)] if tp else [(world,) for world in WORLDS]
+    every = [tuple(sorted(set(numbers("--tp", tp))))] if tp else [(world,) for world in WORLDS]
     problems = [
         (worlds, Problem(op=Operation.named(each), dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden))
         for each in ops
@@ -199,14 +200,6 @@ def _compare(first: Path, second: Path) -> None:
     lines = compared(read_certificate(first), read_certificate(second))
     for line in lines or ["the two certificates say the same"]:
         _say(line)
-
-
-def _worlds(text: str) -> tuple[int, ...]:
-    try:
-        found = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"--tp {text!r}, expected whole numbers such as 2 or 2,4") from None
-    return found
 
 
 def _say(line: str) -> None:

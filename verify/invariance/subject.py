@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,8 +25,6 @@ from fusecheck.ranks.replies import culprits
 
 WORKER = "fusecheck.invariance.worker:InvarianceWorker"
 Units: TypeAlias = "NDArray[np.uint8]"
-
-VIRTUAL = "fusecheck.invariance.virtual:VirtualInvarianceWorker"
 
 
 @dataclass
@@ -54,11 +51,9 @@ class Kernels:
     def __enter__(self) -> Kernels:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pools in self._open.values():
-            pools.__exit__(kind, error, trace)
+            pools.__exit__()
         self._open.clear()
 
     def takes(self, call: Call) -> str:
@@ -135,7 +130,7 @@ class Kernels:
                 require_gpus(1 if self.virtual else world_size)
             options: dict[str, Any] = {"device": self.device}
             if self.virtual:
-                self._open[world_size] = VirtualPools(VirtualPool(world_size, VIRTUAL, **options))
+                self._open[world_size] = VirtualPools(VirtualPool(world_size, WORKER, **options))
             else:
                 self._open[world_size] = open_pools(WORKER, world_size, **options)
         return self._open[world_size]

@@ -16,6 +16,7 @@ from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.models import model as model_named
 from fusecheck.journal import FILE_NAME, finished
+from fusecheck.listed import choices, names, numbers
 from fusecheck.manual import some_backend, some_dataflow, some_families, some_model, some_ops, some_strategies
 from fusecheck.operations import STATIC_OPS, Operation, Strategy
 from fusecheck.report import Verdict
@@ -108,13 +109,13 @@ def kernel(
     asked = _operations(backend, op, quantiser)
     plan = Plan(
         seed=seed,
-        tokens=_numbers("--tokens", tokens),
-        hidden=(shape.hidden,) if shape and not hidden else _numbers("--hidden", hidden),
+        tokens=numbers("--tokens", tokens),
+        hidden=(shape.hidden,) if shape and not hidden else numbers("--hidden", hidden),
         ops=tuple(each for each in asked if each in STATIC_OPS),
         others=tuple(each for each in asked if each not in STATIC_OPS),
-        strategies=tuple(map(Strategy, _choices("--strategy", strategy, tuple(each.value for each in Strategy)))),
-        dtypes=_choices("--dtype", dtype, ("bf16", "fp16")),
-        families=_choices("--family", family, tuple(FAMILIES)),
+        strategies=tuple(map(Strategy, choices("--strategy", strategy, Strategy))),
+        dtypes=choices("--dtype", dtype, ("bf16", "fp16")),
+        families=choices("--family", family, FAMILIES),
         eps=_floats("--eps", eps) or ((shape.eps,) if shape else (1e-5, 1e-6)),
         weight_bias=shape.weight_bias if shape else None,
         most_elements=most_elements,
@@ -128,7 +129,7 @@ def kernel(
     if not plan.ops and not plan.of_others(2):
         raise UsageError(f"--hidden {hidden}, expected a multiple of the groups of {asked[0].quantiser}")
     where = _device(backend, device)
-    sizes = _numbers("--virtual-ranks", virtual_ranks) or _numbers("--tp", tp) or _sizes(where)
+    sizes = numbers("--virtual-ranks", virtual_ranks) or numbers("--tp", tp) or _sizes(where)
     subjects = [Subject(backend, size, dataflow_name) for size in sizes]
     skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
     run = Run(
@@ -212,8 +213,8 @@ def _operations(backend: str, named: str | None, quantisers: str | None) -> tupl
         UsageError: no operation is left.
     """
     of_backend: tuple[Operation, ...] = getattr(backends.backend(backend), "operations", STATIC_OPS)
-    every = tuple(map(Operation.named, _split(named))) or of_backend
-    wanted = _split(quantisers) or [each.quantiser for each in every]
+    every = tuple(map(Operation.named, names(named))) or of_backend
+    wanted = names(quantisers) or [each.quantiser for each in every]
     found = tuple(each for each in every if each.quantiser in wanted)
     if not found or not set(wanted) <= {each.quantiser for each in every}:
         known = ", ".join(dict.fromkeys(each.quantiser for each in every))
@@ -238,31 +239,8 @@ def _positive(option: str, value: float) -> None:
         raise UsageError(f"{option} {value:g}, expected more than 0")
 
 
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",")] if text else []
-
-
-def _numbers(option: str, text: str | None) -> tuple[int, ...]:
-    parts = _split(text)
-    try:
-        numbers = tuple(int(part) for part in parts)
-    except ValueError:
-        raise UsageError(f"{option} {text!r}, expected whole numbers such as 2 or 2,4,8") from None
-    if any(number < 1 for number in numbers):
-        raise UsageError(f"{option} {text!r}, expected numbers of at least 1")
-    return numbers
-
-
 def _floats(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in _split(text))
+        return tuple(float(part) for part in names(text))
     except ValueError:
         raise UsageError(f"{option} {text!r}, expected numbers such as 1e-5,1e-6") from None
-
-
-def _choices(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    parts = _split(text)
-    for part in parts:
-        if part not in known:
-            raise UsageError(f"{option} {part!r}, expected one of: {', '.join(known)}")
-    return tuple(parts) or known

@@ -16,11 +16,11 @@ from fusecheck import backends
 from fusecheck.case.calls import shard
 from fusecheck.case.finding import Finding
 from fusecheck.case.run import collect, request
-from fusecheck.errors import UsageError
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, FusionOp, Strategy
 from fusecheck.interrupts import Interruption
+from fusecheck.listed import numbers
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply, require_gpus
 from fusecheck.report import Verdict, make_run_dir, write_result
@@ -181,7 +181,7 @@ def command(
 
     The default mix is that of FlashInfer's own test of this kernel, which runs 79 cases a second on two H200s.
     """
-    rows, columns = _numbers("--tokens", tokens), _numbers("--hidden", hidden)
+    rows, columns = numbers("--tokens", tokens), numbers("--hidden", hidden)
     device = str(getattr(backends.backend(backend), "device", "cpu"))
     if device == "cuda":
         require_gpus(tp)
@@ -226,13 +226,3 @@ def _show(found: dict[str, Any], findings: Sequence[Finding]) -> None:
         f"a copy moves {found['copy_bytes_per_second'] / 1e12:.2f} TB/s",
         soft_wrap=True,
     )
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}, expected whole numbers of at least 1 such as 1,128")
-    return numbers

@@ -6,15 +6,18 @@ device is watched from outside and killed like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusecheck.case.worker import CaseWorker
-from fusecheck.interface import Rank, Support
+from fusecheck.case.run import WORKER
+from fusecheck.interface import Support
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply
-from fusecheck.ranks.virtual import EAGER_MODULES, Crew
+from fusecheck.ranks.plan import split_worker
+from fusecheck.ranks.virtual import EAGER_MODULES, PEER_SECONDS
+
+PLAYER = "fusecheck.ranks.virtual:VirtualRanks"
 
 MOST_ELEMENTS = {2: 64 * 4096, 4: 64 * 4096, 8: 64 * 1024, 16: 3 * 2880}
 """tokens * hidden whose blocks are all resident at once on one H200, by world size, as measured."""
@@ -30,77 +33,30 @@ def residency(problem: Problem) -> Support:
     return Support(ok=True)
 
 
-class VirtualCaseWorker:
-    """Plays every rank of a case; its answers are lists in rank order.
-
-    Args:
-        rank: of the pool of one; its device is shared by all virtual ranks.
-    """
-
-    def __init__(self, rank: Rank) -> None:
-        self._device = rank.device
-        self._crew: Crew[CaseWorker] | None = None
-
-    def run(self, case: dict[str, Any]) -> list[dict[str, Any]]:
-        """`CaseWorker.run` on every virtual rank at once."""
-        self._become(Problem.from_json(case["problem"]).world_size)
-        return self._everyone(lambda worker: worker.run(case))
-
-    def judge_all(self) -> list[Any]:
-        """`CaseWorker.judge_all` of every virtual rank."""
-        return self._everyone(lambda worker: worker.judge_all())
-
-    def explain(self) -> list[Any]:
-        """`CaseWorker.explain` of every virtual rank."""
-        return self._everyone(lambda worker: worker.explain())
-
-    def unwritten(self, case: dict[str, Any]) -> list[Any]:
-        """`CaseWorker.unwritten` of every virtual rank."""
-        return self._everyone(lambda worker: worker.unwritten(case))
-
-    def varying(self, case: dict[str, Any], repeats: int) -> list[Any]:
-        """`CaseWorker.varying` of every virtual rank."""
-        return self._everyone(lambda worker: worker.varying(case, repeats))
-
-    def row_digests(self, index: int) -> list[Any]:
-        """`CaseWorker.row_digests` of every virtual rank."""
-        return self._everyone(lambda worker: worker.row_digests(index))
-
-    def row_bits(self, index: int, output: str, row: int) -> list[Any]:
-        """`CaseWorker.row_bits` of every virtual rank."""
-        return self._everyone(lambda worker: worker.row_bits(index, output, row))
-
-    def _become(self, world_size: int) -> None:
-        if self._crew is not None and self._crew.world_size == world_size:
-            return
-        if self._crew is not None:
-            self._crew.dismiss()
-        self._crew = Crew(self._device, world_size, CaseWorker)
-
-    def _everyone(self, act: Callable[[CaseWorker], Any]) -> list[Any]:
-        assert self._crew is not None
-        try:
-            return self._crew.everyone(act)
-        except BaseException:
-            self._crew.dismiss()
-            self._crew = None
-            raise
-
-
 class VirtualPool:
     """A pool of one process that answers as `world_size` ranks.
 
     Args:
         world_size: how many ranks it plays.
-        worker: plays them: its methods return lists in rank order.
+        worker: of each rank, as for `Pool`.
+        arguments: passed to the worker class.
+        patience: seconds that a rank waits for its peers.
         options: as for `Pool`.
     """
 
     def __init__(
-        self, world_size: int, worker: str = "fusecheck.kernel.virtual:VirtualCaseWorker", **options: Any
+        self,
+        world_size: int,
+        worker: str = WORKER,
+        *,
+        arguments: Sequence[Any] = (),
+        patience: float = PEER_SECONDS,
+        **options: Any,
     ) -> None:
         self.world_size = world_size
-        self._pool = Pool(worker, 1, environment=EAGER_MODULES, **options)
+        played = (world_size, worker, patience, *arguments)
+        preload = (split_worker(worker)[0],)
+        self._pool = Pool(PLAYER, 1, arguments=played, environment=EAGER_MODULES, preload=preload, **options)
 
     def call(self, method: str, *arguments: Any, timeout: float) -> list[Reply]:
         """As `Pool.call`, with one reply per virtual rank."""

@@ -20,6 +20,7 @@ from fusecheck.interrupts import Interruption
 from fusecheck.latency import analysis
 from fusecheck.latency.analysis import Site, Timing
 from fusecheck.latency.plot import draw
+from fusecheck.listed import numbers
 from fusecheck.operations import GIVEN_SCALE, Collective
 from fusecheck.ranks import Pool, require_gpus
 from fusecheck.report import Verdict, make_run_dir, write_result
@@ -109,11 +110,11 @@ def command(
         raise Inconclusive("the plot needs matplotlib, which is not installed; pip install 'fusecheck[latency]'")
     shape = model_named(model)
     allowed = _fraction(max_regression)
-    sequences = _numbers(concurrency)
+    sequences = numbers("--concurrency", concurrency)
     earlier = {} if recorded is None else _read(recorded)
     timings = list(earlier.get("timings", ()))
     setting = Setting(backend, tp, shape.hidden, _quantising(op), replays, graphs=not eager)
-    source = measure(setting, _numbers(tokens)) if recorded is None else ()
+    source = measure(setting, numbers("--tokens", tokens)) if recorded is None else ()
     directory = make_run_dir("latency", run_dir)
     with Interruption() as stop:
         for times in source:
@@ -210,13 +211,3 @@ def _fraction(text: str | None) -> float | None:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise UsageError(f"--max-regression {text!r}, expected a share such as 2% or 0.02") from None
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{text!r}, expected whole numbers of at least 1 such as 1,2,16")
-    return numbers

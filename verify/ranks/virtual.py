@@ -5,16 +5,21 @@ What differs from ranks in processes of their own is the rank object alone: it h
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from fusecheck.interface import Rank
+from fusecheck.ranks.plan import split_worker
 
 PEER_SECONDS = 30.0
 """How long a virtual rank waits for its peers before it gives up."""
@@ -140,3 +145,37 @@ class Crew(Generic[Worker]):
     def dismiss(self) -> None:
         """End the threads."""
         self._threads.shutdown()
+
+
+class VirtualRanks:
+    """Plays every rank of a worker; a method's answer is the list of all ranks' answers.
+
+    Args:
+        rank: of the pool of one; its device is shared by all virtual ranks.
+        world_size: how many ranks to play.
+        worker: of each, as `package.module:Class`.
+        seconds: how long a rank waits for its peers.
+        arguments: passed to the worker class.
+    """
+
+    def __init__(self, rank: Rank, world_size: int, worker: str, seconds: float, *arguments: Any) -> None:
+        module, name = split_worker(worker)
+        kind = getattr(importlib.import_module(module), name)
+        self._gather = partial(Crew[Any], rank.device, world_size, lambda each: kind(each, *arguments), seconds)
+        self._crew: Crew[Any] | None = self._gather()
+
+    def __getattr__(self, method: str) -> Callable[..., list[Any]]:
+        """A method of the worker, called on every virtual rank."""
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return partial(self._everyone, method)
+
+    def _everyone(self, method: str, *arguments: Any) -> list[Any]:
+        crew, self._crew = self._crew or self._gather(), None
+        try:
+            found = crew.everyone(lambda worker: getattr(worker, method)(*arguments))
+        except BaseException:
+            crew.dismiss()
+            raise
+        self._crew = crew
+        return found

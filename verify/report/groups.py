@@ -164,29 +164,19 @@ def _invariance_sentence(part: Part) -> str:
 
 
 def _of_accuracy(part: Part) -> Iterator[Group]:
-    tasks = part.summary.get("tasks") or {}
-    for name, task in tasks.items():
-        verdict = str(task.get("verdict", "inconclusive"))
-        mine = [f for f in part.findings if f.get("title") == name]
-        note = str(task.get("line", "")) or _change(task)
-        verdict = verdict if verdict in ("pass", "fail") else "inconclusive"
-        yield Group(shown(name), verdict, note, _text(mine) or note)
-    rest = [f for f in part.findings if f.get("title") not in tasks]
-    if rest:
-        yield Group(
-            "validity", "fail" if part.verdict == "fail" else "inconclusive", rest[0].get("detail", ""), _text(rest)
-        )
-
-
-def _change(task: dict[str, Any]) -> str:
-    keys = ("change", "low", "high", "margin")
-    if not all(isinstance(task.get(key), (int, float)) for key in keys):
-        return ""
-    change, low, high, margin = (100 * float(task[key]) for key in keys)
-    return (
-        f"change {change:+.2f} points, interval {low:+.2f} to {high:+.2f}, margin {-margin:+.2f}; "
-        f"{task.get('lost')} lost, {task.get('gained')} gained of {count(task.get('n'))}"
-    )
+    asked = {name: (shown(name), task) for name, task in (part.summary.get("tasks") or {}).items()}
+    if oracle := part.summary.get("oracle"):
+        asked["oracle"] = "distance to the oracle", oracle
+    verdicts = []
+    for title, (name, found) in asked.items():
+        mine, note = [f for f in part.findings if f.get("title") == title], str(found.get("line", ""))
+        verdicts.append(found["verdict"] if found.get("verdict") in ("pass", "fail") else "inconclusive")
+        yield Group(name, verdicts[-1], note, _text(mine) or note)
+    if rest := [f for f in part.findings if f.get("title") not in asked]:
+        verdicts.append("fail" if part.verdict == "fail" else "inconclusive")
+        yield Group("validity", verdicts[-1], rest[0].get("detail", ""), _text(rest))
+    if part.verdict == "inconclusive" and set(verdicts) <= {"pass"} and not part.summary.get("interrupted"):
+        yield Group("verdict", part.verdict, str(part.summary.get("headline", "")))
 
 
 def _of_latency(part: Part) -> Iterator[Group]:

@@ -12,7 +12,7 @@ from fusecheck.testing.agreement import assert_same_on_ranks
 from fusecheck.testing.collecting import Conforming
 from fusecheck.testing.conformity import Conformity, NotConforming, assert_conforms, conforms
 from fusecheck.testing.fusion import assert_fusion_preserves
-from fusecheck.testing.invariant import assert_invariant
+from fusecheck.testing.invariant import assert_invariant, sharp_rows
 from fusecheck.testing.quantised import assert_quantised
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "assert_quantised",
     "assert_same_on_ranks",
     "conforms",
+    "sharp_rows",
 ]

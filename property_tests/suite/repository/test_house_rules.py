@@ -21,7 +21,7 @@ KERNEL_LIBRARIES = {"flashinfer", "tensorrt_llm", "vllm", "sglang", "aiter"}
 
 LAYERS = (
     {"errors", "interrupts", "plugins"},
-    {"toml", "journal", "quantflow", "declaration", "dataflow", "operations"},
+    {"toml", "journal", "listed", "quantflow", "declaration", "dataflow", "operations"},
     {"formats"},
     {"numerics"},
     {"quantisers"},
