@@ -101,7 +101,8 @@ class TestingRank:
         residual, norm, _ = fused(partials, residual_in, gamma)
         flow = DATAFLOWS[dataflow].quant("mxfp8")
         codes, stored = quantised("mxfp8", flow, norm)
-        layout = quantiser("mxfp8").layout(*norm.shape, flow)
+        assert isinstance(stored, Tensor)
+        layout = quantiser("mxfp8").layout(TOKENS, HIDDEN, flow)
         layout.slots(stored)[layout.classes() != DATA] = self.rank.index
         arguments: dict[str, Any] = {"residual_in": residual_in, "gamma": gamma, "eps": EPS, "quantiser": "mxfp8"}
         outputs = residual, norm, codes, stored

@@ -44,7 +44,7 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
 
 
 def agreed(call: Call) -> dict[str, Tensor]:
-    """What the ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
+    """What ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
     if "scale_out" not in call.outputs:
         return call.outputs
     rules = next(iter(DATAFLOWS.values())).quant(call.quantiser)
