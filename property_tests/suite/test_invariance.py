@@ -16,9 +16,10 @@ from fusecheck.errors import UsageError
 from fusecheck.interface import Limits
 from fusecheck.invariance import certificate
 from fusecheck.invariance.calls import Call
-from fusecheck.invariance.claims import CLAIMS, doubling, sizes
+from fusecheck.invariance.claims import CLAIMS, Answer, doubling, sizes
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import Launch, launch, thresholds, tree_sum
+from fusecheck.invariance.search import Search
 from fusecheck.invariance.shares import choose
 from fusecheck.operations import Operation, Strategy
 from fusecheck.problem import Problem
@@ -163,6 +164,23 @@ def test_a_batch_that_breaks_below_what_is_declared_is_a_finding(
     found = list(certificate.findings(InProcess("launch", Problem()), [record | {"question": "{}"}], require=False))
     assert bool(found) == fails
     assert all("the kernel declares invariance" in finding["message"] for finding in found)
+
+
+def test_ctrl_c_leaves_a_certificate_of_the_claims_that_were_decided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def until_the_second(search: Search) -> None:
+        search.told(Answer("run to run", tried="8 equal calls of 1 row"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", until_the_second)
+    code = command_line.run(monkeypatch, "invariance", "--hidden", 64, "--tokens", 2, "--run-dir", tmp_path)
+    record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    claims = record["summary"]["certificate"]["claims"]
+    assert (code, record["verdict"], record["summary"]["interrupted"]) == (3, "inconclusive", True)
+    assert {each["claim"]: each["untold"] for each in claims} == {
+        claim: "" if claim == "run to run" else "the run was interrupted" for claim in CLAIMS
+    }
 
 
 def test_an_invariant_function_passes_and_one_whose_order_depends_on_the_batch_is_named_with_its_size() -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from fusecheck.errors import UsageError
-from fusecheck.protocol import command
+from fusecheck.protocol import check, command
 from fusecheck.protocol.check import check_exhibit, smallest
 from fusecheck.protocol.explorer import MEMORIES, Explorer
 from fusecheck.protocol.language import Array, Block, Launch, Size, store
@@ -126,6 +126,18 @@ def test_a_right_protocol_of_ones_own_passes_and_a_careless_one_fails(tmp_path: 
     code, record = ask("--model", f"{EXAMPLE}:Careless", "--calls", "4", folder=tmp_path)
     assert (code, record["verdict"]) == (1, "fail")
     assert "reads rank 1's rows of call 1" in str(record["findings"])
+
+
+def test_ctrl_c_ends_the_museum_with_a_record_of_what_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def until_the_second(exhibit: Exhibit, *given: Any) -> dict[str, Any]:
+        if exhibit is MUSEUM[1]:
+            raise KeyboardInterrupt
+        return check_exhibit(exhibit, *given)
+
+    monkeypatch.setattr(check, "check_exhibit", until_the_second)
+    code, record = ask("--ranks", "2", "--blocks", "1", "--calls", "1", folder=tmp_path)
+    summary: Any = record["summary"]
+    assert (code, record["verdict"], summary["interrupted"], len(summary["exhibits"])) == (3, "inconclusive", True, 1)
 
 
 def test_an_exploration_that_is_cut_off_is_inconclusive(tmp_path: Path) -> None:

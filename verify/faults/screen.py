@@ -29,11 +29,13 @@ def show(console: Console, report: Report) -> None:
         table.add_row(name, str(figures["faults"]), str(figures["killed"]))
     table.add_row("all", str(summary["faults"]), str(summary["killed"]), style="bold")
     console.print(table)
-    console.print(
-        f"median cases until caught {summary['median_cases_until_caught']}, "
-        f"most {summary['most_cases_until_caught']}; first noticed by {summary['stages']}",
-        highlight=False,
-    )
+    if summary["killed"]:
+        stages = ", ".join(f"{stage} {count}" for stage, count in summary["stages"].items())
+        console.print(
+            f"median cases until caught {summary['median_cases_until_caught']}, "
+            f"most {summary['most_cases_until_caught']}; first noticed by {stages}",
+            highlight=False,
+        )
     console.print(
         f"false alarms {summary['false_alarms']} over {summary['legal_cases']} cases of right kernels; "
         f"{len(summary['left_out'])} published bugs are not re-created; {summary['seconds']} s",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from fusecheck import backends
 from fusecheck.errors import UsageError
+from fusecheck.interrupts import Interruption
+from fusecheck.invariance.claims import Answer
 from fusecheck.listed import numbers
 from fusecheck.manual import some_backend, some_ops
 from fusecheck.operations import Operation, Strategy
@@ -20,10 +24,15 @@ from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 if TYPE_CHECKING:
-    from fusecheck.invariance.claims import Answer
-    from fusecheck.invariance.subject import Kernels
+    from collections.abc import Iterator, Sequence
 
-console = Console()
+    from fusecheck.interface import Backend
+    from fusecheck.invariance.subject import Kernels
+    from fusecheck.problem import Problem
+
+    Asked = tuple[tuple[int, ...], Problem]
+
+console = Console(highlight=False)
 
 USUAL = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
 WORLDS = (2, 4, 8, 16, 1)
@@ -97,27 +106,23 @@ def invariance(
     kernel = backends.backend(backend)
     ops = [op] if op else [USUAL, *(each.name for each in getattr(kernel, "operations", ()))]
     every = [tuple(sorted(set(numbers("--tp", tp))))] if tp else [(world,) for world in WORLDS]
-    problems = [
-        (worlds, Problem(op=Operation.named(each), dtype=dtype, world_size=worlds[0], tokens=tokens, hidden=hidden))
-        for each in ops
-        for worlds in every
-    ]
-    taken = (pair for pair in problems if kernel.supports(replace(pair[1], tokens=1)).ok)
-    worlds, problem = next(taken, problems[0])
+    usual = Problem(op=Operation.named(ops[0]), dtype=dtype, world_size=every[0][0], tokens=tokens, hidden=hidden)
+    worlds, problem = next(_taken(kernel, usual, ops, every), (every[0], usual))
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_one()):
             raise UsageError(f"{backend} refuses a batch of one row: {reason}; give another --op, --hidden or --tp")
-        made, found = _ask(
+        made, found, interrupted = _ask(
             kernels, worlds, Extent(rows, dense, probe_calls), multiprocessors, require=require_invariant
         )
-    verdict = Verdict.of(failed=bool(found), complete=True)
-    summary = {"certificate": made, "subjects": [{"backend": backend, "world_size": worlds[0]}]}
+    verdict = Verdict.of(failed=bool(found), complete=not interrupted)
+    subjects = [{"backend": backend, "world_size": worlds[0]}]
+    summary = {"certificate": made, "subjects": subjects, "interrupted": interrupted}
     write_result(directory, "invariance", verdict, summary, found, json_file)
     (directory / "certificate.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     for finding in found:
-        _say(f"{finding['message']}  replay='{finding['question']}'")
-    _say(f"{verdict.value}  {directory / 'certificate.json'}")
+        console.out(f"{finding['message']}  replay='{finding['question']}'")
+    console.out(f"{verdict.value}{', interrupted' * interrupted}  {directory / 'certificate.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -126,6 +131,15 @@ def _one() -> Any:
     from fusecheck.invariance.calls import Call
 
     return Call(1)
+
+
+def _taken(kernel: Backend, usual: Problem, ops: Sequence[str], every: Sequence[tuple[int, ...]]) -> Iterator[Asked]:
+    """The operations and worlds of which the kernel takes a batch of one row, in their order."""
+    for name, worlds in itertools.product(ops, every):
+        with contextlib.suppress(UsageError):  # a group that does not divide this hidden is no reason to refuse it
+            problem = replace(usual, op=Operation.named(name), world_size=worlds[0])
+            if kernel.supports(replace(problem, tokens=1)).ok:
+                yield worlds, problem
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,8 @@ class Extent:
 
 def _ask(
     kernels: Kernels, worlds: tuple[int, ...], extent: Extent, multiprocessors: int | None, *, require: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
+    """The certificate, the findings, and whether Ctrl-C came before all was asked."""
     from fusecheck.invariance import certificate
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
@@ -147,17 +162,29 @@ def _ask(
     chosen = choose(kernels.problem, extent.rows)
     shown = ", ".join(f"{share:.0%} of the rows for {name}" for name, share in chosen.shares.items())
     drawn = ", ".join(f"{share:.1%} for {name}" for name, share in chosen.drawn.items())
-    _say(f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})")
+    console.out(
+        f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})"
+    )
+
+    answers: list[Answer] = []
 
     def told(answer: Answer) -> None:
-        _say(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
+        answers.append(answer)
+        console.out(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
 
     search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
-    answers = search.run()
-    records = [*certificate.claims(kernels, answers), *_probe(kernels, worlds, answers, extent.probe_calls)]
+    with Interruption() as stop:
+        search.run()
+    done = {answer.claim: answer for answer in answers}
+    answers = [done.get(claim) or Answer(claim, untold="the run was interrupted") for claim in search.claims]
+    read: list[dict[str, Any]] = []
+    with Interruption() as later:
+        read = [] if stop.happened else _probe(kernels, worlds, answers, extent.probe_calls)
+    records = [*certificate.claims(kernels, answers), *read]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)
-    return made, list(certificate.findings(kernels, records, require=require))
+    found = list(certificate.findings(kernels, records, require=require))
+    return made, found, stop.happened or later.happened
 
 
 def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], most: int) -> list[dict[str, Any]]:
@@ -169,7 +196,7 @@ def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], mos
     changes = next(answer.changes for answer in answers if answer.claim == "batch")
     records = probed(kernels, Probes(kernels, worlds, STRATEGIES, changes, most).records())
     for record in records:
-        _say(sentence(record))
+        console.out(sentence(record))
     return records
 
 
@@ -190,8 +217,8 @@ def _table(made: dict[str, Any]) -> None:
         table.add_row(record["claim"], record["verdict"], told, str(record["calls"] or ""))
     console.print(table)
     for each in made.get("predicted", []):
-        _say(f"predicted by the launch rule: from {each['rows']} rows on {each['launch']}")
-    _say(f"{made['evidence']['calls']} calls; not tried: {'; '.join(made['not_tried'])}")
+        console.out(f"predicted by the launch rule: from {each['rows']} rows on {each['launch']}")
+    console.out(f"{made['evidence']['calls']} calls; not tried: {'; '.join(made['not_tried'])}")
 
 
 def _compare(first: Path, second: Path) -> None:
@@ -199,8 +226,4 @@ def _compare(first: Path, second: Path) -> None:
 
     lines = compared(read_certificate(first), read_certificate(second))
     for line in lines or ["the two certificates say the same"]:
-        _say(line)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.out(line)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from fusecheck.interrupts import Interruption
 from fusecheck.protocol.explorer import MEMORIES, Exploration, Explorer
 from fusecheck.protocol.language import Model, Size
 from fusecheck.protocol.museum import Exhibit
@@ -125,7 +126,7 @@ def check_museum(
     memories: Sequence[str],
     seen: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """The summary of the whole museum; `seen` is told of each exhibit.
+    """The summary of the whole museum, or of what is done by Ctrl-C; `seen` is told of each exhibit.
 
     Args:
         exhibits: to check.
@@ -135,14 +136,16 @@ def check_museum(
     """
     rows: list[dict[str, Any]] = []
     known: Known = {}
-    for exhibit in exhibits:
-        sizes = exhibit.sizes if size is None else (replace(size, ranks=max(size.ranks, exhibit.size.ranks)),)
-        rows.append(check_exhibit(exhibit, sizes, memories, known))
-        seen(rows[-1])
+    with Interruption() as stop:
+        for exhibit in exhibits:
+            sizes = exhibit.sizes if size is None else (replace(size, ranks=max(size.ranks, exhibit.size.ranks)),)
+            rows.append(check_exhibit(exhibit, sizes, memories, known))
+            seen(rows[-1])
     alarms = [record for record in known.values() if record["verdict"] != "pass"]
     return {
         "faults": len(rows),
         "killed": sum(row["killed"] for row in rows),
         "false_alarms": len(alarms),
         "exhibits": rows,
+        "interrupted": stop.happened,
     }
