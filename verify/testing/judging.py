@@ -33,8 +33,7 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
         layout = quantiser(call.quantiser).layout(*call.shape, rules, call.layout)
         stored = laid_out(layout, call.outputs["scale_out"], rules, "scale_out")
         scales = layout.read(stored)
-        if not rows.start:
-            merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
+        merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
     size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
     step = max(1, size // call.shape[1])
     for start in range(rows.start, rows.stop, step):
@@ -42,6 +41,19 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
         for tally in _judge(call, flow, part, scales):
             merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
     return sorted(merged.values(), key=lambda tally: list(Stage).index(tally.stage))
+
+
+def agreed(call: Call) -> dict[str, Tensor]:
+    """What ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
+    if "scale_out" not in call.outputs:
+        return call.outputs
+    rules = next(iter(DATAFLOWS.values())).quant(call.quantiser)
+    try:
+        layout = quantiser(call.quantiser).layout(*call.shape, rules, call.layout)
+        scales = layout.read(laid_out(layout, call.outputs["scale_out"], rules, "scale_out"))
+    except UsageError:  # which the judge raises
+        return call.outputs
+    return call.outputs | {"scale_out": scales}
 
 
 def laid_out(layout: Layout, stored: Tensor, flow: QuantFlow, name: str) -> Tensor:
@@ -84,13 +96,19 @@ def explaining(call: Call, rows: range) -> list[str]:
 
 
 def nearest(call: Call, rows: range) -> Dataflow:
-    """The known dataflow that leaves the fewest elements of some rows outside."""
+    """The known dataflow that leaves the fewest elements of the first rows outside; of several, for the most rows.
+
+    Not the one that leaves the fewest outside in all: a wide enclosure hides a fault, and blames right elements for it.
+    """
     few = range(rows.start, min(rows.stop, rows.start + SAMPLED))
     sampled = [(outside(tallies(call, flow, few)), flow) for flow in DATAFLOWS.values()]
     least = min(count for count, _ in sampled)
+
+    def right(flow: Dataflow) -> int:
+        return min((tally.shown[0].row for tally in tallies(call, flow, rows) if tally.outside), default=rows.stop)
+
     alike = [flow for count, flow in sampled if count == least]
-    # By one that a few rows do not tell from the kernel's own, right elements would be blamed.
-    return alike[0] if len(alike) == 1 else min(alike, key=lambda flow: outside(tallies(call, flow, rows)))
+    return alike[0] if len(alike) == 1 else max(alike, key=right)
 
 
 def _judge(call: Call, flow: Dataflow, rows: range, scales: Tensor | None) -> list[Tally]:
