@@ -174,6 +174,16 @@ def test_what_one_rank_has_wrong_is_raised_on_every_rank_alike(ranks: Pool, spoi
     assert raised[0].startswith(message)
 
 
+def test_padding_that_no_kernel_promises_may_differ_between_ranks(ranks: Pool) -> None:
+    (verdict,) = set(said(ranks.call("judge_padded", "flashinfer-fp32", timeout=60)))
+    assert verdict.startswith("conforms to flashinfer-fp32")
+
+
+def test_padding_that_must_be_zero_is_judged_on_every_rank(ranks: Pool) -> None:
+    (raised,) = set(said(ranks.call("judge_padded", "trtllm-fp32", timeout=60)))
+    assert raised.startswith("NotConforming: layout: rank 1 ")
+
+
 def test_in_a_group_the_ranks_exchange_what_they_hold_the_partials_and_what_they_found_and_no_more(ranks: Pool) -> None:
     three = "all_gather_into_tensor, all_gather, all_gather_into_tensor"
     assert set(said(ranks.call("collectives", timeout=30))) == {three}

@@ -10,7 +10,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.interface import Rank
+from fusecheck.quantflow import QuantFlow
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import DATA
 from fusecheck.testing import assert_conforms, assert_same_on_ranks
 from fusecheck.testing.ranks import Ranks
 
@@ -46,6 +50,19 @@ def right_call(ranks: int = 4) -> dict[str, Any]:
     return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
 
 
+def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Codes and scales as a kernel stores them."""
+    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
+    scales = made.scales(norm, flow, given)
+    codes = made.element.pack(made.codes(norm, scales, flow, given))
+    if name == "static-fp8":
+        return codes, given
+    layout = made.layout(norm.shape[0], norm.shape[1], flow)
+    stored = layout.allocate(0)
+    layout.write(scales, stored)
+    return codes, stored
+
+
 class TestingRank:
     """One rank of a user's test."""
 
@@ -76,6 +93,20 @@ class TestingRank:
         elif spoil == "output" and mine:
             return self._said((residual, None, quant), partial, arguments, dataflow)
         return self._said((residual, norm, quant), partial, arguments, dataflow)
+
+    def judge_padded(self, dataflow: str) -> str:
+        """A call whose scales are right, and padded with the rank's number whatever the dataflow promises."""
+        partials = [operands(rank)[0] for rank in range(self.rank.world_size)]
+        _, residual_in, gamma = operands(self.rank.index)
+        residual, norm, _ = fused(partials, residual_in, gamma)
+        flow = DATAFLOWS[dataflow].quant("mxfp8")
+        codes, stored = quantised("mxfp8", flow, norm)
+        assert isinstance(stored, Tensor)
+        layout = quantiser("mxfp8").layout(TOKENS, HIDDEN, flow)
+        layout.slots(stored)[layout.classes() != DATA] = self.rank.index
+        arguments: dict[str, Any] = {"residual_in": residual_in, "gamma": gamma, "eps": EPS, "quantiser": "mxfp8"}
+        outputs = residual, norm, codes, stored
+        return self._said(outputs, partials[self.rank.index], arguments, dataflow)
 
     def collectives(self) -> str:
         """The collective calls of one judgement."""

@@ -33,8 +33,7 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
         layout = quantiser(call.quantiser).layout(*call.shape, rules, call.layout)
         stored = laid_out(layout, call.outputs["scale_out"], rules, "scale_out")
         scales = layout.read(stored)
-        if not rows.start:
-            merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
+        merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
     size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
     step = max(1, size // call.shape[1])
     for start in range(rows.start, rows.stop, step):
@@ -42,6 +41,19 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
         for tally in _judge(call, flow, part, scales):
             merged.setdefault(tally.stage, Tally(tally.stage)).add(tally)
     return sorted(merged.values(), key=lambda tally: list(Stage).index(tally.stage))
+
+
+def agreed(call: Call) -> dict[str, Tensor]:
+    """What ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
+    if "scale_out" not in call.outputs:
+        return call.outputs
+    rules = next(iter(DATAFLOWS.values())).quant(call.quantiser)
+    try:
+        layout = quantiser(call.quantiser).layout(*call.shape, rules, call.layout)
+        scales = layout.read(laid_out(layout, call.outputs["scale_out"], rules, "scale_out"))
+    except UsageError:  # which the judge raises
+        return call.outputs
+    return call.outputs | {"scale_out": scales}
 
 
 def laid_out(layout: Layout, stored: Tensor, flow: QuantFlow, name: str) -> Tensor:
