@@ -209,6 +209,14 @@ def test_tensors_that_differ_between_ranks_are_named_with_their_bits(ranks: Pool
     assert set(said(ranks.call("same", True, timeout=30))) == {message}
 
 
+def test_a_tensor_that_one_rank_cannot_mean_is_refused_on_every_rank_before_anything_is_exchanged(ranks: Pool) -> None:
+    assert set(said(ranks.call("same", False, 2, timeout=30))) == {
+        "UsageError: rank 2: sums is NoneType, expected a tensor"
+    }
+    (raised,) = set(said(ranks.call("judge_padded", "flashinfer-fp32", 1, timeout=60)))
+    assert raised.startswith("UsageError: rank 1: scale_out: got scales torch.uint8 [1023] with strides [1], expected")
+
+
 def test_a_digest_is_of_the_values_whatever_the_stride_of_a_single_column() -> None:
     packed = torch.empty_strided((1, 1), (1, 4), dtype=torch.int32).fill_(3)
     assert digests({"x": packed}) == digests({"x": torch.tensor([[3]], dtype=torch.int32)})

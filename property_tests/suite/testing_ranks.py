@@ -94,8 +94,8 @@ class TestingRank:
             return self._said((residual, None, quant), partial, arguments, dataflow)
         return self._said((residual, norm, quant), partial, arguments, dataflow)
 
-    def judge_padded(self, dataflow: str) -> str:
-        """A call whose scales are right, and padded with the rank's number whatever the dataflow promises."""
+    def judge_padded(self, dataflow: str, short: int = -1) -> str:
+        """A call whose scales are right, padded with the rank's number; of rank `short` one is missing."""
         partials = [operands(rank)[0] for rank in range(self.rank.world_size)]
         _, residual_in, gamma = operands(self.rank.index)
         residual, norm, _ = fused(partials, residual_in, gamma)
@@ -105,7 +105,7 @@ class TestingRank:
         layout = quantiser("mxfp8").layout(TOKENS, HIDDEN, flow)
         layout.slots(stored)[layout.classes() != DATA] = self.rank.index
         arguments: dict[str, Any] = {"residual_in": residual_in, "gamma": gamma, "eps": EPS, "quantiser": "mxfp8"}
-        outputs = residual, norm, codes, stored
+        outputs = residual, norm, codes, stored[1:] if self.rank.index == short else stored
         return self._said(outputs, partials[self.rank.index], arguments, dataflow)
 
     def collectives(self) -> str:
@@ -135,13 +135,13 @@ class TestingRank:
                 return f"turn {turn} differs"
         return "as sent"
 
-    def same(self, differs: bool) -> str:
-        """A tensor that is equal on all ranks, or not."""
+    def same(self, differs: bool, absent: int = -1) -> str:
+        """A tensor that is equal on all ranks, or not, and that rank `absent` has not."""
         tensor = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
         if differs and self.rank.index == 1:
             tensor[1, 2] = 9
         try:
-            assert_same_on_ranks(self.rank.group, sums=tensor)
+            assert_same_on_ranks(self.rank.group, sums=None if self.rank.index == absent else tensor)  # type: ignore[arg-type]
         except (AssertionError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
         return "same"
