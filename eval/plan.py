@@ -5,18 +5,17 @@ from __future__ import annotations
 import gzip
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import binom, norm
 
+from fusecheck.eval.data import GENERATED
 from fusecheck.eval.gate import GateSettings
 from fusecheck.eval.intervals import score_statistic
 from fusecheck.eval.power import questions_to_pass, smallest_change
 from fusecheck.eval.report_blocks import Block
 
 FULL_SPLITS = {"mmlu": 14042, "gsm8k": 1319}
-GOLDEN_TASKS = Path(__file__).parent.parent / "golden" / "model" / "tasks"
 TAIL = 1e-12
 FLIPS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
@@ -57,7 +56,7 @@ def questions_for(margin: float, flips: float, *, alpha: float, power: float) ->
 
 def size_of(task: str) -> int | None:
     """Questions of a task's whole test split; None where this is not known without loading it."""
-    shipped = GOLDEN_TASKS / task.removeprefix("golden_") / "test.jsonl.gz"
+    shipped = GENERATED / task.removeprefix("golden_") / "test.jsonl.gz"
     if task.startswith("golden_") and shipped.is_file():
         with gzip.open(shipped, "rt", encoding="utf-8") as lines:
             return sum(1 for _ in lines)

@@ -153,13 +153,13 @@ def deliver_sequential(
         asked: questions asked so far, by task, where it was interrupted.
     """
     for outcome in outcomes:
-        console.print(outcome.line, markup=False, highlight=False, soft_wrap=True)
+        console.out(outcome.line, highlight=False)
     verdict = worst([*(o.verdict for o in outcomes), *([Verdict.INCONCLUSIVE] if interrupted else [])])
     line = f"{verdict.name}  sequential"
     if interrupted:
         counts = ", ".join(f"{count:,} of {name}" for name, count in (asked or {}).items())
         line = f"{verdict.name}  {interruption(interrupted)}; asked so far: {counts}; the same line goes on in {folder}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out(line, highlight=False)
     failed = [o for o in outcomes if o.verdict is Verdict.FAIL]
     found = [{"stage": "accuracy", "title": o.task, "detail": o.line} for o in failed]
     summary: dict[str, Any] = {

@@ -70,7 +70,7 @@ def record_command(
         golden = record.record(caller, backend, given, virtual=virtual)
     record.write(golden, out)
     whole = sum(bool(entry.outputs) for entry in golden.entries)
-    Console().print(f"{out}: {len(golden.entries)} Problems, {whole} with whole tensors", soft_wrap=True)
+    Console(highlight=False).out(f"{out}: {len(golden.entries)} Problems, {whole} with whole tensors")
 
 
 @app.command("check")
@@ -95,14 +95,13 @@ def check_command(
             found = _check(golden, dataflow, again=again)
             wrong += found.wrong
             summaries.append({"record": path.name, **{k: v for k, v in vars(found).items() if k != "wrong"}})
-            console.print(
+            console.out(
                 f"{path.name}: {found.entries} Problems, {found.outputs} outputs bit for bit, {found.elements:,}"
                 f" elements judged ({found.off_nominal} off nominal), {found.undecided} undecided,"
-                f" {len(found.wrong)} wrong",
-                soft_wrap=True,
+                f" {len(found.wrong)} wrong"
             )
     for line in wrong[:5]:
-        console.print(line, soft_wrap=True, markup=False)
+        console.out(line)
     verdict = Verdict.of(failed=bool(wrong), complete=not stop.happened)
     summary = {"records": summaries, "interrupted": stop.happened}
     write_result(directory, "golden", verdict, summary, [{"message": line} for line in wrong], json_file)

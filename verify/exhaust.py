@@ -243,7 +243,7 @@ def command(
     with Interruption() as stop:
         for name, entry in on_chip(device):
             found[name] = entry
-            console.print(f"{name}: {entry['inputs']:,} inputs, {_worst(entry)}", soft_wrap=True)
+            console.out(f"{name}: {entry['inputs']:,} inputs, {_worst(entry)}")
     verdict = Verdict.of(failed=not all(entry["holds"] for entry in found.values()), complete=not stop.happened)
     seconds = round(time.monotonic() - began, 3)
     summary = {"instructions": found, "seconds": seconds, "interrupted": stop.happened}

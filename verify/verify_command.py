@@ -123,7 +123,7 @@ def verify_all(
         write_markdown(markdown, record)
     _show(record)
     for name in ("result.json", "report.html"):
-        console.print(f"{directory}/{name}", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"{directory}/{name}", highlight=False)
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -275,14 +275,14 @@ def _show(record: dict[str, Any]) -> None:
     unanswered = [left for left in left_out if left["unanswered"]]
     for left in unanswered:
         line = f"inconclusive  {left['part']}: asked for and not answered: {left['reason']}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.out(line, highlight=False)
     reused = record["summary"]["reused"]
     for part in parts(record):
         again = " (of the earlier run: same code, same question)" if part.question in reused else ""
         line = f"{part.verdict}  {part.question}: {sentence(part)}{again}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.out(line, highlight=False)
     for left in left_out:
         if not left["unanswered"]:
-            console.print(f"not run: {left['part']}: {left['reason']}", highlight=False, markup=False, soft_wrap=True)
+            console.out(f"not run: {left['part']}: {left['reason']}", highlight=False)
     open_ = ", ".join(left["part"] for left in unanswered)
     console.print(f"{record['verdict']}: {f'no answer from {open_}' if open_ else 'all that was run'}", highlight=False)

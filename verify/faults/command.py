@@ -79,7 +79,7 @@ def faults(
         settings = Settings(tuple(range(seed, seed + seeds)), budget, legal, peers, shrink=not quick)
         verdict, summary, findings = _catalogue(chosen, settings, record_file)
     write_result(folder, "faults", verdict, summary, findings, json_file)
-    console.print(f"{verdict.value}  {folder / 'result.json'}", highlight=False)
+    console.out(f"{verdict.value}  {folder / 'result.json'}", highlight=False)
     raise typer.Exit(verdict.exit_code)
 
 
@@ -97,7 +97,7 @@ def _catalogue(chosen: list[Fault], settings: Settings, record_file: Path | None
         nonlocal done
         done += 1
         told = f"seed {seed}  " if len(settings.seeds) > 1 else ""
-        console.print(f"{done:4}/{total}  {told}{screen.line(result)}", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"{done:4}/{total}  {told}{screen.line(result)}", highlight=False)
 
     with FaultRun(settings, seen) as run:
         report = run.execute(chosen)

@@ -162,7 +162,7 @@ def show(
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.out(text, highlight=False)
 
 
 def _figures(

@@ -71,7 +71,7 @@ class Run:
         show(self.results, summary, verdict, lambda each: replay_line(each, self.question, replays), self.console)
         records = finding_records(self.results, self.question, replays)
         write_result(self.directory, "graph", verdict, summary, records, json_file)
-        self.console.print(f"{self.directory}/result.json", highlight=False, markup=False, soft_wrap=True)
+        self.console.out(f"{self.directory}/result.json", highlight=False)
         return verdict.exit_code
 
     def _checker(self, lanes: int | None = None) -> GraphChecker:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Asked = tuple[tuple[int, ...], Problem]
 
-console = Console()
+console = Console(highlight=False)
 
 USUAL = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
 WORLDS = (2, 4, 8, 16, 1)
@@ -121,8 +121,8 @@ def invariance(
     write_result(directory, "invariance", verdict, summary, found, json_file)
     (directory / "certificate.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     for finding in found:
-        _say(f"{finding['message']}  replay='{finding['question']}'")
-    _say(f"{verdict.value}{', interrupted' * interrupted}  {directory / 'certificate.json'}")
+        console.out(f"{finding['message']}  replay='{finding['question']}'")
+    console.out(f"{verdict.value}{', interrupted' * interrupted}  {directory / 'certificate.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -162,13 +162,15 @@ def _ask(
     chosen = choose(kernels.problem, extent.rows)
     shown = ", ".join(f"{share:.0%} of the rows for {name}" for name, share in chosen.shares.items())
     drawn = ", ".join(f"{share:.1%} for {name}" for name, share in chosen.drawn.items())
-    _say(f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})")
+    console.out(
+        f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})"
+    )
 
     answers: list[Answer] = []
 
     def told(answer: Answer) -> None:
         answers.append(answer)
-        _say(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
+        console.out(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
 
     search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
     with Interruption() as stop:
@@ -194,7 +196,7 @@ def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], mos
     changes = next(answer.changes for answer in answers if answer.claim == "batch")
     records = probed(kernels, Probes(kernels, worlds, STRATEGIES, changes, most).records())
     for record in records:
-        _say(sentence(record))
+        console.out(sentence(record))
     return records
 
 
@@ -215,8 +217,8 @@ def _table(made: dict[str, Any]) -> None:
         table.add_row(record["claim"], record["verdict"], told, str(record["calls"] or ""))
     console.print(table)
     for each in made.get("predicted", []):
-        _say(f"predicted by the launch rule: from {each['rows']} rows on {each['launch']}")
-    _say(f"{made['evidence']['calls']} calls; not tried: {'; '.join(made['not_tried'])}")
+        console.out(f"predicted by the launch rule: from {each['rows']} rows on {each['launch']}")
+    console.out(f"{made['evidence']['calls']} calls; not tried: {'; '.join(made['not_tried'])}")
 
 
 def _compare(first: Path, second: Path) -> None:
@@ -224,8 +226,4 @@ def _compare(first: Path, second: Path) -> None:
 
     lines = compared(read_certificate(first), read_certificate(second))
     for line in lines or ["the two certificates say the same"]:
-        _say(line)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.out(line)

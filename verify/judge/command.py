@@ -51,7 +51,7 @@ def judge(
             title = f"{parts[0].name} rank {rank}"
             judged.append((title, found))
             for line in found.findings:
-                console.print(f"{title}: {line}", highlight=False, markup=False, soft_wrap=True)
+                console.out(f"{title}: {line}", highlight=False)
     verdict = Verdict.of(failed=any(not found for _, found in judged), complete=bool(judged))
     summary = {
         "cases": len(judged) // len(everyones),
@@ -70,8 +70,8 @@ def judge(
 def _tell(verdict: Verdict, summary: dict[str, Any], directory: Path) -> None:
     flows = ", ".join(summary["dataflows"])
     told = f"{summary['cases']} calls of {summary['ranks']} ranks, {summary['elements']:,} elements, judged by {flows}"
-    console.print(f"{verdict.value}: {told}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{directory}/report.html", highlight=False, markup=False, soft_wrap=True)
+    console.out(f"{verdict.value}: {told}", highlight=False)
+    console.out(f"{directory}/report.html", highlight=False)
 
 
 def _judge(parts: list[RankCall], dataflow_name: str | None, eps: float | None) -> list[Conformity]:

@@ -213,16 +213,14 @@ def command(
 def _show(found: dict[str, Any], findings: Sequence[Finding]) -> None:
     console = Console(highlight=False)
     for finding in findings[:3]:
-        console.print(finding.line(), markup=False, soft_wrap=True)
+        console.out(finding.line())
     shares = ", ".join(f"{name} {share:.0%}" for name, share in found["share_of_time"].items())
-    console.print(
+    console.out(
         f"{found['cases_per_second']} cases a second ({found['cases']} in {found['seconds']} s, all outputs judged); "
-        f"FlashInfer's own test: {PEER_RATE}",
-        soft_wrap=True,
+        f"FlashInfer's own test: {PEER_RATE}"
     )
-    console.print(f"time: {shares}; judged in one pass: {found['judged_in_one_pass']}", soft_wrap=True)
-    console.print(
+    console.out(f"time: {shares}; judged in one pass: {found['judged_in_one_pass']}")
+    console.out(
         f"the judge reads {found['judge_bytes_per_second'] / 1e12:.2f} TB/s at {found['largest']}; "
-        f"a copy moves {found['copy_bytes_per_second'] / 1e12:.2f} TB/s",
-        soft_wrap=True,
+        f"a copy moves {found['copy_bytes_per_second'] / 1e12:.2f} TB/s"
     )

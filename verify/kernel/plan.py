@@ -13,15 +13,12 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
 from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.compositions import composition_cases
+from fusecheck.kernel.compositions import ROUNDS, composition_cases
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Call, Problem
 from fusecheck.quantisers.known import quantiser
 
 T = TypeVar("T")
-
-ROUNDS = (("repeat",), ("strategies", "layouts"), ("unfused",))
-"""What cases are checked for beyond their own call, in turn."""
 
 
 class Choice:

@@ -86,7 +86,7 @@ def show_kernel(report: KernelReport, console: Console) -> None:
     fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
     console.print(next(fitting, tables[-1]))
     for finding in report.findings[:SHOWN]:
-        console.print(finding.line(), markup=False, highlight=False, soft_wrap=True)
+        console.out(finding.line(), highlight=False)
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN} more findings, in result.json")
     console.print(_sentence(report), highlight=False, soft_wrap=True)

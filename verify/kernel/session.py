@@ -30,7 +30,7 @@ def execute(run: Run, directory: Path) -> KernelReport:
     report.printed = [f"ranks/{log.name}" for log in sorted((directory / "ranks").glob("*.log"))]
     show_kernel(report, console)
     for name in report.printed:
-        console.print(f"a rank printed: {directory}/{name}", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"a rank printed: {directory}/{name}", highlight=False)
     return report
 
 
@@ -54,5 +54,5 @@ def run_kernel(
 
 def say_where(directory: Path) -> None:
     """Print where the run's files are."""
-    console.print(f"{directory}/result.json", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{directory}/report.html", highlight=False, markup=False, soft_wrap=True)
+    console.out(f"{directory}/result.json", highlight=False)
+    console.out(f"{directory}/report.html", highlight=False)

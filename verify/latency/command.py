@@ -175,12 +175,11 @@ def _show(
     console.print(f"break-even: {'fused is faster at every count' if most is None else f'up to {most} tokens'}")
     for row in rows:
         published = "" if row["published_ms"] is None else f", published {row['published_ms']:+.2f} ms"
-        console.print(
-            f"concurrency {row['concurrency']}: {row['predicted_ms']:+.3f} ms a step ({row['sites']} sites){published}",
-            soft_wrap=True,
+        console.out(
+            f"concurrency {row['concurrency']}: {row['predicted_ms']:+.3f} ms a step ({row['sites']} sites){published}"
         )
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.out(line)
 
 
 def _read(path: Path) -> dict[str, Any]:

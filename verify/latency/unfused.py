@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fusecheck.interface import Operation, Rank, RankInputs
+from fusecheck.onepass.operands import power_of_two
 from fusecheck.operations import GIVEN_SCALE
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
@@ -36,7 +37,7 @@ class Unfused:
 
         inputs, (tokens, hidden) = self._inputs, self._summed.shape
         dist.all_reduce(self._summed, group=self._rank.group)
-        block = _power(hidden)
+        block = power_of_two(hidden)
         kernels.add_rms_norm[(tokens,)](
             self._summed, inputs.residual, inputs.gamma, self._normed, self._stream, hidden, inputs.eps,
             BLOCK=block, num_warps=_warps(block),
@@ -87,7 +88,7 @@ class Quantise:
     def _rows(self, normed: Tensor) -> None:
         from fusecheck.latency import kernels
 
-        block = _power(self._hidden)
+        block = power_of_two(self._hidden)
         grid = (self._tokens,)
         kernels.quantise_rows[grid](normed, self.scale, self.codes, self._hidden, BLOCK=block, num_warps=_warps(block))
 
@@ -99,13 +100,8 @@ class Quantise:
         grid = (self._tokens, -(-self._layout.columns // groups))
         kernels.quantise_groups[grid](
             normed, self._layout.slots(self.scale), self.codes, self._hidden, padded,
-            GROUP=self._group, GROUPS=_power(groups), TILED=tiled,
+            GROUP=self._group, GROUPS=power_of_two(groups), TILED=tiled,
         )  # fmt: skip
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
 
 
 def _warps(block: int) -> int:

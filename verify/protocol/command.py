@@ -20,7 +20,7 @@ from fusecheck.protocol.system import place
 from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
-console = Console()
+console = Console(highlight=False)
 DEFAULT = Size(2, 2, 7)
 REPAIRED = ".repaired"
 STATES = 2_000_000
@@ -83,7 +83,7 @@ def protocol(
     else:
         verdict, summary, findings = _single(one, name or str(model), given or DEFAULT, memories, states)
     write_result(directory, "protocol", verdict, summary, findings, json_file)
-    _say(f"{verdict.value}{', interrupted' * summary.get('interrupted', False)}  {directory / 'result.json'}")
+    console.out(f"{verdict.value}{', interrupted' * summary.get('interrupted', False)}  {directory / 'result.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
@@ -95,7 +95,7 @@ def _museum(given: Size | None, memories: tuple[str, ...]) -> Result:
     def seen(row: dict[str, Any]) -> None:
         found, right = row["faulty"], all(x["verdict"] == "pass" for x in row["repaired"])
         how = f"{found['kind']} in {len(found['steps'])} steps, {found['memory']}" if row["killed"] else "survived"
-        _say(f"{row['id']}: {how}; repaired: {'right' if right else 'WRONG'}")
+        console.out(f"{row['id']}: {how}; repaired: {'right' if right else 'WRONG'}")
 
     summary = check_museum(MUSEUM, given, memories, seen)
     summary["kernels"] = []
@@ -106,7 +106,7 @@ def _museum(given: Size | None, memories: tuple[str, ...]) -> Result:
             summary["kernels"].append({"id": name, "title": title, "outcomes": outcomes})
             worst = next((x for x in outcomes if x["verdict"] != "pass"), outcomes[0])
             right = worst["verdict"] == "pass"
-            _say(f"{title}: {'right' if right else '; '.join(worst.get('outcome', ['not explored']))}")
+            console.out(f"{title}: {'right' if right else '; '.join(worst.get('outcome', ['not explored']))}")
     summary["interrupted"] |= stop.happened
     wrong = [row for row in summary["exhibits"] if not row["killed"]]
     findings = [{"kind": "survived", "message": row["title"], "exhibit": row["id"]} for row in wrong]
@@ -132,12 +132,12 @@ def _single(model: Model, name: str, size: Size, memories: tuple[str, ...], stat
     for record in (r for r in records if r["verdict"] == "fail"):
         message = "; ".join(record["outcome"])
         findings.append({"kind": record["kind"], "message": message, **record, "model": name})
-        _say(f"{record['memory']}, {record['size']}:")
+        console.out(f"{record['memory']}, {record['size']}:")
         for number, step in enumerate(record["steps"], 1):
             where = f"rank {step['rank']} block {step['block']} call {step['call']} {step['kernel']}"
-            _say(f"{number:4} {where}: {'; '.join(step['does'])}")
+            console.out(f"{number:4} {where}: {'; '.join(step['does'])}")
         for line in record["outcome"]:
-            _say(f"     {line}")
+            console.out(f"     {line}")
     verdicts = {record["verdict"] for record in records}
     verdict = Verdict.of(failed="fail" in verdicts, complete="inconclusive" not in verdicts)
     kernels = [{"id": name, "title": name, "outcomes": records}]
@@ -194,7 +194,3 @@ def _list() -> None:
     for link, reason in LEFT_OUT.items():
         table.add_row("left out", reason, link, style="dim")
     console.print(table)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

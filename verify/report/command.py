@@ -50,8 +50,8 @@ def report(
         write_aside(html, (directory / "report.html").read_text(encoding="utf-8"))
     for part in parts(written):
         line = f"{part.verdict}  {part.run}  {part.command}: {sentence(part)}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{directory}/report.html", highlight=False, markup=False, soft_wrap=True)
+        console.out(line, highlight=False)
+    console.out(f"{directory}/report.html", highlight=False)
     raise typer.Exit(verdict.exit_code)
 
 
