@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -205,22 +206,30 @@ class Probes:
             self._stretch(start, low, trees, failed, last)
 
     def same(self, tree: Tree, size: int) -> bool:
-        """Whether a tree is that of a batch size too, by questions about its largest sums; asked once."""
-        if (tree, size) not in self._looked:
-            self._looked[tree, size] = NO not in self._asking(size)(tree.checks)
-        return self._looked[tree, size]
+        """Whether a tree is that of a batch size too; see `others`."""
+        return not self.others(tree, (size,))
+
+    def others(self, tree: Tree, sizes: Sequence[int]) -> list[int]:
+        """The batch sizes at which the tree is another, by questions about its largest sums; each asked once."""
+        calls = {size: _batches(tree.checks, size) for size in sizes if (tree, size) not in self._looked}
+        answers = iter(self.kernels.squares(list(chain.from_iterable(calls.values()))))
+        for size, batches in calls.items():
+            said = list(islice(answers, sum(map(len, batches))))
+            self._looked[tree, size] = NO not in said[: len(tree.checks)]
+        return [size for size in sizes if not self._looked[tree, size]]
 
     def _asking(self, size: int) -> Callable[[Sequence[Question]], list[int]]:
         return partial(_in_batches, self.kernels, size)
 
 
 def _in_batches(kernels: Kernels, size: int, questions: Sequence[Question]) -> list[int]:
-    """Answers from calls of `size` rows, the last one filled up with the first questions."""
-    answers: list[int] = []
-    for start in range(0, len(questions), size):
-        batch = [questions[(start + k) % len(questions)] for k in range(size)]
-        answers += kernels.squares(batch)
-    return answers[: len(questions)]
+    """Answers from calls of `size` rows."""
+    return kernels.squares(_batches(questions, size))[: len(questions)]
+
+
+def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """The questions in batches of `size`, the last one filled up with the first questions."""
+    return [[questions[(start + k) % len(questions)] for k in range(size)] for start in range(0, len(questions), size)]
 
 
 def _named(size: int, found: Read) -> str:

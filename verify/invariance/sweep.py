@@ -45,11 +45,12 @@ def line(kernels: Kernels, multiprocessors: int) -> dict[str, Any]:
     predicted = list(thresholds(problem.hidden, problem.tokens, multiprocessors, ranks=ranks))
     probes = Probes(kernels, (problem.world_size,), (), most=MOST_CALLS)
     measured, failed = probes.thresholds()
+    ends = [*(start for start, _ in measured[1:]), problem.tokens + 1]
     odd = []
-    for rows in range(1, problem.tokens + 1):  # thresholds are found by halving: each batch size is looked at as well
-        here = [found for start, found in measured if start <= rows]
-        if here and not probes.same(here[-1].tree, rows):
-            odd.append(rows)
+    for (start, found), end in zip(
+        measured, ends, strict=True
+    ):  # found by halving: each batch size is looked at as well
+        odd += probes.others(found.tree, range(start, end))
     wanted = {rows: words(shape) for rows, shape in predicted}
     seen = {rows: found.words for rows, found in measured}
     return {

@@ -49,9 +49,12 @@ class InvarianceWorker:
             for name, tensor in seen.items()
         }
 
-    def squares(self, backend: str, problem: str, questions: list[Question]) -> list[int]:
-        """What a call with a row for each question tells about the tree of the squares; see `masks`."""
+    def squares(self, backend: str, problem: str, batches: list[list[Question]]) -> list[int]:
+        """What calls with a row for each question of a batch tell about the tree of the squares; see `masks`."""
         asked = _parse(problem)
+        return [answer for questions in batches for answer in self._answers(backend, asked, questions)]
+
+    def _answers(self, backend: str, asked: Problem, questions: list[Question]) -> list[int]:
         inputs = masks.squares_inputs(asked, questions, self.rank.index, self.rank.device)
         outputs, step = self._made(backend, asked, inputs, "")
         return masks.squares_answers(outputs, step, questions)
