@@ -46,6 +46,7 @@ class Rows:
         self.row = lru_cache(maxsize=1024)(self._row)
         self._neighbours = lru_cache(maxsize=32)(self._made)
         self._together = lru_cache(maxsize=64)(self._stacked)
+        self._stream = lru_cache(maxsize=1024)(self._made_stream)
         self._terms = lru_cache(maxsize=128)(self._made_terms)
 
     def of_rank(self, call: Call, rank: int) -> RankInputs:
@@ -103,8 +104,7 @@ class Rows:
         partial, residual = (made[0] for made in self._made(number, 1, rank, addends, family))
         if kind != "squares" or not problem.op.norm:
             return partial, residual
-        weight = self._made_once.gamma().float() + problem.weight_bias
-        stream = sharpened(residual, weight, problem.eps, problem.format, number)
+        stream = self._stream(number, addends)
         if problem.op.has_experts:
             return torch.zeros_like(stream), stream
         if not problem.op.residual:
@@ -113,6 +113,12 @@ class Rows:
             return torch.zeros_like(stream), stream
         shared = self._made(number, 1, 0, addends)[0][0]
         return (shared, -shared)[rank] if rank < 2 else torch.zeros_like(shared), stream
+
+    def _made_stream(self, number: int, addends: int) -> Tensor:
+        """What the norm reads of a row that is made for its squares, [hidden]; the same on every rank."""
+        residual = self._made(number, 1, 0, addends)[1][0]
+        weight = self._made_once.gamma().float() + self.problem.weight_bias
+        return sharpened(residual, weight, self.problem.eps, self.problem.format, number)
 
     def _made(
         self, number: int, count: int, rank: int, addends: int, family: str = FAMILIES[0]
