@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,28 @@ BATCHES = {
 """Batch plans by device; the second is for the arm that repeats the unfused one, whose difference is batching noise."""
 
 
-def batch_plans(device: str, rows: int | None = None) -> tuple[BatchPlan, BatchPlan]:
-    """Return a device's two plans; with `rows`, the first has so many and all else shrinks or grows with it."""
+CPU_MULTIPLIES = 2**40
+"""Of a batch on a CPU: at 10^10 a second, which two loaded cores reach, under two minutes of a batch's five."""
+
+
+def batch_plans(device: str, rows: int | None = None, multiplies: int = 1) -> tuple[BatchPlan, BatchPlan]:
+    """Return a device's two plans.
+
+    Args:
+        device: `cpu` or `cuda`.
+        rows: of the first plan; all else shrinks or grows with it. None for the device's own.
+        multiplies: that a token takes in this model; on a CPU fewer rows of a large model go at once.
+    """
     first, second = BATCHES[device]
-    if rows is None:
-        return first, second
-    share = rows / first.rows
+    share = 1.0 if rows is None else rows / first.rows
+    if rows is None and device == "cpu":
+        share = min(1.0, max(4 / first.rows, CPU_MULTIPLIES / multiplies / first.tokens))
 
-    def scaled(plan: BatchPlan, count: int) -> BatchPlan:
-        return BatchPlan(count, round(plan.tokens * share), round(plan.pool * share))
+    def scaled(plan: BatchPlan) -> BatchPlan:
+        sizes = plan.rows * share, plan.tokens * share, plan.pool * share
+        return BatchPlan(*(round(size) for size in sizes))
 
-    return scaled(first, rows), scaled(second, max(1, round(second.rows * share)))
+    return scaled(first), replace(scaled(second), rows=max(1, round(second.rows * share)))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Job:
     @property
     def plans(self) -> tuple[BatchPlan, BatchPlan]:
         """How the arms are batched, and the one that repeats another."""
-        return batch_plans(self.asked.device, self.asked.batch)
+        return batch_plans(self.asked.device, self.asked.batch, self.shape.multiplies)
 
     def prepare(self) -> AbstractContextManager[Prepared]:
         """Build the prompts."""

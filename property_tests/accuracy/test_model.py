@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fusecheck.backends import backend
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
 from fusecheck.eval.checkpoint import Checkpoint, LinearWeights
-from fusecheck.eval.engine import BatchPlan, Engine, Generated, pools
+from fusecheck.eval.engine import BATCHES, CPU_MULTIPLIES, BatchPlan, Engine, Generated, batch_plans, pools
 from fusecheck.eval.linear import Codes, Linear, widen
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath, choose_op
@@ -245,3 +245,19 @@ def test_a_product_of_codes_is_the_exact_sum_rounded_once() -> None:
     apart = got != rounded
     assert apart.float().mean() < 0.02
     assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 2e-5).all()
+
+
+def test_a_large_model_goes_through_a_cpu_in_batches_that_are_done_in_time() -> None:
+    usual, large = (batch_plans("cpu", None, multiplies)[0] for multiplies in (10**7, 1_310_000_000))
+    assert usual == BATCHES["cpu"][0]
+    assert large.rows == 10
+    assert large.tokens * 1_310_000_000 <= CPU_MULTIPLIES
+    assert batch_plans("cpu", None, 10**12)[0].rows == 4
+    assert batch_plans("cuda", None, 1_310_000_000) == BATCHES["cuda"]
+    assert batch_plans("cuda", 1024)[0] == BatchPlan(1024, 131072, 4096)
+
+
+def test_the_products_of_a_token_are_the_elements_of_the_linears(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.shape.multiplies == sum(rows * columns for _, rows, columns in checkpoint.linears())
