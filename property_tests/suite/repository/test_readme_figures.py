@@ -210,6 +210,16 @@ def whole_sets(result: str) -> None:
     assert verdicts == {**known, "gsm8k": "inconclusive", "mmlu": "inconclusive"}
 
 
+def real_model(result: str) -> None:
+    task = summary(CHIP / "accuracy-qwen" / "mmlu.json")["tasks"]["mmlu"]
+    assert task["verdict"] == "pass"
+    assert result.startswith("**PASS**")
+    assert number(r"of ([\d,]+), of which", result) == task["n"]
+    assert (number(r"(\d+) lost", result), number(r"(\d+) gained", result)) == (task["lost"], task["gained"])
+    assert f"{100 * task['baseline']:.2f} % and {100 * task['candidate']:.2f} %" in result
+    assert f"at most {-100 * task['low']:.2f} points where {100 * task['margin']:.2f} are" in result
+
+
 def cast(_result: str) -> None:
     found = summary(CHIP / "exhaust.json")["instructions"]["cvt.rn.satfinite.e4m3x2.f32"]
     assert (found["inputs"], found["wrong"]) == (2**32, 0)
@@ -232,6 +242,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck kernel --backend flashinfer:pdl": races,
     "fusecheck kernel --backend flashinfer --tp 2 --op MOE": finalize_hangs,
     "fusecheck accuracy --device cuda": whole_sets,
+    "fusecheck accuracy --model fp8": real_model,
     "python golden/h200x2/findings/reproduce.py cleared-beside": cleared_beside,
     "mpirun -n 2 python -m pytest": property_tests_on_the_chip,
 }
