@@ -65,7 +65,12 @@ def accuracy(
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples before each question.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     batch: Annotated[
-        int | None, typer.Option("--batch", min=4, help="Rows of a batch at most; 96 on a CPU, 512 on a GPU.")
+        int | None,
+        typer.Option(
+            "--batch",
+            min=4,
+            help="Rows of a batch at most; 96 on a CPU, 512 on a GPU, fewer of a large model on a CPU.",
+        ),
     ] = None,
     virtual: Annotated[
         bool, typer.Option("--virtual", help="All ranks in one process on one GPU, a thread and a stream each.")

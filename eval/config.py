@@ -54,6 +54,12 @@ class Shape:
     end_ids: tuple[int, ...]
     dtype: str
 
+    @property
+    def multiplies(self) -> int:
+        """Products that a token takes in the linears of all layers."""
+        attention = 2 * (self.heads + self.kv_heads) * self.head_dim
+        return self.layers * self.hidden * (attention + 3 * self.intermediate)
+
     def require_divisible(self, world_size: int) -> None:
         """Refuse a tensor-parallel size that would cut a head.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +36,49 @@ class ArmError(RuntimeError):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How many rows, and how many tokens with their padding, go through the model at once."""
+    """How much goes through the model at once.
+
+    Attributes:
+        rows: of a batch.
+        tokens: of a batch, padding included.
+        pool: rows that decode together, of several batches; 0 where each batch decodes by itself.
+    """
 
     rows: int = 32
     tokens: int = 2048
+    pool: int = 0
 
 
 BATCHES = {
     "cpu": (BatchPlan(96, 8192), BatchPlan(40, 3500)),
-    "cuda": (BatchPlan(512, 65536), BatchPlan(180, 30000)),
+    # A decode step of few rows costs a GPU what one of many costs.
+    "cuda": (BatchPlan(512, 65536, 2048), BatchPlan(180, 30000, 700)),
 }
 """Batch plans by device; the second is for the arm that repeats the unfused one, whose difference is batching noise."""
 
 
-def batch_plans(device: str, rows: int | None = None) -> tuple[BatchPlan, BatchPlan]:
-    """Return a device's two plans; with `rows`, the first has so many and all else shrinks or grows with it."""
+CPU_MULTIPLIES = 2**40
+"""Of a batch on a CPU: at 10^10 a second, which two loaded cores reach, under two minutes of a batch's five."""
+
+
+def batch_plans(device: str, rows: int | None = None, multiplies: int = 1) -> tuple[BatchPlan, BatchPlan]:
+    """Return a device's two plans.
+
+    Args:
+        device: `cpu` or `cuda`.
+        rows: of the first plan; all else shrinks or grows with it. None for the device's own.
+        multiplies: that a token takes in this model; on a CPU fewer rows of a large model go at once.
+    """
     first, second = BATCHES[device]
-    if rows is None:
-        return first, second
-    share = rows / first.rows
-    return BatchPlan(rows, round(first.tokens * share)), BatchPlan(
-        max(1, round(second.rows * share)), round(second.tokens * share)
-    )
+    share = 1.0 if rows is None else rows / first.rows
+    if rows is None and device == "cpu":
+        share = min(1.0, max(4 / first.rows, CPU_MULTIPLIES / multiplies / first.tokens))
+
+    def scaled(plan: BatchPlan) -> BatchPlan:
+        sizes = plan.rows * share, plan.tokens * share, plan.pool * share
+        return BatchPlan(*(round(size) for size in sizes))
+
+    return scaled(first), replace(scaled(second), rows=max(1, round(second.rows * share)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,27 @@ def batches(lengths: Sequence[int], plan: BatchPlan) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def pools(lengths: Sequence[int], plan: BatchPlan, limit: int, positions: int) -> Iterator[list[list[int]]]:
+    """Yield the batches of rows that decode together: as many as the plan's pool and the caches' positions allow.
+
+    Args:
+        lengths: of the rows, in tokens.
+        plan: of batch and pool.
+        limit: new tokens of a row.
+        positions: that there is room for.
+    """
+    pool: list[list[int]] = []
+    for batch in batches(lengths, plan):
+        count = sum(map(len, pool)) + len(batch)
+        longest = lengths[(pool or [batch])[0][0]] + limit
+        if pool and (count > plan.pool or count * longest > positions):
+            yield pool
+            pool = []
+        pool.append(batch)
+    if pool:
+        yield pool
 
 
 def padded(rows: Sequence[Row]) -> tuple[Ints, Ints]:
@@ -139,7 +181,7 @@ class Engine:
             self._pool = VirtualPool(world_size, VIRTUAL, patience=PEER_SECONDS, **given)
         else:
             self._pool = Pool(WORKER, world_size, **given)
-        self._timeout = timeout
+        self._timeout, self._on_one_device = timeout, world_size if virtual else 1
         self._rows_a_reply = max(1, REPLY_BYTES // (4 * min(vocabulary, CLASSES)))
         self.plan = BatchPlan()
         self.answered = 0
@@ -212,9 +254,10 @@ class Engine:
         """Decode greedily after each row until `stops` says so of its new tokens, or `limit` new tokens are there."""
         found: dict[int, Generated] = {}
         # A decode step is as long as its longest neighbour's; the cache holds prompt and answer.
-        for batch in batches([len(row) for row in rows], self.plan):
-            found.update(self._generate(batch, [rows[i] for i in batch], limit, stops))
-            self._count(batch)
+        positions = min(self.call("room")) // self._on_one_device if self.plan.pool else 0
+        for pool in pools([len(row) for row in rows], self.plan, limit, positions):
+            found.update(self._generate(pool, rows, limit, stops))
+            self._count([i for batch in pool for i in batch])
         return [found[i] for i in range(len(rows))]
 
     def _count(self, batch: Sequence[int]) -> None:
@@ -222,17 +265,20 @@ class Engine:
         self.watch(self.answered)
 
     def _generate(
-        self, batch: list[int], rows: list[Row], limit: int, stops: Callable[[list[int]], bool]
+        self, pool: Sequence[list[int]], rows: Sequence[Row], limit: int, stops: Callable[[list[int]], bool]
     ) -> Iterator[tuple[int, Generated]]:
-        ids, lengths = padded(rows)
-        first = self.call("begin", ids, lengths, ids.shape[1] + limit)[0]
-        answers = [[int(token)] for token in first]
-        active = list(range(len(batch)))
+        members = [i for batch in pool for i in batch]
+        capacity = max(len(rows[i]) for i in members) + limit
+        answers: list[list[int]] = []
+        for batch in pool:
+            first = self.call("begin", *padded([rows[i] for i in batch]), capacity, len(answers))[0]
+            answers += [[int(token)] for token in first]
+        active = list(range(len(members)))
         kept = active
         while True:
             done = [k for k in active if stops(answers[k]) or len(answers[k]) >= limit]
             for k in done:
-                yield batch[k], Generated(answers[k], not stops(answers[k]))
+                yield members[k], Generated(answers[k], not stops(answers[k]))
             active = [k for k in active if k not in done]
             if not active:
                 return

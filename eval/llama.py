@@ -66,6 +66,15 @@ class Cache:
         values[rows, :, positions] = v[:, :, 0]
         return keys, values
 
+    def put_behind(self, other: Cache) -> None:
+        """Lay these rows behind the other cache's, which is empty afterwards; both have the same capacity."""
+        self.used = max(self.used, other.used)
+        for own, others in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, (rows, first) in enumerate(zip(own, others, strict=True)):
+                assert rows is not None
+                assert first is not None
+                own[layer], others[layer] = torch.cat([first, rows]), None
+
     def keep(self, rows: Tensor) -> None:
         """Drop all rows of the batch but these."""
         self.keys = [None if k is None else k[rows] for k in self.keys]

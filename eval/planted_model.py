@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.asked import Asked
+from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.planted_arms import collect, job_of, run_bugs, to_json
 from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import Form
@@ -21,9 +22,11 @@ from fusecheck.eval.spoiled import KINDS
 
 
 def fitting(job: Job) -> list[str]:
-    """The bugs that can show in the form of a checkpoint."""
+    """The bugs that can show in a checkpoint."""
     quantiser = (job.form or Form()).activations
-    return [name for name, kind in KINDS.items() if not kind.quantisers or quantiser in kind.quantisers]
+    kinds = {name: kind for name, kind in KINDS.items() if not kind.quantisers or quantiser in kind.quantisers}
+    with Checkpoint(job.folder) as checkpoint:
+        return [name for name, kind in kinds.items() if not kind.unseen_in(checkpoint)]
 
 
 def main() -> int:
@@ -48,7 +51,9 @@ def main() -> int:
             bugs = given.names or fitting(job_of(asked))
             made = run_bugs(asked, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
             rows = (to_json(given.model.name, *each) for each in made)
-            collect(rows, f"python -m fusecheck.eval.planted_model --backend {asked.backend}", given.json)
+            limit = "" if asked.limit is None else f" --limit {asked.limit}"
+            about = f"--model {given.model.name} --backend {asked.backend} --tasks {given.tasks} --tp {asked.tp}{limit}"
+            collect(rows, f"python -m fusecheck.eval.planted_model {about}", given.json)
         except UsageError as error:
             print(f"planted_model: {error}", file=sys.stderr)
             return 2

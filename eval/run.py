@@ -63,7 +63,7 @@ class Job:
     @property
     def plans(self) -> tuple[BatchPlan, BatchPlan]:
         """How the arms are batched, and the one that repeats another."""
-        return batch_plans(self.asked.device, self.asked.batch)
+        return batch_plans(self.asked.device, self.asked.batch, self.shape.multiplies)
 
     def prepare(self) -> AbstractContextManager[Prepared]:
         """Build the prompts."""
@@ -87,15 +87,19 @@ def open_job(asked: Asked) -> Job:
     if asked.device not in BATCHES:
         raise UsageError(f"--device {asked.device}: expected one of: {', '.join(BATCHES)}")
     folder, tp = asked.model or GOLDEN, asked.tp
+    fused = load_backend(asked.backend)
     with Checkpoint(folder) as checkpoint:
         shape, form = checkpoint.shape, None if checkpoint.recipe is None else checkpoint.recipe.form
         checkpoint.require_divisible(tp)
         checkpoint.check()
         tokens = Tokens(folder, shape)
         digest = checkpoint.digest()
+        # A planted bug may need more of a model than of a call; see `fusecheck.eval.spoiled`.
+        unseen: Callable[[Checkpoint], str] | None = getattr(fused, "unseen_in", None)
+        if unseen is not None and (reason := unseen(checkpoint)):
+            raise UsageError(f"--backend {asked.backend}: {reason} in {folder}: the bug would change nothing")
     op = operation(form or Form(), norm_out=True)
     problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
-    fused = load_backend(asked.backend)
     check_device(fused, asked.device, 1 if asked.virtual else tp)
     support = fused.supports(problem)
     if not support.ok:

@@ -17,6 +17,7 @@ from fusecheck.backends import backend
 from fusecheck.backends.unfused import quantise, rms_norm
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.errors import UsageError
+from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.collective import sum_over_ranks
 from fusecheck.eval.linear import Linear
 from fusecheck.eval.paths import Feed, KernelPath, choose_op
@@ -39,6 +40,12 @@ class Spoiled:
     right = True
     quantisers: tuple[str, ...] = ()
     """Where it shows; empty: with every one."""
+
+    @classmethod
+    def unseen_in(cls, checkpoint: Checkpoint) -> str:
+        """Why the bug would change nothing in this model; empty where it can show."""
+        del checkpoint
+        return ""
 
     def __init__(self, kernel: Kernel, rank: Rank) -> None:
         self._kernel, self._rank = kernel, rank
@@ -190,12 +197,27 @@ class SumInFp8(Spoiled):
         return replace(inputs, partial=narrow.to(inputs.partial.dtype))
 
 
+SHARING = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Linears that read a norm."""
+
+
 class FirstScale(Spoiled):
     """A right kernel in a graph that gives every reader of a norm the first one's codes."""
 
     title = "first consumer's scale for all"
     right = False
     quantisers = (GIVEN_SCALE,)
+
+    @classmethod
+    def unseen_in(cls, checkpoint: Checkpoint) -> str:
+        """Calibration gives linears that read the same activations the same scale."""
+        scales: dict[str, set[float]] = {}
+        for module, _, _ in checkpoint.linears():
+            scales.setdefault(module.rpartition(".")[0], set())
+            if module.rpartition(".")[2] in SHARING:
+                scales[module.rpartition(".")[0]].add(checkpoint.input_scale(module))
+        differ = any(len(found) > 1 for found in scales.values())
+        return "" if differ else "the linears behind each norm have one scale"
 
 
 class FirstScalePath(KernelPath):
@@ -250,6 +272,10 @@ class SpoiledBackend:
             wanted = " or ".join(self.kind.quantisers)
             return Support(ok=False, reason=f"the bug needs {wanted}, not {problem.op.quantiser}: nothing would change")
         return self._right.supports(problem)
+
+    def unseen_in(self, checkpoint: Checkpoint) -> str:
+        """Why the bug would change nothing in this model; empty where it can show."""
+        return self.kind.unseen_in(checkpoint)
 
     def dataflow(self, problem: Problem) -> Dataflow:
         """As the right one."""

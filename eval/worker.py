@@ -151,13 +151,34 @@ class EvalRank:
             top.append(table.argmax(-1))
         return torch.cat(scores).cpu().numpy(), torch.cat(top).cpu().numpy()
 
-    def begin(self, ids: Ints, lengths: Ints, capacity: int) -> Ints | None:
-        """Prefill prompts and return the first greedy token of each row, [batch]."""
+    def room(self) -> int:
+        """Positions of a cache for which there is memory: a third of what is free on a GPU; 0 on a CPU."""
+        if self.rank.device.type == "cpu":
+            return 0
+        shape = self.model.shape
+        heads = -(-shape.kv_heads // self.rank.world_size)
+        free: int = torch.cuda.mem_get_info(self.rank.device)[0]
+        return free // 3 // (2 * 4 * shape.layers * heads * shape.head_dim)  # keys and values, the oracle's in float32
+
+    def begin(self, ids: Ints, lengths: Ints, capacity: int, behind: int = 0) -> Ints | None:
+        """Prefill prompts and return the first greedy token of each row, [batch].
+
+        Args:
+            ids: tokens [batch, length], padded on the right.
+            lengths: tokens of each row [batch].
+            capacity: positions that the cache has room for.
+            behind: rows that have begun, and with which these decode; 0 to forget all others.
+        """
+        before = (self._cache, self._lengths, self._next) if behind else None
         self._cache = Cache(self.model.shape.layers)
         hidden = self._forward(ids, capacity)
         self._lengths = torch.from_numpy(lengths).to(hidden.device)
-        self._next = self._choose(hidden[torch.arange(len(ids), device=hidden.device), self._lengths - 1])
-        return self._next.cpu().numpy() if self.rank.index == 0 else None
+        self._next = begun = self._choose(hidden[torch.arange(len(ids), device=hidden.device), self._lengths - 1])
+        if before is not None and before[0] is not None:
+            self._cache.put_behind(before[0])
+            self._lengths = torch.cat([before[1], self._lengths])
+            self._next = torch.cat([before[2], begun])
+        return begun.cpu().numpy() if self.rank.index == 0 else None
 
     def proceed(self, rows: Ints, steps: int) -> Ints | None:
         """Keep these rows of the batch and decode greedily; returns [steps, rows kept]."""

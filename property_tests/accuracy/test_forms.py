@@ -368,6 +368,19 @@ def test_only_bugs_that_can_show_in_a_checkpoint_are_planted_unasked(activations
     assert len({"first_scale", "token_neighbour", "group_shifted"} & set(names)) == 1
 
 
+def test_a_bug_that_would_change_nothing_in_a_model_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "hf_quant_config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((GOLDEN / name).read_bytes())
+    weights = load_file(GOLDEN / "model.safetensors")
+    alike = {
+        name: torch.full_like(each, 0.5) if name.endswith("input_scale") else each for name, each in weights.items()
+    }
+    save_file(alike, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"behind each norm have one scale in .*: the bug would change nothing"):
+        open_job(Asked(tmp_path, tp=1, backend="fusecheck.eval.spoiled:first_scale__emulated"))
+    assert "first_scale" not in planted_model.fitting(open_job(Asked(tmp_path, tp=1, backend="emulated")))
+
+
 def test_the_recorded_table_names_every_bug_by_site_and_stage_and_no_right_kernel() -> None:
     rows = json.loads((GOLDEN / "forms.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["form"], row["bug"]) for row in rows] == [(form, bug) for form, bugs in BUGS.items() for bug in bugs]

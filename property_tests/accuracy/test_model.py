@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from fusecheck.backends import backend
 from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
 from fusecheck.eval.checkpoint import Checkpoint, LinearWeights
-from fusecheck.eval.engine import Engine
+from fusecheck.eval.engine import BATCHES, CPU_MULTIPLIES, BatchPlan, Engine, Generated, batch_plans, pools
 from fusecheck.eval.linear import Codes, Linear, widen
 from fusecheck.eval.llama import Cache, Llama
 from fusecheck.eval.paths import KernelPath, OraclePath, choose_op
@@ -161,6 +163,37 @@ def test_two_ranks_answer_as_one_does_within_rounding(tmp_path: Path) -> None:
         assert np.abs(one - two).max() < FLOAT32_NOISE
 
 
+def test_rows_of_several_batches_decode_together_as_they_do_by_themselves(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    rows = [tokens(1, n, seed=n)[0].tolist() for n in (30, 12, 21, 9, 9)]
+    said: list[list[Generated]] = []
+    with Engine(folder, 1, device="cpu", vocabulary=CONFIG["vocab_size"], timeout=60) as engine:
+        for pool, room in ((0, 0), (5, 10**6), (5, 3 * 36), (4, 10**6)):
+            engine.open_arm(ORACLE, "", BatchPlan(2, 64, pool), 64)
+            with mock.patch.object(engine, "call", rooms(engine.call, room)):
+                said.append(engine.generate(rows, 6, lambda new: new[-1] % 3 == 0))
+            engine.close_arm()
+    assert said[1:] == [said[0]] * 3
+    assert {len(each.tokens) for each in said[0]} > {6}
+
+
+def rooms(call: Callable[..., list[Any]], room: int) -> Callable[..., list[Any]]:
+    """A GPU's memory on a machine without one."""
+    return lambda method, *arguments: [room] if method == "room" else call(method, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("pool", "positions", "together"),
+    [(0, 0, [2, 2, 1]), (5, 10**6, [5]), (4, 10**6, [4, 1]), (5, 4 * 36, [4, 1]), (5, 36, [2, 2, 1])],
+)
+def test_as_many_rows_decode_together_as_the_plan_and_the_memory_allow(
+    pool: int, positions: int, together: list[int]
+) -> None:
+    made = list(pools([30, 12, 21, 9, 9], BatchPlan(2, 64, pool), 6, positions))
+    assert [sum(map(len, each)) for each in made] == together
+    assert sorted(i for each in made for batch in each for i in batch) == [0, 1, 2, 3, 4]
+
+
 def test_the_kernel_gets_each_ranks_share_and_the_checkpoints_scale(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     model = load(folder)
@@ -212,3 +245,19 @@ def test_a_product_of_codes_is_the_exact_sum_rounded_once() -> None:
     apart = got != rounded
     assert apart.float().mean() < 0.02
     assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 2e-5).all()
+
+
+def test_a_large_model_goes_through_a_cpu_in_batches_that_are_done_in_time() -> None:
+    usual, large = (batch_plans("cpu", None, multiplies)[0] for multiplies in (10**7, 1_310_000_000))
+    assert usual == BATCHES["cpu"][0]
+    assert large.rows == 10
+    assert large.tokens * 1_310_000_000 <= CPU_MULTIPLIES
+    assert batch_plans("cpu", None, 10**12)[0].rows == 4
+    assert batch_plans("cuda", None, 1_310_000_000) == BATCHES["cuda"]
+    assert batch_plans("cuda", 1024)[0] == BatchPlan(1024, 131072, 4096)
+
+
+def test_the_products_of_a_token_are_the_elements_of_the_linears(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.shape.multiplies == sum(rows * columns for _, rows, columns in checkpoint.linears())

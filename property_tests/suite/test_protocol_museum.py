@@ -13,10 +13,14 @@ from typer.testing import CliRunner
 
 from fusecheck.errors import UsageError
 from fusecheck.protocol import check, command
-from fusecheck.protocol.check import check_exhibit, smallest
+from fusecheck.protocol.arrangements import Alternating
+from fusecheck.protocol.check import check_exhibit, explore, smallest
 from fusecheck.protocol.explorer import MEMORIES, Explorer
+from fusecheck.protocol.kernels.moe_finalize import MoeFinalize
+from fusecheck.protocol.kernels.oneshot import OneShot
+from fusecheck.protocol.kernels.twoshot import TwoShot
 from fusecheck.protocol.language import Array, Block, Launch, Size, store
-from fusecheck.protocol.museum import KERNELS, MUSEUM, Exhibit
+from fusecheck.protocol.museum import FULL, KERNELS, MUSEUM, Exhibit
 from fusecheck.protocol.schedule import reaches, schedule
 
 EXAMPLE = "fusecheck.property_tests.suite.example_protocol"
@@ -82,6 +86,18 @@ def test_moe_finalize_hangs_because_a_fast_sender_clears_what_a_slow_rank_polls(
     fast = found["steps"][-1]
     assert (fast["rank"], fast["call"]) == (0, 1)
     assert "clear" in fast["does"]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("size", FULL, ids=str)
+def test_moe_finalize_hangs_before_a_call_that_clears_and_is_right_before_one_with_a_barrier(
+    size: Size, memory: str
+) -> None:
+    finalize, mended = MoeFinalize(), MoeFinalize(polls_senders=False)
+    least = replace(size, blocks=1, calls=2, rows=(1, 1))
+    assert explore(Alternating(finalize, OneShot()), least, memory).to_record()["kind"] == "hang"
+    for model in (Alternating(finalize, TwoShot()), Alternating(mended, OneShot())):
+        assert explore(model, size, memory).verdict == "pass"
 
 
 class Raising:

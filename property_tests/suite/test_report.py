@@ -227,9 +227,26 @@ def test_an_unanswered_question_is_the_headline_and_the_first_of_the_list() -> N
     record["summary"]["parts"]["graph"]["verdict"] = "pass"
     record["summary"]["not_run"][0] |= {"reason": "needs FlashInfer", "unanswered": True}
     text = Page(to_html(record)).text
-    assert "Inconclusive: latency was asked for and not answered, it needs FlashInfer. What was run: " in text
+    assert "Inconclusive: asked for and not answered: latency (needs FlashInfer). What was run: " in text
+    record["summary"]["not_run"] += [
+        {"part": name, "reason": "cut", "unanswered": True} for name in ("faults", "graph")
+    ]
+    assert (
+        "latency (needs FlashInfer); asked for and not answered: faults, graph (cut). What"
+        in Page(to_html(record)).text
+    )
     asked = text.partition("What was asked")[2]
     assert asked.index("asked for and not answered: needs FlashInfer") < asked.index("Does the kernel compute")
+
+
+def test_what_invariance_never_tries_is_no_headline_and_stands_with_what_was_not_run() -> None:
+    claims = [{"claim": "batch", "verdict": "invariant", "untold": "", "tried": "1 to 64 rows"}]
+    claims += [{"claim": "world size", "verdict": "untold", "untold": "one was asked for", "tried": ""}]
+    summary = {"certificate": {"claims": claims, "not_tried": ["CUDA graphs", "other chips"]}}
+    record = made.record("invariance", "pass", summary, [])
+    said = next(sentence(part) for part in parts(record))
+    assert said.endswith("batch; binaries: none named; not told: world size (one was asked for)")
+    assert re.search(r"not tried\s*CUDA graphs\s*not tried\s*other chips", Page(to_html(record)).text)
 
 
 def test_findings_stand_above_what_was_not_asked_and_can_be_filtered_by_stage_family_and_backend() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
-from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, fused, operands, right_call
+from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, fused, operands, quantised, right_call
 from fusecheck.quantflow import QUANT_FLOWS, QuantFlow
 from fusecheck.quantisers.known import quantiser
 from fusecheck.testing import NotConforming, assert_conforms, assert_quantised, conforms
@@ -22,19 +22,6 @@ RULES = [
     for name in (base, *((f"{base}-32",) if base.startswith("group-") else ()))
     for flow in known.values()
 ]
-
-
-def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Codes and scales as a kernel stores them."""
-    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
-    scales = made.scales(norm, flow, given)
-    codes = made.element.pack(made.codes(norm, scales, flow, given))
-    if name == "static-fp8":
-        return codes, given
-    layout = made.layout(norm.shape[0], norm.shape[1], flow)
-    stored = layout.allocate(0)
-    layout.write(scales, stored)
-    return codes, stored
 
 
 @pytest.mark.parametrize(("name", "flow"), RULES, ids=[f"{name}-{flow.name}" for name, flow in RULES])

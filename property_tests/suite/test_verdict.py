@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from fusecheck.dataflow import dataflow
 from fusecheck.formats.binary import BF16, FP16, NATIVE, round_to, ulp
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.numerics.enclosure import kappa, preimage, sum_ends
-from fusecheck.numerics.nominal import reciprocal
+from fusecheck.numerics.enclosure import kappa, preimage, root_ends, squares_ends, sum_ends
+from fusecheck.numerics.nominal import inverse_root, reciprocal
 from fusecheck.oracle import Oracle
+from fusecheck.testing import conforms
 from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows
 
 CPU = torch.device("cpu")
@@ -231,3 +233,31 @@ def test_the_reciprocal_is_flushed_where_the_dataflow_flushes() -> None:
     assert reciprocal(1e38, exact) > 0.0
     assert reciprocal(2.0**127, fast) == 0.0
     assert reciprocal(0.25, fast) == reciprocal(0.25, exact) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("flow", "addends", "admissible", "others"),
+    [
+        ("unfused", (60000, 60000, -60000, -60000), (0, math.inf, -math.inf, math.nan), ()),
+        ("unfused", (60000, 6000, -6000, -50000), (10000, math.inf), (-math.inf, math.nan)),
+        ("unfused", (60000, 5000, -5000, -60000), (0,), (math.inf, -math.inf, math.nan)),
+        ("flashinfer-cutedsl", (60000, 60000, -60000, -60000), (0,), (math.inf, -math.inf, math.nan)),
+    ],
+)
+def test_a_sum_in_any_order_may_overflow_on_the_way_where_some_order_does(
+    flow: str, addends: tuple[float, ...], admissible: tuple[float, ...], others: tuple[float, ...]
+) -> None:
+    partials = [torch.full((1, 16), float(each)).half() for each in addends]
+    for got in (*admissible, *others):
+        residual = torch.full((1, 16), float(got)).half()
+        found = conforms(residual, partials=partials, residual_in=0 * partials[0], dataflow=flow)
+        assert bool(found) == (got in admissible), got
+
+
+def test_rounded_squares_of_an_unrounded_stream_are_nominally_inside_their_own_enclosure() -> None:
+    flow = replace(DATAFLOWS["trtllm-mnnvl"], norm_reads_rounded=False)
+    stream = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+    root = inverse_root(stream, 1e-6, flow, torch.bfloat16).double()
+    ends = squares_ends((stream.double(), stream.double()), flow, BF16)
+    low, high = root_ends(ends, 16, 1e-6, flow)
+    assert bool(((low <= root) & (root <= high)).all())

@@ -10,7 +10,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from fusecheck.dataflow import DATAFLOWS
 from fusecheck.interface import Rank
+from fusecheck.quantflow import QuantFlow
+from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import DATA
 from fusecheck.testing import assert_conforms, assert_same_on_ranks
 from fusecheck.testing.ranks import Ranks
 
@@ -46,6 +50,19 @@ def right_call(ranks: int = 4) -> dict[str, Any]:
     return made | {"gamma": gamma, "scale": SCALE, "eps": EPS}
 
 
+def quantised(name: str, flow: QuantFlow, norm: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Codes and scales as a kernel stores them."""
+    made, given = quantiser(name), SCALE if name == "static-fp8" else 1.0
+    scales = made.scales(norm, flow, given)
+    codes = made.element.pack(made.codes(norm, scales, flow, given))
+    if name == "static-fp8":
+        return codes, given
+    layout = made.layout(norm.shape[0], norm.shape[1], flow)
+    stored = layout.allocate(0)
+    layout.write(scales, stored)
+    return codes, stored
+
+
 class TestingRank:
     """One rank of a user's test."""
 
@@ -77,6 +94,20 @@ class TestingRank:
             return self._said((residual, None, quant), partial, arguments, dataflow)
         return self._said((residual, norm, quant), partial, arguments, dataflow)
 
+    def judge_padded(self, dataflow: str, short: int = -1) -> str:
+        """A call whose scales are right, padded with the rank's number; of rank `short` one is missing."""
+        partials = [operands(rank)[0] for rank in range(self.rank.world_size)]
+        _, residual_in, gamma = operands(self.rank.index)
+        residual, norm, _ = fused(partials, residual_in, gamma)
+        flow = DATAFLOWS[dataflow].quant("mxfp8")
+        codes, stored = quantised("mxfp8", flow, norm)
+        assert isinstance(stored, Tensor)
+        layout = quantiser("mxfp8").layout(TOKENS, HIDDEN, flow)
+        layout.slots(stored)[layout.classes() != DATA] = self.rank.index
+        arguments: dict[str, Any] = {"residual_in": residual_in, "gamma": gamma, "eps": EPS, "quantiser": "mxfp8"}
+        outputs = residual, norm, codes, stored[1:] if self.rank.index == short else stored
+        return self._said(outputs, partials[self.rank.index], arguments, dataflow)
+
     def collectives(self) -> str:
         """The collective calls of one judgement."""
         called: list[str] = []
@@ -104,13 +135,13 @@ class TestingRank:
                 return f"turn {turn} differs"
         return "as sent"
 
-    def same(self, differs: bool) -> str:
-        """A tensor that is equal on all ranks, or not."""
+    def same(self, differs: bool, absent: int = -1) -> str:
+        """A tensor that is equal on all ranks, or not, and that rank `absent` has not."""
         tensor = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
         if differs and self.rank.index == 1:
             tensor[1, 2] = 9
         try:
-            assert_same_on_ranks(self.rank.group, sums=tensor)
+            assert_same_on_ranks(self.rank.group, sums=None if self.rank.index == absent else tensor)  # type: ignore[arg-type]
         except (AssertionError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
         return "same"

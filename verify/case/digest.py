@@ -6,6 +6,7 @@ two tensors that differ in more agree by chance once in about 2^63.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -44,6 +45,12 @@ def rows(tensor: Tensor) -> list[int]:
     """A digest of each row."""
     found: list[int] = _by_row(tensor).tolist()
     return found
+
+
+def rows_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """A digest of each row of some tensors with equally many rows, by name; the device is waited for once."""
+    found = torch.stack([_by_row(tensor) for tensor in tensors.values()]).tolist() if tensors else []
+    return dict(zip(tensors, found, strict=True))
 
 
 def whole(tensor: Tensor) -> int:

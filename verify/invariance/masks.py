@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,18 +64,19 @@ def no_sum(problem: Problem) -> str:
 def squares_inputs(problem: Problem, questions: Sequence[Question], rank: int, device: torch.device) -> RankInputs:
     """What a rank receives in a call with a row for each question; see `squares.read` for the special ones."""
     hidden = problem.hidden
-    entries: list[tuple[int, int, float]] = []
-    for row, (large, first, second) in enumerate(questions):
-        free = ((large + k * (hidden // 11)) % hidden for k in range(1, 11))
-        fillers = [column for column in free if column not in (first, second)][: len(FILLERS)]
-        entries += ((row, column, value) for column, value in zip(fillers, FILLERS, strict=True))
-        entries.append((row, large, LARGE))
-        value = WHOLE if first == second else PART
-        entries += ((row, column, value) for column in {first, second} if column >= 0)
-    rows, columns, values = zip(*entries, strict=True)
-    stream = torch.zeros(len(questions), hidden)
-    stream[list(rows), list(columns)] = torch.tensor(values)
-    stream = stream.to(device, problem.format.dtype)
+    asked = np.array(questions, dtype=np.int64).reshape(-1, 3)
+    large, parts = asked[:, :1], asked[:, 1:]
+    free = (large + np.arange(1, 11) * (hidden // 11)) % hidden
+    taken = (free[:, :, None] == parts[:, None, :]).any(-1)
+    fillers = np.take_along_axis(free, taken.argsort(axis=1, kind="stable"), 1)[:, : len(FILLERS)]
+    # What is not asked about goes where the large element is, which has its value already.
+    columns = np.concatenate((large, fillers, np.where(parts < 0, large, parts)), axis=1)
+    values = np.full(columns.shape, LARGE, dtype=np.float32)
+    values[:, 1 : 1 + len(FILLERS)] = FILLERS
+    values[:, -2:] = np.where(parts < 0, LARGE, np.where(parts[:, :1] == parts[:, 1:], WHOLE, PART))
+    stream = torch.zeros(len(asked), hidden, dtype=problem.format.dtype, device=device)
+    where, what = torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device, stream.dtype)
+    stream.scatter_(1, where, what)
     zeros = torch.zeros_like(stream)
     if problem.op.residual:
         return _operands(problem, zeros, stream)
@@ -83,14 +85,15 @@ def squares_inputs(problem: Problem, questions: Sequence[Question], rank: int, d
 
 def squares_answers(outputs: RankOutputs, problem: Problem, questions: Sequence[Question]) -> list[int]:
     """What is told by what a call with these questions returned: `NO`, `YES` or `UNCLEAR` each."""
-    index = torch.tensor([large for large, _, _ in questions])[:, None]
+    read = outputs.norm
+    if read is None:
+        read = returned.named(returned.decoded(outputs, problem))["quant"].view(torch.uint8)
+    index = torch.tensor([large for large, _, _ in questions])[:, None].to(read.device)
+    seen = read.gather(1, index)[:, 0].cpu()  # the one number of a row that tells; the others stay where they are
     if outputs.norm is not None:
-        norm = outputs.norm.cpu().gather(1, index)[:, 0].float()
-        unclear, zero = ~norm.isfinite(), norm == 0
+        unclear, zero = ~seen.isfinite(), seen == 0
     else:
-        codes = returned.named(returned.decoded(outputs, problem))["quant"].view(torch.uint8).cpu()
-        mask = 0x7 if quantiser(problem.op.quantiser).element.per_byte > 1 else 0x7F
-        magnitude = codes.gather(1, index)[:, 0] & mask
+        magnitude = seen & (0x7 if quantiser(problem.op.quantiser).element.per_byte > 1 else 0x7F)
         unclear, zero = magnitude == 0x7F, magnitude == 0
     return [UNCLEAR if bad else YES if gone else NO for bad, gone in zip(unclear.tolist(), zero.tolist(), strict=True)]
 
@@ -113,9 +116,9 @@ def units_left(outputs: RankOutputs, problem: Problem, mask: Mask, factor: float
         factor: by which experts multiply an addend.
     """
     summed = outputs.total if outputs.total is not None else outputs.residual
-    left: Tensor = summed[list(mask.rows)].cpu().double() / (LEVELS[problem.dtype][mask.level][1] * factor)
+    left: Tensor = summed[list(mask.rows)].double() / (LEVELS[problem.dtype][mask.level][1] * factor)
     whole = (left >= 0) & (left <= problem.world_size) & (left == left.round())
-    return bytes(torch.where(whole, left, NOTHING).to(torch.uint8).contiguous().numpy().tobytes())
+    return bytes(torch.where(whole, left, NOTHING).to(torch.uint8).cpu().contiguous().numpy().tobytes())
 
 
 def _operands(problem: Problem, addend: Tensor, residual: Tensor) -> RankInputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,6 @@ SIZES = 3
 REGIMES = 8
 """Stretches of batch sizes with a tree each, at most."""
 
-CHECKED = 24
-"""Questions by which a tree is looked for at another batch size."""
-
 
 @dataclass
 class Probes:
@@ -53,6 +51,7 @@ class Probes:
     changes: tuple[int, ...] = ()
     most: int = 1000
     _flow: Dataflow = field(init=False)
+    _looked: dict[tuple[Tree, int], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._flow = backends.backend(self.kernels.backend).dataflow(self.kernels.problem)
@@ -196,39 +195,41 @@ class Probes:
         except Unreadable as why:
             failed.append((start, str(why)))
             return
-        other = [n for n in doubling(self._largest) if start <= n < end and not self.same(found.tree, n)]
-        low, high = (max(other), end) if other else (start - 1, start)
+        smaller = [n for n in reversed(doubling(self._largest)) if start <= n < end]
+        other = next((n for n in smaller if not self.same(found.tree, n)), None)
+        low, high = (start - 1, start) if other is None else (other, end)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.same(found.tree, middle) else (middle, high)
         trees.append((high, found))
-        if other and len(trees) + len(failed) < REGIMES:
+        if other is not None and len(trees) + len(failed) < REGIMES:
             self._stretch(start, low, trees, failed, last)
 
     def same(self, tree: Tree, size: int) -> bool:
-        """Whether a tree is that of a batch size too, by questions about its largest sums."""
-        return NO not in self._asking(size)(_checks(tree))
+        """Whether a tree is that of a batch size too; see `others`."""
+        return not self.others(tree, (size,))
+
+    def others(self, tree: Tree, sizes: Sequence[int]) -> list[int]:
+        """The batch sizes at which the tree is another, by questions about its largest sums; each asked once."""
+        calls = {size: _batches(tree.checks, size) for size in sizes if (tree, size) not in self._looked}
+        answers = iter(self.kernels.squares(list(chain.from_iterable(calls.values()))))
+        for size, batches in calls.items():
+            said = list(islice(answers, sum(map(len, batches))))
+            self._looked[tree, size] = NO not in said[: len(tree.checks)]
+        return [size for size in sizes if not self._looked[tree, size]]
 
     def _asking(self, size: int) -> Callable[[Sequence[Question]], list[int]]:
         return partial(_in_batches, self.kernels, size)
 
 
 def _in_batches(kernels: Kernels, size: int, questions: Sequence[Question]) -> list[int]:
-    """Answers from calls of `size` rows, the last one filled up with the first questions."""
-    answers: list[int] = []
-    for start in range(0, len(questions), size):
-        batch = [questions[(start + k) % len(questions)] for k in range(size)]
-        answers += kernels.squares(batch)
-    return answers[: len(questions)]
+    """Answers from calls of `size` rows."""
+    return kernels.squares(_batches(questions, size))[: len(questions)]
 
 
-def _checks(tree: Tree) -> list[Question]:
-    """Of the tree's questions those about the largest sums, and some about others."""
-    sizes = [1] * tree.leaves
-    for one, two in tree.merges:
-        sizes.append(sizes[one] + sizes[two])
-    order = sorted(range(len(tree.questions)), key=lambda k: -sizes[tree.leaves + k])
-    return [tree.questions[k] for k in order[:16] + order[16 :: max(1, len(order) // (CHECKED - 16))]]
+def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """The questions in batches of `size`, the last one filled up with the first questions."""
+    return [[questions[(start + k) % len(questions)] for k in range(size)] for start in range(0, len(questions), size)]
 
 
 def _named(size: int, found: Read) -> str:

@@ -42,22 +42,31 @@ class Rows:
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
         self.problem, self.device = problem, device
+        self._made_once = Inputs(problem, device)
         self.row = lru_cache(maxsize=1024)(self._row)
         self._neighbours = lru_cache(maxsize=32)(self._made)
+        self._together = lru_cache(maxsize=64)(self._stacked)
+        self._stream = lru_cache(maxsize=1024)(self._made_stream)
         self._terms = lru_cache(maxsize=128)(self._made_terms)
 
     def of_rank(self, call: Call, rank: int) -> RankInputs:
         """What the kernel receives on this rank; where experts are summed, `partial` is their sum, for who wants it."""
         addends = call.addends or call.world_size or self.problem.world_size
         partial, residual = (x.clone() for x in self._company(call, rank, addends))
-        for number, place in zip(call.watched, call.places, strict=True):
-            partial[place], residual[place] = self.row(number, rank, addends)
-        made, problem = Inputs(self.problem, self.device), self.problem
+        if call.watched:
+            places = torch.tensor(call.places, device=self.device)
+            partial[places], residual[places] = self._together(call.watched, rank, addends)
+        problem = self.problem
         experts = self._experts(call, rank, addends) if problem.op.has_experts else None
         if experts is not None:
             partial = expert_sum(experts, EXPERTS)
-        gamma, scale = made.gamma(), made.scale()
+        gamma, scale = self._made_once.gamma(), self._made_once.scale()
         return RankInputs(partial, residual, gamma, scale, problem.eps, problem.weight_bias, problem.layout, experts)
+
+    def _stacked(self, numbers: tuple[int, ...], rank: int, addends: int) -> tuple[Tensor, Tensor]:
+        """Several watched rows, [numbers, hidden]: the partial sums of this rank, and the residual."""
+        partial, residual = zip(*(self.row(number, rank, addends) for number in numbers), strict=True)
+        return torch.stack(partial), torch.stack(residual)
 
     def _company(self, call: Call, rank: int, addends: int) -> tuple[Tensor, Tensor]:
         shape = (call.tokens, self.problem.hidden)
@@ -95,8 +104,7 @@ class Rows:
         partial, residual = (made[0] for made in self._made(number, 1, rank, addends, family))
         if kind != "squares" or not problem.op.norm:
             return partial, residual
-        weight = Inputs(problem, self.device).gamma().float() + problem.weight_bias
-        stream = sharpened(residual, weight, problem.eps, problem.format, number)
+        stream = self._stream(number, addends)
         if problem.op.has_experts:
             return torch.zeros_like(stream), stream
         if not problem.op.residual:
@@ -105,6 +113,12 @@ class Rows:
             return torch.zeros_like(stream), stream
         shared = self._made(number, 1, 0, addends)[0][0]
         return (shared, -shared)[rank] if rank < 2 else torch.zeros_like(shared), stream
+
+    def _made_stream(self, number: int, addends: int) -> Tensor:
+        """What the norm reads of a row that is made for its squares, [hidden]; the same on every rank."""
+        residual = self._made(number, 1, 0, addends)[1][0]
+        weight = self._made_once.gamma().float() + self.problem.weight_bias
+        return sharpened(residual, weight, self.problem.eps, self.problem.format, number)
 
     def _made(
         self, number: int, count: int, rank: int, addends: int, family: str = FAMILIES[0]

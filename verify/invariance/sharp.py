@@ -59,8 +59,10 @@ def sharpened(base: Tensor, weight: Tensor, eps: float, form: Format, number: in
     sharp &= sharp.cumsum(0) <= hidden // 16
     placed = torch.copysign(significand * torch.exp2(torch.floor(torch.log2(row.abs().clamp(2.0**-5, 0.2)))), row)
     row = torch.where(sharp, placed, row)
-    free = [column for column in range(hidden) if not sharp[column] and column not in fillers]
     row[fillers] = 0
+    rest = ~sharp
+    rest[fillers] = False
+    free = rest.nonzero()[:, 0].tolist()
     large = free.pop((number * 977 + 5) % len(free))
     row[large] = _above((LARGEST * hidden) ** 0.5, form)
     while (missing := wanted - float(row.square().sum())) < 0:

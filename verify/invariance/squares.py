@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fusecheck.invariance.shapes import Shape, shapes
+from fusecheck.invariance.shapes import Places, Shape, shapes
 from fusecheck.invariance.trees import Question, Tree
 
 NO, YES, UNCLEAR = 0, 1, 2
@@ -30,6 +32,9 @@ MANY = "it has no known shape that few questions show, and more than the allowed
 
 GUESSES = 256
 """Questions that tell the known shapes from each other, at most."""
+
+FEW = 32
+"""Of them those that leave few shapes."""
 
 CONTROLS = 256
 """Questions whose answer is no, about."""
@@ -107,10 +112,12 @@ def _scale(ask: Ask, hidden: int) -> None:
 def _known(ask: Ask, hidden: int) -> tuple[str, Tree | None]:
     """The shape that agrees with every answer, proved."""
     questions = _telling(hidden)
-    left = _fitting(shapes(hidden), questions, ask(questions))
+    answers = ask(questions)
+    near = (_sayings(hidden) == (np.array(answers[:FEW]) == YES)).all(-1)
+    left = _fitting([shape for shape, fits in zip(shapes(hidden), near, strict=True) if fits], questions, answers)
     while left:
         shape = left[0]
-        tree = shape.tree()
+        tree = _tree(shape)
         answers = ask(tree.questions)
         if NO not in answers:
             _controls(ask, tree)
@@ -132,16 +139,30 @@ def _telling(hidden: int) -> list[Question]:
     return found
 
 
+_tree = lru_cache(maxsize=16)(Shape.tree)
+
+
+@lru_cache(maxsize=8)
+def _sayings(hidden: int) -> NDArray[np.bool_]:
+    """To which of the first telling questions each known shape says yes, [shapes, `FEW`]."""
+    columns = _columns(_telling(hidden)[:FEW])
+    return np.stack([_yes(shape, *columns) for shape in shapes(hidden)])
+
+
 def _fitting(known: Iterable[Shape], questions: Sequence[Question], answers: Sequence[int]) -> list[Shape]:
-    large, first, second = np.array(questions, dtype=np.int64).reshape(-1, 3).T
-    yes = np.array(answers) == YES
-    few = slice(0, 32)
-    near = [x for x in known if _agrees(x, large[few], first[few], second[few], yes[few])]
-    return [x for x in near if _agrees(x, large, first, second, yes)]
+    columns, yes = _columns(questions), np.array(answers) == YES
+    return [shape for shape in known if bool((_yes(shape, *columns) == yes).all())]
 
 
-def _agrees(shape: Shape, large: Any, first: Any, second: Any, yes: Any) -> bool:
-    return bool(((shape.when(first, second) < shape.when(large, first)) == yes).all())
+def _columns(questions: Sequence[Question]) -> Places:
+    """[3, questions]."""
+    columns: Places = np.array(questions, dtype=np.int64).reshape(-1, 3).T
+    return columns
+
+
+def _yes(shape: Shape, large: Places, first: Places, second: Places) -> NDArray[np.bool_]:
+    said: NDArray[np.bool_] = shape.when(first, second) < shape.when(large, first)
+    return said
 
 
 def _prove(ask: Ask, tree: Tree) -> None:

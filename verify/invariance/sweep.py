@@ -1,7 +1,7 @@
 """Predicted and measured launches of a fused kernel over all batch sizes, as a table and a record.
 
 On a GPU: `python -m fusecheck.invariance.sweep --backend flashinfer --out sweep.json`. A tree takes about
-(hidden + 512) / rows calls, each further batch size 24 / rows and at least one: 600 to 3,000 calls a line at 512 rows.
+(hidden + 512) / rows calls, each further batch size 24 / rows and at least one: 600 to 1,600 calls a line at 512 rows.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def line(kernels: Kernels, multiprocessors: int) -> dict[str, Any]:
     predicted = list(thresholds(problem.hidden, problem.tokens, multiprocessors, ranks=ranks))
     probes = Probes(kernels, (problem.world_size,), (), most=MOST_CALLS)
     measured, failed = probes.thresholds()
+    ends = [*(start for start, _ in measured[1:]), problem.tokens + 1]
     odd = []
-    for rows in range(1, problem.tokens + 1):  # thresholds are found by halving: each batch size is looked at as well
-        here = [found for start, found in measured if start <= rows]
-        if here and not probes.same(here[-1].tree, rows):
-            odd.append(rows)
+    for (start, found), end in zip(
+        measured, ends, strict=True
+    ):  # found by halving: each batch size is looked at as well
+        odd += probes.others(found.tree, range(start, end))
     wanted = {rows: words(shape) for rows, shape in predicted}
     seen = {rows: found.words for rows, found in measured}
     return {

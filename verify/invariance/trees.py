@@ -19,6 +19,10 @@ Question: TypeAlias = "tuple[int, int, int]"
 """(large, first, second): are the two elements added to each other before either meets the large one?"""
 
 
+CHECKED = 24
+"""Questions by which a tree is looked for at another batch size."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """A binary tree of additions.
@@ -65,6 +69,15 @@ class Tree:
     def controls(self) -> list[Question]:
         """The same leaves with another one large, so that each answer is no; whoever keeps all says yes to these."""
         return [(first, second, large) for large, first, second in self.questions]
+
+    @cached_property
+    def checks(self) -> list[Question]:
+        """Of the questions those about the largest sums, and some about others."""
+        sizes = [1] * self.leaves
+        for one, two in self.merges:
+            sizes.append(sizes[one] + sizes[two])
+        order = sorted(range(len(self.questions)), key=lambda k: -sizes[self.leaves + k])
+        return [self.questions[k] for k in order[:16] + order[16 :: max(1, len(order) // (CHECKED - 16))]]
 
     @cached_property
     def _beside(self) -> dict[int, int]:

@@ -39,7 +39,7 @@ class InvarianceWorker:
 
     def ask(self, backend: str, problem: str, call: dict[str, Any]) -> dict[str, list[int]]:
         """The digest of each watched row, by output."""
-        return {name: digest.rows(tensor) for name, tensor in self._watched(backend, problem, call).items()}
+        return digest.rows_of(self._watched(backend, problem, call))
 
     def show(self, backend: str, problem: str, call: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
         """The watched rows themselves, by output: the name of their dtype, and their bytes."""
@@ -49,9 +49,12 @@ class InvarianceWorker:
             for name, tensor in seen.items()
         }
 
-    def squares(self, backend: str, problem: str, questions: list[Question]) -> list[int]:
-        """What a call with a row for each question tells about the tree of the squares; see `masks`."""
+    def squares(self, backend: str, problem: str, batches: list[list[Question]]) -> list[int]:
+        """What calls with a row for each question of a batch tell about the tree of the squares; see `masks`."""
         asked = _parse(problem)
+        return [answer for questions in batches for answer in self._answers(backend, asked, questions)]
+
+    def _answers(self, backend: str, asked: Problem, questions: list[Question]) -> list[int]:
         inputs = masks.squares_inputs(asked, questions, self.rank.index, self.rank.device)
         outputs, step = self._made(backend, asked, inputs, "")
         return masks.squares_answers(outputs, step, questions)
@@ -77,12 +80,12 @@ class InvarianceWorker:
                 self._call(backend, asked, Call(tokens))
         outputs, step = self._call(backend, asked, call)
         index = torch.tensor(call.places, dtype=torch.int64, device=self.rank.device)
-        named = comparable(returned.named(returned.decoded(outputs, step)), kernel.dataflow(step))
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-        return {
+        watched = {
             name: tensor.view(integers[tensor.element_size()])[index].view(tensor.dtype)
-            for name, tensor in named.items()
+            for name, tensor in returned.named(returned.decoded(outputs, step)).items()
         }
+        return comparable(watched, kernel.dataflow(step))
 
     def _call(self, backend: str, asked: Problem, call: Call) -> tuple[RankOutputs, Problem]:
         return self._made(backend, asked, self._rows(asked).of_rank(call, self.rank.index), call.strategy)

@@ -68,8 +68,13 @@ def sum_ends(partials: Tensor, flow: Dataflow, fmt: Format) -> Interval:
         ends = _rounded(ends, flow, FP32)
     if flow.round_sum or flow.accumulate == "native":
         ends = _rounded(ends, flow, fmt)
-    if flow.sum_rounding == "nearest" or flow.accumulate == "exact" or len(partials) <= 2:
+    if flow.accumulate == "exact" or len(partials) <= 2:
         return ends
+    if flow.sum_rounding == "nearest":
+        beyond = overflow(FP32 if flow.accumulate == "fp32" else fmt)
+        up = total.isfinite() & (partials.clamp(min=0).sum(0) + error >= beyond)
+        down = total.isfinite() & (partials.clamp(max=0).sum(0) - error <= -beyond)
+        return ends[0].masked_fill(down, -torch.inf), ends[1].masked_fill(up, torch.inf)
     # Toward zero a partial sum that overflows is the largest number, and the next addends start from there.
     overflows = total.isfinite() & (magnitude > fmt.largest)
     return ends[0].masked_fill(overflows, -torch.inf), ends[1].masked_fill(overflows, torch.inf)
@@ -117,6 +122,11 @@ def stream_ends(total: Interval, residual: Tensor, flow: Dataflow, fmt: Format) 
     return lo, hi
 
 
+def overflow(fmt: Format) -> float:
+    """The least number that rounds to an infinity: half a unit beyond the largest."""
+    return fmt.largest + 2.0 ** (math.floor(math.log2(fmt.largest)) - fmt.precision)
+
+
 def preimage(rounded: Tensor, fmt: Format) -> Interval:
     """The values that round to `rounded`: to an infinity all from the overflow threshold on; a NaN is itself."""
     outward = torch.where(rounded.isfinite(), 0.5 * ulp(rounded, fmt), 0.0)
@@ -125,8 +135,8 @@ def preimage(rounded: Tensor, fmt: Format) -> Interval:
     inward = torch.where(halved, 0.5 * outward, outward)
     negative = rounded < 0
     lo, hi = rounded - torch.where(negative, outward, inward), rounded + torch.where(negative, inward, outward)
-    overflow = fmt.largest + 2.0 ** (math.floor(math.log2(fmt.largest)) - fmt.precision)  # half a unit beyond
-    return torch.where(rounded == torch.inf, overflow, lo), torch.where(rounded == -torch.inf, -overflow, hi)
+    beyond = overflow(fmt)
+    return torch.where(rounded == torch.inf, beyond, lo), torch.where(rounded == -torch.inf, -beyond, hi)
 
 
 def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
@@ -135,7 +145,7 @@ def squares_ends(stream: Interval, flow: Dataflow, fmt: Format) -> Interval:
     least = torch.where((lo <= 0) & (hi >= 0), 0.0, torch.minimum(lo * lo, hi * hi))
     most = torch.maximum(lo * lo, hi * hi)
     if flow.round_squares:
-        least, most = round_to(least, fmt), round_to(most, fmt)
+        least, most = round_to(round_to(least, FP32), fmt), round_to(round_to(most, FP32), fmt)
     elif not flow.scaled_squares and bool((most > FP32.largest).any()):
         least, most = round_to(least, FP32), round_to(most, FP32)  # an overflowing square is infinite
     return least.sum(-1, keepdim=True), most.sum(-1, keepdim=True)

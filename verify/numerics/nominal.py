@@ -44,11 +44,8 @@ def inverse_root(stream: Tensor, eps: float, flow: Dataflow, native: torch.dtype
     if flow.scaled_squares:  # in float64 no square of a float32 overflows or underflows
         mean = stream.to(torch.float64).square().mean(-1, keepdim=True) + float(np.float32(eps))
         return mean.rsqrt().to(torch.float32)
-    if flow.round_squares:
-        squares = stream.to(native) * stream.to(native)
-    else:
-        wide = stream.to(torch.float32)
-        squares = wide * wide
+    wide = stream.to(torch.float32)
+    squares = (wide * wide).to(native) if flow.round_squares else wide * wide
     total = squares.sum(-1, keepdim=True, dtype=torch.float64).to(torch.float32)
     mean = total / stream.shape[-1] + torch.tensor(eps, dtype=torch.float32)
     return mean.to(torch.float64).rsqrt().to(torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fusecheck.protocol.kernels.oneshot import OneShot
 from fusecheck.protocol.kernels.twoshot import TwoShot
@@ -55,11 +55,18 @@ class Crossed:
 
 @dataclass(frozen=True)
 class Alternating:
-    """One-shot and two-shot by turns on one workspace, whose counter of blocks they share."""
+    """Two kernels by turns on one workspace, whose control words they share.
 
-    name: str = "one-shot and two-shot by turns"
+    Attributes:
+        even: what even calls launch.
+        odd: what odd calls launch.
+    """
+
+    even: Model = field(default_factory=OneShot)
+    odd: Model = field(default_factory=TwoShot)
+    name: str = "by turns"
 
     def launches(self, size: Size) -> list[Launch]:
-        """Even calls one-shot, odd calls two-shot."""
-        pairs = zip(OneShot().launches(size), TwoShot().launches(size), strict=True)
-        return [two if two.block.call % 2 else one for one, two in pairs]
+        """Each call by the kernel whose turn it is."""
+        pairs = zip(self.even.launches(size), self.odd.launches(size), strict=True)
+        return [odd if odd.block.call % 2 else even for even, odd in pairs]

@@ -296,6 +296,7 @@ KERNELS: dict[str, tuple[str, Model]] = {
     "two-shot": ("FlashInfer 0.7.4, two-shot", TwoShot()),
     "two-shot-trtllm": ("TensorRT-LLM and FlashInfer 0.6.13, two-shot", TwoShot(own_slot="first")),
     "by-turns": ("FlashInfer 0.7.4, one-shot and two-shot by turns", Alternating()),
+    "moe-reduction": ("FlashInfer 0.7.4, MoE reduction", OneShot(name="MoE reduction")),
     "moe-finalize": ("FlashInfer 0.7.4, MoE finalize", MoeFinalize()),
     "hand-over": ("FlashInfer 0.7.4, one-shot under PDL", HandOver()),
     "hand-over-trtllm": ("TensorRT-LLM and FlashInfer 0.6.13, one-shot under PDL", HandOver(reads_early=True)),

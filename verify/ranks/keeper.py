@@ -58,13 +58,15 @@ class Keeper:
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._drain_wakeup)
         try:
             self._tell("hello", os.getpid())
+            weighed = 0.0
             while not self._ended:
                 watching = self._memory_limit > 0 and self._children
                 for key, events in self._selector.select(_WATCH_SECONDS if watching else None):
                     key.data(events)
                 self._reap()
-                if watching:
+                if watching and time.monotonic() - weighed >= _WATCH_SECONDS:  # not at every message: short calls wait
                     self._weigh()
+                    weighed = time.monotonic()
         except OSError:
             # The parent is gone, and nobody is left to be told.
             self._end()

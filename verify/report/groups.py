@@ -157,9 +157,9 @@ def _invariance_sentence(part: Part) -> str:
     held = [each["claim"] for each in claims if each["verdict"] == "invariant"]
     says = f"breaks {', '.join(broken) or 'nothing'}; invariant over what was tried: {', '.join(held) or 'nothing'}"
     says += "".join(f"; {each['claim']}: {each['words']}" for each in claims if each.get("words"))
-    left = [f"{each['claim']} ({each['untold']})" for each in claims if each["untold"]] + made.get("not_tried", [])
+    left = [f"{each['claim']} ({each['untold']})" for each in claims if each["untold"]]
     named = [f"{each['file']} {each['sha256'][:16]}" for each in made.get("binaries", [])]
-    says += f"; binaries: {', '.join(named) or 'none named'}; not asked: {'; '.join(left)}"
+    says += f"; binaries: {', '.join(named) or 'none named'}{'; not told: ' * bool(left)}{', '.join(left)}"
     return f"{made.get('kernel')}, {made.get('operation')}, hidden {made.get('hidden')}: {says}"
 
 
@@ -327,7 +327,10 @@ def verdict_sentence(all_parts: list[Part], verdict: str) -> str:
         return f"{verdict.capitalize()}: nothing was run."
     left = [left for part in all_parts for left in part.summary.get("not_run") or [] if left.get("unanswered")]
     if left and verdict == "inconclusive":
-        told = "; ".join(f"{each['part']} was asked for and not answered, it {each['reason']}" for each in left)
+        why: dict[str, list[str]] = {}
+        for each in left:
+            why.setdefault(str(each["reason"]), []).append(str(each["part"]))
+        told = "; ".join(f"asked for and not answered: {', '.join(names)} ({reason})" for reason, names in why.items())
         return f"Inconclusive: {told}. What was run: {'; '.join(map(sentence, all_parts))}."
     run = f"{deciding.run}: " if deciding.run else ""
     others = len([part for part in all_parts if part.verdict == verdict]) - 1

@@ -68,6 +68,7 @@ def left_out(part: Part) -> list[tuple[str, str]]:
     run = f"{part.run}: " if part.run else ""
     summary = part.summary
     found = [(f"{run}{x['part']}", str(x["reason"])) for x in summary.get("not_run") or []]
+    found += [(f"{run}not tried", what) for what in (summary.get("certificate") or {}).get("not_tried", ())]
     found += [(f"{run}fault {x['id']}, {x.get('title', '')}", str(x["reason"])) for x in summary.get("left_out") or []]
     refusals = summary.get("refusals") or {}
     return found + [(f"{run}{count(number)} cases refused", str(reason)) for reason, number in refusals.items()]

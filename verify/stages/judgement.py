@@ -155,5 +155,23 @@ def judge(judgement: Judgement, got: Tensor, first_row: int, apart: Tensor | Non
         for index in bad[:SHOWN].tolist():
             row, column = int(where[0][index]), int(where[1][index])
             told = judgement.told(row, column, got[row, column], nominal[row, column], (lo[index], hi[index]))
-            tally.shown.append(replace(told, row=first_row + told.row))
+            other = whose(raw(got)[row], raw(nominal), row)
+            hint = "" if other is None else f"  the row is what row {first_row + other} should be"
+            tally.shown.append(replace(told, row=first_row + told.row, context=told.context + hint))
     return tallies
+
+
+def whose(row: Tensor, nominal: Tensor, own: int) -> int | None:
+    """Which other row of the nominal output a row is that is not its own: shifted, stale, or written twice.
+
+    Args:
+        row: as returned, [columns], its bits.
+        nominal: [rows, columns], bits.
+        own: its place among them.
+    """
+    alike = (nominal == row).sum(-1)
+    alike[own] *= 2  # most of it must be another's
+    best = int(alike.argmax())
+    # One scale of four bytes is hardly another row's by chance; a few exponents of one byte may be.
+    enough = row.numel() * row.element_size() >= (4 if row.element_size() == 4 else 16)
+    return best if best != own and enough and 10 * int(alike[best]) >= 9 * row.numel() else None

@@ -14,13 +14,16 @@ from fusecheck.stages.operands import Operands
 
 
 def admits(got: Tensor, nominal: Tensor, lo: Tensor, hi: Tensor, flow: Dataflow) -> Tensor:
-    """Which observed values are inside: NaN only where the nominal is NaN; both zeros unless their sign is kept."""
+    """Which observed values are inside: NaN only where the nominal is, or infinities of both signs may have met.
+
+    Both zeros are, unless their sign is kept.
+    """
     value = got.to(torch.float64)
     inside = (lo <= value) & (value <= hi)
     if flow.zero_sign == "kept":
         zero = (value == 0) & (nominal == 0)
         inside &= ~zero | (torch.signbit(got) == torch.signbit(nominal))
-    return inside | (value.isnan() & nominal.isnan())
+    return inside | (value.isnan() & (nominal.isnan() | ((lo == -torch.inf) & (hi == torch.inf))))
 
 
 def describe(value: float, fmt: Format) -> str:

@@ -24,18 +24,25 @@ def assert_same_on_ranks(group: ProcessGroup | None = None, **tensors: Tensor) -
 
     Raises:
         NotConforming: the first element that differs, with the bits of the ranks that differ; on every rank alike.
-        UsageError: the ranks hold other names, shapes or dtypes; on every rank alike.
+        UsageError: no tensors, or the ranks hold other names, shapes or dtypes; on every rank alike.
     """
     __tracebackhide__ = True
     ranks = Ranks(torch.distributed.group.WORLD if group is None else group)
-    if not tensors:
-        raise UsageError("got no tensor, expected at least one: assert_same_on_ranks(residual=residual)")
-    shapes = ranks.exchange({name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()})
+    shapes = ranks.alike(lambda: _shapes(tensors))
     for rank, each in enumerate(shapes):
         if each != shapes[0]:
             raise UsageError(f"rank {rank} holds {each}, expected {shapes[0]}, as rank 0")
     for name in ranks.differing(tensors):
         raise NotConforming(_first_difference(name, ranks.gather(tensors[name])))
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    if not tensors:
+        raise UsageError("got no tensor, expected at least one: assert_same_on_ranks(residual=residual)")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"{name} is {type(tensor).__name__}, expected a tensor")
+    return {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def _first_difference(name: str, everyones: list[Tensor]) -> str:

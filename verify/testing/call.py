@@ -13,7 +13,10 @@ from torch import Tensor
 from fusecheck.errors import UsageError
 from fusecheck.formats.element import Element
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation, compose
+from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import Layout
+from fusecheck.quantisers.quantiser import Quantiser
 
 NATIVE = (torch.bfloat16, torch.float16)
 """The dtypes of activations that the family computes in."""
@@ -94,6 +97,26 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
+def laid_out(made: Quantiser, layout: Layout, stored: Tensor, name: str) -> Tensor:
+    """A tensor of scales in the form that its layout has here.
+
+    Bytes may come in a dtype of their own; a swizzled storage in any shape, as vLLM and FlashInfer return it.
+
+    Raises:
+        UsageError: the tensor, which the message calls `name`, is not one of this layout.
+    """
+    own = torch.float8_e4m3fn if made.name == "nvfp4" else torch.float8_e8m0fnu
+    if layout.dtype is torch.uint8 and stored.dtype is own:
+        stored = stored.view(torch.uint8)
+    if len(layout.shape) == 1 and stored.is_contiguous() and stored.dtype in (torch.uint8, torch.int32):
+        stored = stored.view(torch.uint8).reshape(-1)
+    try:
+        layout.slots(stored)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}, for layout {layout.name}") from None
+    return stored
+
+
 def code_dtypes(element: Element) -> tuple[torch.dtype, ...]:
     """The dtypes that hold codes of this element: its own, where this torch has it, or their bits."""
     own = "float8_e4m3fn" if element.bits == 8 else "float4_e2m1fn_x2"
@@ -171,6 +194,7 @@ def _check_quantised(call: Call, device: torch.device) -> None:
         raise UsageError("scale_out= beside quantiser static-fp8, which makes no scales; name the one that does")
     if not isinstance(stored, Tensor) or stored.device != device:
         raise UsageError(f"scale_out is {_told(stored)}, expected a tensor on {device}, where partials[0] is")
+    laid_out(made, made.layout(tokens, hidden, QuantFlow(), call.layout), stored, "scale_out")
 
 
 def _told(value: object) -> str:

@@ -196,7 +196,8 @@ def _judge(call: Call, ranks: Ranks, declared: Dataflow | None, differing: Seque
         for rank, tally in ((rank, tally) for rank, each in enumerate(everyones) for tally in each):
             if tally.stage is stage:
                 whole.add(tally)
-                findings += [_line(tally, _who(rank, ranks.count, differing))] if tally.outside else []
+                apart = bool(differing) or stage is Stage.LAYOUT  # padding is each rank's own
+                findings += [_line(tally, _who(rank, ranks.count, apart=apart))] if tally.outside else []
     return Conformity(declared.name, partial(list, explained), list(merged.values()), findings)
 
 
@@ -205,10 +206,10 @@ def _common(ranks: Ranks, mine: list[str]) -> list[str]:
     return [name for name in everyones[0] if all(name in each for each in everyones)]
 
 
-def _who(rank: int, count: int, differing: Sequence[str]) -> str:
+def _who(rank: int, count: int, *, apart: bool) -> str:
     if count == 1:
         return ""
-    return f"rank {rank} " if differing else "every rank "
+    return f"rank {rank} " if apart else "every rank "
 
 
 def _line(tally: Tally, where: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor
 
 from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
@@ -13,9 +12,8 @@ from fusecheck.interface import RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
-from fusecheck.quantisers.layouts import Layout
 from fusecheck.stages.layout import judge_layout
-from fusecheck.testing.call import Call
+from fusecheck.testing.call import Call, laid_out
 from fusecheck.verdict import Stage, Tally, judge_rows
 
 CPU_BLOCK, GPU_BLOCK = 2**18, 2**26
@@ -29,12 +27,11 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
     merged: dict[Stage, Tally] = {}
     scales = None
     if "scale_out" in call.outputs:
-        rules = flow.quant(call.quantiser)
-        layout = quantiser(call.quantiser).layout(*call.shape, rules, call.layout)
-        stored = laid_out(layout, call.outputs["scale_out"], rules, "scale_out")
+        made = quantiser(call.quantiser)
+        layout = made.layout(*call.shape, flow.quant(call.quantiser), call.layout)
+        stored = laid_out(made, layout, call.outputs["scale_out"], "scale_out")
         scales = layout.read(stored)
-        if not rows.start:
-            merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
+        merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
     size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
     step = max(1, size // call.shape[1])
     for start in range(rows.start, rows.stop, step):
@@ -44,25 +41,13 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
     return sorted(merged.values(), key=lambda tally: list(Stage).index(tally.stage))
 
 
-def laid_out(layout: Layout, stored: Tensor, flow: QuantFlow, name: str) -> Tensor:
-    """A tensor of scales in the form that its layout has here.
-
-    Bytes may come in a dtype of their own; a swizzled storage in any shape, as vLLM and FlashInfer return it.
-
-    Raises:
-        UsageError: the tensor, which the message calls `name`, is not one of this layout.
-    """
-    if layout.dtype is torch.uint8 and stored.dtype is (
-        torch.float8_e4m3fn if flow.pow2 == "no" else torch.float8_e8m0fnu
-    ):
-        stored = stored.view(torch.uint8)
-    if len(layout.shape) == 1 and stored.is_contiguous() and stored.dtype in (torch.uint8, torch.int32):
-        stored = stored.view(torch.uint8).reshape(-1)
-    try:
-        layout.slots(stored)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}, for layout {layout.name}") from None
-    return stored
+def agreed(call: Call) -> dict[str, Tensor]:
+    """What ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
+    if "scale_out" not in call.outputs:
+        return call.outputs
+    made = quantiser(call.quantiser)
+    layout = made.layout(*call.shape, QuantFlow(), call.layout)
+    return call.outputs | {"scale_out": layout.read(laid_out(made, layout, call.outputs["scale_out"], "scale_out"))}
 
 
 def outside(judged: Iterable[Tally]) -> int:
@@ -84,13 +69,19 @@ def explaining(call: Call, rows: range) -> list[str]:
 
 
 def nearest(call: Call, rows: range) -> Dataflow:
-    """The known dataflow that leaves the fewest elements of some rows outside."""
+    """The known dataflow that leaves the fewest elements of the first rows outside; of several, for the most rows.
+
+    Not the one that leaves the fewest outside in all: a wide enclosure hides a fault, and blames right elements for it.
+    """
     few = range(rows.start, min(rows.stop, rows.start + SAMPLED))
     sampled = [(outside(tallies(call, flow, few)), flow) for flow in DATAFLOWS.values()]
     least = min(count for count, _ in sampled)
+
+    def right(flow: Dataflow) -> int:
+        return min((tally.shown[0].row for tally in tallies(call, flow, rows) if tally.outside), default=rows.stop)
+
     alike = [flow for count, flow in sampled if count == least]
-    # By one that a few rows do not tell from the kernel's own, right elements would be blamed.
-    return alike[0] if len(alike) == 1 else min(alike, key=lambda flow: outside(tallies(call, flow, rows)))
+    return alike[0] if len(alike) == 1 else max(alike, key=right)
 
 
 def _judge(call: Call, flow: Dataflow, rows: range, scales: Tensor | None) -> list[Tally]:

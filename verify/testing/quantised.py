@@ -20,9 +20,8 @@ from fusecheck.stages.norm import Norm
 from fusecheck.stages.operands import Operands
 from fusecheck.stages.residual import Residual
 from fusecheck.stages.scale import Scale
-from fusecheck.testing.call import NATIVE, code_dtypes, either, single
+from fusecheck.testing.call import NATIVE, code_dtypes, either, laid_out, single
 from fusecheck.testing.conformity import NotConforming
-from fusecheck.testing.judging import laid_out
 
 
 class _Activations(Operands):
@@ -139,7 +138,7 @@ def _judge(
     if given:
         return judge(Code(operands, scales, None), made.element.unpack(codes), 0)
     place = made.layout(tokens, hidden, flow, layout)
-    whole = laid_out(place, _tensor(scale, of.device), flow, "scale")
+    whole = laid_out(made, place, _tensor(scale, of.device), "scale")
     stored, tallies = place.read(whole), [judge_layout(place, whole, None)]
     special = scales.special
     tallies += judge(scales, stored, 0, special)

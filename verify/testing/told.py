@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fusecheck.dataflow import Dataflow
 from fusecheck.errors import UsageError
 from fusecheck.testing.call import Call
+from fusecheck.testing.judging import agreed
 from fusecheck.testing.ranks import digests, unequal
 
 
@@ -38,7 +39,7 @@ class Told:
         operands = {name: repr(value) for name, value in rest.items()}  # a NaN is no other than itself
         operands["dataflow"] = "None" if dataflow is None else dataflow.name
         dtype = str(call.partials[0].dtype)
-        return cls(call.shape, dtype, len(call.partials), {**digests(tensors), **operands}, digests(call.outputs))
+        return cls(call.shape, dtype, len(call.partials), {**digests(tensors), **operands}, digests(agreed(call)))
 
     def __str__(self) -> str:
         return f"partials {list(self.shape)} {self.dtype} and the outputs {', '.join(sorted(self.outputs))}"

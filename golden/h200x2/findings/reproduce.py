@@ -24,6 +24,8 @@ from torch import Tensor
 
 SECONDS = 60
 """After which an experiment counts as hung."""
+LATE = 200_000
+"""Cycles that rank 1's stream sleeps before a call, some 0.1 ms: rank 0 has its next call queued long before."""
 
 
 class Workspace:
@@ -50,6 +52,41 @@ class Workspace:
             residual_in=residual, residual_out=residual_out, norm_out=norm_out, quant_out=None, scale_out=None,
             rms_gamma=self.gamma, rms_eps=1e-5,
             scale_factor=None, layout_code=None, metadata=self.metadata,
+        )  # fmt: skip
+        return residual_out
+
+
+class Experts(Workspace):
+    """A workspace with what calls for experts take besides; made before, so that nothing runs between two calls."""
+
+    def __init__(self, rank: int, tokens: int, hidden: int) -> None:
+        super().__init__(rank, tokens, hidden)
+        self.routes = torch.arange(tokens, dtype=torch.int32, device="cuda").view(-1, 1)
+        self.weights = torch.ones(1, tokens, device="cuda")
+        self.no_shared = torch.zeros(tokens, hidden, dtype=torch.bfloat16, device="cuda")
+
+    def finalize(self, partial: Tensor, residual: Tensor) -> Tensor:
+        """residual_out of one call of MoE finalize, pattern 7: each token has one route, to the row of its number."""
+        residual_out, norm_out = torch.empty_like(residual), torch.empty_like(residual)
+        trtllm_ar.trtllm_moe_finalize_allreduce_fusion(
+            allreduce_in=partial, residual_in=residual, norm_weight=self.gamma,
+            expanded_idx_to_permuted_idx=self.routes[: len(partial)], norm_out=norm_out, residual_out=residual_out,
+            quant_out=None, scale_out=None, workspace_ptrs=self.table, launch_with_pdl=False, world_rank=self.rank,
+            world_size=2, eps=1e-5, shared_expert_output=None, expert_scale_factor=None, routed_scaling_factor=None,
+        )  # fmt: skip
+        return residual_out
+
+    def reduce(self, partial: Tensor, residual: Tensor) -> Tensor:
+        """residual_out of one call of MoE reduction, pattern 6, over one expert of weight 1."""
+        residual_out, norm_out = torch.empty_like(residual), torch.empty_like(residual)
+        trtllm_ar.trtllm_moe_allreduce_fusion(
+            world_size=2, world_rank=self.rank, token_num=len(partial), hidden_dim=partial.shape[1],
+            workspace_ptrs=self.table, launch_with_pdl=False, residual_in=residual, rms_gamma=self.gamma, rms_eps=1e-5,
+            scale_factor=1.0, moe_reduction_device_num_experts=1,
+            moe_reduction_scale_input=self.weights[:, : len(partial)],
+            moe_reduction_active_experts_token_input=partial.unsqueeze(0),
+            moe_reduction_token_input=self.no_shared[: len(partial)], layout_code=None, moe_allreduce_out=None,
+            residual_out=residual_out, norm_out=norm_out, quant_out=None, scale_out=None,
         )  # fmt: skip
         return residual_out
 
@@ -158,6 +195,44 @@ def two_streams(rank: int) -> str:
     return f"wrong in {sum(count > 0 for count in found)} of 64 calls, {sum(found)} elements"
 
 
+def experts_in_turn(rank: int, tokens: int, *, finalize: bool) -> str:
+    """Sums of experts of 3 rows and of `tokens` in turn, without a wait between, 64 times; rank 1 sleeps before each.
+
+    So rank 0 ends a call as soon as rank 1 has sent its rows, and is in its next call while rank 1 still reads.
+    """
+    workspace = Experts(rank, 129, 4096)
+    call = workspace.finalize if finalize else workspace.reduce
+    sets = [Data(0, 3, 4096), Data(1, tokens, 4096)]
+    for data in sets:  # what is compiled or loaded at the first call is there before the ranks drift apart
+        call(data.partials[rank], data.residual)
+        torch.cuda.synchronize()
+    dist.barrier()
+    returned = []
+    for turn in range(128):
+        data = sets[turn % 2]
+        if rank == 1:
+            torch.cuda._sleep(LATE)
+        returned.append(call(data.partials[rank], data.residual))
+    torch.cuda.synchronize()
+    found = [sets[turn % 2].wrong(out) for turn, out in enumerate(returned)]
+    return f"wrong in {sum(count > 0 for count in found)} of 128 calls, {sum(found)} elements"
+
+
+def moe_finalize(rank: int) -> str:
+    """Pattern 7 at 129 x 4096, where 16 clusters take 9 rows each: it polls the copies in the peer's memory."""
+    return experts_in_turn(rank, 129, finalize=True)
+
+
+def moe_finalize_8_rows(rank: int) -> str:
+    """The same with 8 rows: a cluster takes one, and has read it soon."""
+    return experts_in_turn(rank, 8, finalize=True)
+
+
+def moe_reduction(rank: int) -> str:
+    """Pattern 6 in the place of pattern 7, at 129 x 4096: the same exchange, but it polls its own copies."""
+    return experts_in_turn(rank, 129, finalize=False)
+
+
 def nvfp4(rank: int) -> str:
     """Pattern 5, norm and NVFP4, 16 rows of 4096: which bytes of its outputs are written, and with what."""
     workspace, data = Workspace(rank, 16, 4096), Data(0, 16, 4096)
@@ -187,7 +262,10 @@ def nvfp4(rank: int) -> str:
 
 EXPERIMENTS: dict[str, Callable[[int], str]] = {
     experiment.__name__.replace("_", "-"): experiment
-    for experiment in (cleared_beside, narrow, early_read, small_then_large, two_streams, nvfp4)
+    for experiment in (
+        *(cleared_beside, narrow, early_read, small_then_large, two_streams, nvfp4),
+        *(moe_finalize_8_rows, moe_reduction, moe_finalize),
+    )
 }
 
 

@@ -178,6 +178,19 @@ def cleared_beside(result: str) -> None:
         assert wrong[:5] == [0] * 5
 
 
+def finalize_hangs(result: str) -> None:
+    records = [json.loads(path.read_text()) for path in (CHIP / "findings").glob("flashinfer-0.7.4-finalize*.json")]
+    assert number(r"of (\d+) runs", result) == number(r"in (\d+) of", result) == len(records)
+    for record in records:
+        (finding,) = record["findings"]
+        problem, question = json.loads(finding["problem"]), json.loads(finding["question"])
+        assert finding["message"].startswith("hang")
+        assert problem["op"] == "MOE_FINALIZE_RESIDUAL_RMS_NORM"
+        assert number(r"at (\d+) rows", result) == problem["tokens"]
+        assert number(r"rows of (\d+)", result) == problem["hidden"]
+        assert number(r"the (\d+) cases before", result) == len(question["before"]) == record["summary"]["cases"] - 1
+
+
 def property_tests_on_the_chip(result: str) -> None:
     printed = (CHIP / "property-tests.log").read_text(encoding="utf-8")
     assert "hypothesis profile ci" in printed
@@ -195,6 +208,16 @@ def whole_sets(result: str) -> None:
     verdicts = {task["endpoint"]["name"]: task["judgement"]["verdict"] for task in record["tasks"]}
     known = {"golden_gsm8k": "pass", "golden_mmlu": "pass"}
     assert verdicts == {**known, "gsm8k": "inconclusive", "mmlu": "inconclusive"}
+
+
+def real_model(result: str) -> None:
+    task = summary(CHIP / "accuracy-qwen" / "mmlu.json")["tasks"]["mmlu"]
+    assert task["verdict"] == "pass"
+    assert result.startswith("**PASS**")
+    assert number(r"of ([\d,]+), of which", result) == task["n"]
+    assert (number(r"(\d+) lost", result), number(r"(\d+) gained", result)) == (task["lost"], task["gained"])
+    assert f"{100 * task['baseline']:.2f} % and {100 * task['candidate']:.2f} %" in result
+    assert f"at most {-100 * task['low']:.2f} points where {100 * task['margin']:.2f} are" in result
 
 
 def cast(_result: str) -> None:
@@ -217,7 +240,9 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck pace": pace,
     "fusecheck exhaust": cast,
     "fusecheck kernel --backend flashinfer:pdl": races,
+    "fusecheck kernel --backend flashinfer --tp 2 --op MOE": finalize_hangs,
     "fusecheck accuracy --device cuda": whole_sets,
+    "fusecheck accuracy --model fp8": real_model,
     "python golden/h200x2/findings/reproduce.py cleared-beside": cleared_beside,
     "mpirun -n 2 python -m pytest": property_tests_on_the_chip,
 }

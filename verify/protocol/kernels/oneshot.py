@@ -1,6 +1,7 @@
 """One-shot Lamport with three buffers: `allreduce_fusion_kernel_oneshot_lamport`.
 
 Of TensorRT-LLM (allReduceFusionKernels.cu) and FlashInfer (trtllm_allreduce_fusion.cuh); the two agree step by step.
+FlashInfer's MoE reduction (trtllm_moe_allreduce_fusion.cuh) adds up a rank's experts first; its exchange is the same.
 The data is its own flag: a slot that no longer holds the sentinel has arrived.
 """
 
