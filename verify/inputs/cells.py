@@ -130,6 +130,10 @@ class Cells:
         """Column numbers, [1, hidden], int64."""
         return torch.arange(self.hidden, device=self.device)[None, :]
 
+    def zeros(self) -> Tensor:
+        """Zeros in the format, [count, hidden]."""
+        return torch.zeros(self.count, self.hidden, dtype=self.format.dtype, device=self.device)
+
     def bits(self, stream: int) -> Tensor:
         """Sixteen random bits per cell, [count, hidden], int16."""
         keys = _row_keys(hash64(self.seed, stream), self.row)

@@ -145,10 +145,6 @@ def _visits_all(stride: int, hidden: int) -> bool:
     return bool(torch.gcd(torch.tensor(stride), torch.tensor(hidden)) == 1)
 
 
-def _zeros(cells: Cells) -> Tensor:
-    return torch.zeros(cells.count, cells.hidden, dtype=cells.format.dtype, device=cells.device)
-
-
 def _constant(cells: Cells, rank: int, world_size: int) -> Tensor:
     height = 0.5 + (cells.row_bits(rank) % 97).to(torch.float32) / 97
     return height.expand(cells.count, cells.hidden).to(cells.format.dtype).contiguous()
@@ -210,7 +206,7 @@ def _subnormal(cells: Cells, rank: int, world_size: int) -> Tensor:
 
 
 def _subnormal_residual(cells: Cells) -> Tensor:
-    return torch.where((cells.row + cells.seed) % 2 == 0, _zeros(cells), _gaussian_residual(cells))
+    return torch.where((cells.row + cells.seed) % 2 == 0, cells.zeros(), _gaussian_residual(cells))
 
 
 def _overflow(cells: Cells, rank: int, world_size: int) -> Tensor:
@@ -278,7 +274,7 @@ _FAMILIES = (
     ),
     Family("outliers", "heavy tails and outlier channels", _outliers, _gaussian_residual, properties.has_outliers),
     Family("rank-tagged", "rank r holds +-(r + 1)", _rank_tagged, _exact_residual, properties.order_free),
-    Family("one-hot", "one lane a row, every lane in turn", _one_hot, _zeros, properties.one_lane),
+    Family("one-hot", "one lane a row, every lane in turn", _one_hot, Cells.zeros, properties.one_lane),
     Family("constant", "rows of one value", _constant, _constant_residual, properties.constant_rows),
     Family(
         "negative-zero",
@@ -325,7 +321,7 @@ _FAMILIES = (
         "scale-edges",
         "amax of groups at 1.75 and 1.5 times a power of two and a step beside, at zero, and tiny",
         unit_rows,
-        _zeros,
+        Cells.zeros,
         properties.on_scale_edges,
         gamma="edges",
     ),
@@ -333,7 +329,7 @@ _FAMILIES = (
         "special-groups",
         "groups near the top of the format, or with an infinity, a NaN or both, beside ordinary ones",
         unit_rows,
-        _zeros,
+        Cells.zeros,
         properties.special_groups,
         gamma="groups",
         finite=False,
