@@ -123,7 +123,9 @@ def judge_codes(groups: Groups, out: Quantised, flow: QuantFlow, tally: Tally, n
     ends = groups.quantiser.quotient_ends(norm, stored, flow, groups.given)
     first, last = groups.quantiser.code_ends(norm, stored, flow, groups.given)
     value, code = torch.from_numpy(out.values).double(), torch.from_numpy(out.ordinals)
-    inside = ((ends[0] <= value) & (value <= ends[1])) | (value.isnan() & ends[0].isnan())
+    # Where zero may meet an infinite factor, at one end of the norm alone, any value is possible, and none.
+    undefined = ends[0].isnan() | (ends[0].isneginf() & ends[1].isposinf())
+    inside = ((ends[0] <= value) & (value <= ends[1])) | (value.isnan() & undefined)
     tally.violations["value"] += int((~inside).sum())
     tally.violations["code"] += int((~((first <= code) & (code <= last))).sum())
     tally.elements += value.numel()

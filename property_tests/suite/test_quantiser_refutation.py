@@ -11,8 +11,10 @@ import torch
 from fusecheck.formats.element import E4M3
 from fusecheck.property_tests.suite import legal_quantisers, refutation
 from fusecheck.property_tests.suite import quantiser_refutation as quantisers
+from fusecheck.property_tests.suite.quantiser_cases import SPECS
 from fusecheck.property_tests.suite.quantiser_refutation import Tally
 from fusecheck.quantflow import QUANT_FLOWS
+from fusecheck.quantisers.dynamic_fp8 import DYNAMIC_FP8
 from fusecheck.quantisers.known import QUANTISERS
 
 CHECKS = {"static-fp8": 3_000_000, "dynamic-fp8": 2_000_000}
@@ -99,3 +101,17 @@ def test_the_command_takes_a_format_and_says_what_it_found(capsys: pytest.Captur
     with quantisers.without("QUOTIENT"):
         assert refutation.main(arguments) == 1
     assert "nvfp4: sound bounds REFUTED: flashinfer" in capsys.readouterr().out
+
+
+def test_a_flushed_norm_by_an_infinite_factor_is_no_number_and_no_violation() -> None:
+    """Found in 1e8 elements: the scale is flushed to zero, and one end of a norm that was not returned is normal."""
+    flow, size = QUANT_FLOWS["dynamic-fp8"]["sglang-fast"], 64
+    norm = torch.full((1, size), 127 * 2.0**-133, dtype=torch.bfloat16)  # the greatest subnormal
+    groups = quantisers.Groups(replace(DYNAMIC_FP8, group=size), SPECS["dynamic-fp8"], norm, 1.0)
+    out = legal_quantisers.run(norm.float().numpy(), groups.spec, flow, 1.0, np.random.default_rng(1))
+    assert np.isnan(out.values).all()
+    tally = Tally()
+    quantisers.judge_codes(groups, out, flow, tally, (norm.double(), torch.full((1, size), 2.0**-126).double()))
+    assert tally.total == 0
+    quantisers.judge_codes(groups, out, flow, tally, (torch.full((1, size), 2.0**-126).double(),) * 2)
+    assert tally.violations["value"] == size
