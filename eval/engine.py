@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,9 @@ def batch_plans(device: str, rows: int | None = None, multiplies: int = 1) -> tu
         share = min(1.0, max(4 / first.rows, CPU_MULTIPLIES / multiplies / first.tokens))
 
     def scaled(plan: BatchPlan) -> BatchPlan:
-        sizes = plan.rows * share, plan.tokens * share, plan.pool * share
-        return BatchPlan(*(round(size) for size in sizes))
+        return BatchPlan(max(1, round(plan.rows * share)), round(plan.tokens * share), round(plan.pool * share))
 
-    return scaled(first), replace(scaled(second), rows=max(1, round(second.rows * share)))
+    return scaled(first), scaled(second)
 
 
 @dataclass(frozen=True)

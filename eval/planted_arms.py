@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
-from fusecheck.eval.asked import Asked
 from fusecheck.eval.compare import compare
 from fusecheck.eval.outcome import Comparison, Options
 from fusecheck.eval.planted_tiers import figures
-from fusecheck.eval.run import Bench, Job, open_bench, open_job
+from fusecheck.eval.run import Bench, Job, open_bench, through
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import KINDS
 from fusecheck.eval.trace import Trace, change_of, choose, place, prompts, trace_on
@@ -22,18 +20,8 @@ from fusecheck.report.result import write_aside
 COLUMNS = ("form", "candidate", "acc", "Δ pt", "lost/gained", "KL ÷ unfused's", "Wilcoxon p", "gate", "first site")
 
 
-def job_of(asked: Asked, bug: str = "") -> Job:
-    """The right kernel's, or that of a bug around it.
-
-    Raises:
-        UsageError: the checkpoint is broken, or the bug cannot show in it.
-    """
-    name = f"fusecheck.eval.spoiled:{bug}__{asked.backend.replace(':', '__')}" if bug else asked.backend
-    return open_job(replace(asked, backend=name))
-
-
 def run_bugs(
-    asked: Asked, bugs: Sequence[str], folder: Path, tell: Callable[[str], None]
+    right: Job, bugs: Sequence[str], folder: Path, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, Comparison, Trace]]:
     """Yield bug, what the gate says, and what the trace finds; arms that `folder` holds are not run again.
 
@@ -41,7 +29,8 @@ def run_bugs(
         UsageError: a broken argument, or a bug that cannot show in this checkpoint.
         ArmError: the ranks failed.
     """
-    right, jobs = job_of(asked), {bug: job_of(asked, bug) for bug in bugs}
+    kernel = right.asked.backend.replace(":", "__")
+    jobs = {bug: through(right, f"fusecheck.eval.spoiled:{bug}__{kernel}") for bug in bugs}
     with open_bench(right, tell) as bench:
         base = {arm: _arm(bench, right, arm, folder / "base" / arm) for arm in (ORACLE, UNFUSED)}
         for bug, job in jobs.items():

@@ -25,7 +25,7 @@ from fusecheck.eval.outcome import Comparison
 from fusecheck.eval.planted_arms import collect, run_bugs, to_json
 from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import FORMS
-from fusecheck.eval.run import GOLDEN
+from fusecheck.eval.run import GOLDEN, open_job
 from fusecheck.eval.trace import Trace
 
 TASK = "golden_mmlu"
@@ -71,7 +71,7 @@ def run_forms(
         if not (model / "config.json").is_file():
             quantise_checkpoint(plain, model, FORMS[form])
         asked = Asked(model, tasks=[TASK], limit=limit)
-        for bug, outcome, found in run_bugs(asked, BUGS[form], folder / form, tell):
+        for bug, outcome, found in run_bugs(open_job(asked), BUGS[form], folder / form, tell):
             yield form, bug, outcome, found
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from fusecheck.errors import UsageError
 from fusecheck.eval.asked import Asked
 from fusecheck.eval.checkpoint import Checkpoint
-from fusecheck.eval.planted_arms import collect, job_of, run_bugs, to_json
+from fusecheck.eval.planted_arms import collect, run_bugs, to_json
 from fusecheck.eval.planted_tiers import options_of
 from fusecheck.eval.recipe import Form
-from fusecheck.eval.run import Job
+from fusecheck.eval.run import Job, open_job
 from fusecheck.eval.spoiled import KINDS
 
 
@@ -48,8 +48,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run_dir or Path(scratch)
         try:
-            bugs = given.names or fitting(job_of(asked))
-            made = run_bugs(asked, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
+            right = open_job(asked)
+            bugs = given.names or fitting(right)
+            made = run_bugs(right, bugs, folder, lambda line: print(line, file=sys.stderr, flush=True))
             rows = (to_json(given.model.name, *each) for each in made)
             limit = "" if asked.limit is None else f" --limit {asked.limit}"
             about = f"--model {given.model.name} --backend {asked.backend} --tasks {given.tasks} --tp {asked.tp}{limit}"

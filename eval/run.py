@@ -86,27 +86,47 @@ def open_job(asked: Asked) -> Job:
     """
     if asked.device not in BATCHES:
         raise UsageError(f"--device {asked.device}: expected one of: {', '.join(BATCHES)}")
-    folder, tp = asked.model or GOLDEN, asked.tp
-    fused = load_backend(asked.backend)
+    folder = asked.model or GOLDEN
     with Checkpoint(folder) as checkpoint:
         shape, form = checkpoint.shape, None if checkpoint.recipe is None else checkpoint.recipe.form
-        checkpoint.require_divisible(tp)
+        checkpoint.require_divisible(asked.tp)
         checkpoint.check()
         tokens = Tokens(folder, shape)
         digest = checkpoint.digest()
-        # A planted bug may need more of a model than of a call; see `fusecheck.eval.spoiled`.
-        unseen: Callable[[Checkpoint], str] | None = getattr(fused, "unseen_in", None)
-        if unseen is not None and (reason := unseen(checkpoint)):
-            raise UsageError(f"--backend {asked.backend}: {reason} in {folder}: the bug would change nothing")
+    job = Job(asked, folder, shape, form, tokens, digest)
+    _require_backend(job)
+    return job
+
+
+def through(job: Job, backend: str) -> Job:
+    """The same job by another backend, without reading the checkpoint again.
+
+    Raises:
+        UsageError: the backend does not take this model, or its bug cannot show in it.
+    """
+    other = replace(job, asked=replace(job.asked, backend=backend))
+    _require_backend(other)
+    return other
+
+
+def _require_backend(job: Job) -> None:
+    asked, shape, form = job.asked, job.shape, job.form
+    fused = load_backend(asked.backend)
     op = operation(form or Form(), norm_out=True)
-    problem = Problem(op=op, dtype=shape.dtype, world_size=tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
-    check_device(fused, asked.device, 1 if asked.virtual else tp)
+    problem = Problem(op=op, dtype=shape.dtype, world_size=asked.tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
+    check_device(fused, asked.device, 1 if asked.virtual else asked.tp)
     support = fused.supports(problem)
     if not support.ok:
-        raise UsageError(f"--backend {asked.backend} does not take this model at --tp {tp}: {support.reason}")
+        raise UsageError(f"--backend {asked.backend} does not take this model at --tp {asked.tp}: {support.reason}")
     if form is not None and not form.static:
         _require_same_scales(fused, problem, form)
-    return Job(asked, folder, shape, form, tokens, digest)
+    # A planted bug may need more of a model than of a call; see `fusecheck.eval.spoiled`.
+    unseen: Callable[[Checkpoint], str] | None = getattr(fused, "unseen_in", None)
+    if unseen is not None:
+        with Checkpoint(job.folder) as checkpoint:
+            reason = unseen(checkpoint)
+        if reason:
+            raise UsageError(f"--backend {asked.backend}: {reason} in {job.folder}: the bug would change nothing")
 
 
 def _require_same_scales(fused: Backend, problem: Problem, form: Form) -> None:

@@ -12,6 +12,7 @@ from fusecheck.interface import RankOutputs
 from fusecheck.oracle import Operands, Oracle
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
+from fusecheck.quantisers.layouts import Layout
 from fusecheck.stages.layout import judge_layout
 from fusecheck.testing.call import Call, laid_out
 from fusecheck.verdict import Stage, Tally, judge_rows
@@ -27,9 +28,7 @@ def tallies(call: Call, flow: Dataflow, rows: range) -> list[Tally]:
     merged: dict[Stage, Tally] = {}
     scales = None
     if "scale_out" in call.outputs:
-        made = quantiser(call.quantiser)
-        layout = made.layout(*call.shape, flow.quant(call.quantiser), call.layout)
-        stored = laid_out(made, layout, call.outputs["scale_out"], "scale_out")
+        layout, stored = _scale_out(call, flow.quant(call.quantiser))
         scales = layout.read(stored)
         merged[Stage.LAYOUT] = judge_layout(layout, stored, None)
     size = CPU_BLOCK if call.partials[0].device.type == "cpu" else GPU_BLOCK
@@ -45,9 +44,14 @@ def agreed(call: Call) -> dict[str, Tensor]:
     """What ranks have to agree on: the outputs, and of a tensor of scales the scales; its padding is each rank's."""
     if "scale_out" not in call.outputs:
         return call.outputs
+    layout, stored = _scale_out(call, QuantFlow())
+    return call.outputs | {"scale_out": layout.read(stored)}
+
+
+def _scale_out(call: Call, rules: QuantFlow) -> tuple[Layout, Tensor]:
     made = quantiser(call.quantiser)
-    layout = made.layout(*call.shape, QuantFlow(), call.layout)
-    return call.outputs | {"scale_out": layout.read(laid_out(made, layout, call.outputs["scale_out"], "scale_out"))}
+    layout = made.layout(*call.shape, rules, call.layout)
+    return layout, laid_out(made, layout, call.outputs["scale_out"], "scale_out")
 
 
 def outside(judged: Iterable[Tally]) -> int:
