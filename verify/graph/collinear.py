@@ -17,10 +17,9 @@ import torch
 from torch.fx import Node
 
 from fusecheck.errors import UsageError
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.canvas import Canvas
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.plan import GraphPlan
 
 aten, own = torch.ops.aten, torch.ops.fusecheck
@@ -96,7 +95,7 @@ def is_pair(source: str) -> bool:
 def build_pairs(plan: PairPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
     """A rank's graph of pairs; deterministic, so that every rank makes its own."""
     shape = GraphPlan(dtype=plan.dtype, batched=plan.batched, dynamic=plan.dynamic, seed=plan.seed)
-    canvas = Canvas(shape, rank, world_size, FUSECHECK, device)
+    canvas = Canvas(shape, rank, world_size, device)
     stream = canvas.input("residual")
     for number in range(plan.pairs):
         stream = _Pair(canvas, plan, f"pair{number}").compose(stream)
@@ -177,7 +176,7 @@ class _Pair:
         return call(aten.add.Tensor, first, second)
 
 
-def summands(node: object, leaf: Callable[[Node], bool] = FUSECHECK.is_all_reduce) -> list[Node] | None:
+def summands(node: object, leaf: Callable[[Node], bool] = roles.is_all_reduce) -> list[Node] | None:
     """The nodes of which a node is the plain sum, each through copies; None for a sum of anything else.
 
     Args:
@@ -197,7 +196,7 @@ def summands(node: object, leaf: Callable[[Node], bool] = FUSECHECK.is_all_reduc
 
 def is_merged(node: Node) -> bool:
     """Whether a node is a sum over ranks of a sum that a rank made before."""
-    return FUSECHECK.is_all_reduce(node) and is_plain_add(through_copies(nodes.argument(node, 0)))
+    return roles.is_all_reduce(node) and is_plain_add(through_copies(nodes.argument(node, 0)))
 
 
 def is_plain_add(node: object) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.transform import RefusedError
 
@@ -43,9 +43,7 @@ class SyntheticResidual(FuseNorm):
     @override
     def candidates(self) -> list[Node]:
         bare = [
-            node
-            for node in self.graph.nodes
-            if self.dialect.is_norm(node) and self.dialect.is_all_reduce(nodes.argument(node, 0))
+            node for node in self.graph.nodes if roles.is_norm(node) and roles.is_all_reduce(nodes.argument(node, 0))
         ]
         for norm in bare:
             reduced = nodes.argument(norm, 0)
@@ -65,7 +63,7 @@ class LastReduceMissing(FuseNorm):
 
     @override
     def rewrite(self, site: NormSite) -> None:
-        last = [node for node in self.graph.nodes if self.dialect.is_all_reduce(node)][-1]
+        last = [node for node in self.graph.nodes if roles.is_all_reduce(node)][-1]
         if site.all_reduce is not last:
             super().rewrite(site)
             return
@@ -82,7 +80,7 @@ class WrongGroup(FuseNorm):
             if node.target == own.all_reduce_grouped.default:
                 with self.graph.inserting_before(node):
                     args = (node.args[0], node.args[2])
-                    whole = nodes.call(self.graph, self.dialect.all_reduce, args, node)
+                    whole = nodes.call(self.graph, own.all_reduce.default, args, node)
                 node.replace_all_uses_with(whole)
                 self.graph.erase_node(node)
         self.order = nodes.positions(self.graph)
@@ -94,7 +92,7 @@ class DoubleReduce(FuseNorm):
 
     @override
     def emit(self, site: NormSite, x: Node) -> Node:
-        twice = nodes.call(self.graph, self.dialect.all_reduce, (x, site.strategy), site.all_reduce)
+        twice = nodes.call(self.graph, own.all_reduce.default, (x, site.strategy), site.all_reduce)
         return super().emit(site, twice)
 
 
@@ -229,7 +227,7 @@ class ResidualAddedAgain(FuseNorm):
 
     @override
     def emit(self, site: NormSite, x: Node) -> Node:
-        if site.norm.target != self.dialect.norms["flashinfer"]:
+        if site.norm.target != roles.NORMS["flashinfer"]:
             return super().emit(site, x)
         again = nodes.call(self.graph, aten.add.Tensor, (site.residual, site.residual), site.add)
         return super().emit(replace(site, residual=again), x)

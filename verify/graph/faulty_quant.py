@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
 from fusecheck.graph.transform import RefusedError
 
@@ -47,7 +47,7 @@ class NextScale(FuseQuant):
 
     @override
     def chosen_scale(self, site: QuantSite) -> Node:
-        layers = [node for node in self.graph.nodes if self.dialect.is_linear(node)]
+        layers = [node for node in self.graph.nodes if roles.is_linear(node)]
         scales = [nodes.argument(node, LINEAR_SCALE) for node in layers]
         known = [scale for scale in scales if nodes.attribute(self.gm, scale) is not None]
         others = [scale for scale in known if scale.target != site.readers[0].scale.target]
@@ -60,7 +60,7 @@ class WeightScale(FuseQuant):
     @override
     def chosen_scale(self, site: QuantSite) -> Node:
         first = site.readers[0]
-        weight_scale = nodes.argument(first.node, LINEAR_SCALE + 1) if self.dialect.is_linear(first.node) else None
+        weight_scale = nodes.argument(first.node, LINEAR_SCALE + 1) if roles.is_linear(first.node) else None
         return weight_scale if isinstance(weight_scale, Node) else first.scale
 
 
@@ -73,9 +73,9 @@ class MergedScales(SmallestScale):
 
     @override
     def feed(self, reader: Reader, codes: Node) -> None:
-        if self.dialect.is_linear(reader.node):
+        if roles.is_linear(reader.node):
             merged = codes
-            while not isinstance(scale := nodes.argument(merged, 0), Node) or self.dialect.fused_op(merged) is None:
+            while not isinstance(scale := nodes.argument(merged, 0), Node) or roles.fused_op(merged) is None:
                 merged = scale
             nodes.replace_argument(reader.node, LINEAR_SCALE, nodes.argument(merged, 3))
         super().feed(reader, codes)

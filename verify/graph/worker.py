@@ -16,7 +16,6 @@ from fusecheck.graph.collinear import PairPlan, build_pairs, is_pair
 from fusecheck.graph.comparison import Comparison, Graphs
 from fusecheck.graph.config import ALL_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.dialects import library_named
 from fusecheck.graph.execution import bits
 from fusecheck.graph.exporting import Exports
@@ -126,7 +125,6 @@ class _Case:
         *self.earlier, self.subject = [load_pass(name) for name in job.passes]
         self.library = library_named(job.dialect)
         self.library.ready()
-        self.dialect = FUSECHECK
         self.report = GraphReport()
         self._to_export: tuple[BuiltGraph, _Rewritten] | None = None
         self.shared = SharedConfig(
@@ -144,9 +142,9 @@ class _Case:
         if done is None:
             return
         graphs = done.graphs
-        sites = Sites(graphs.before, self.dialect)
+        sites = Sites(graphs.before)
         self.report.outcomes = self._outcomes(graphs.after, sites)
-        self.report.counts = count_roles(graphs.after, self.dialect)
+        self.report.counts = count_roles(graphs.after)
         for finding in check_structure(graphs.before, graphs.after, sites, graphs.predecessor):
             self._add(finding)
         self._run_again(done)
@@ -172,7 +170,7 @@ class _Case:
 
     def _build(self) -> tuple[BuiltGraph, GraphModule | None]:
         """The graph in Fusecheck's operators, and a user's own as it is."""
-        ranks = (self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
+        ranks = (self.rank.index, self.rank.world_size, self.rank.device)
         if is_file(self.job.source):
             self._own_tokens = 0
             return load_file(FilePlan.from_json(self.job.source), self.rank.index, self.library)
