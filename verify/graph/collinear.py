@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.fx import Node
 
-from fusecheck.errors import UsageError
 from fusecheck.graph import nodes, roles
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.canvas import Canvas
@@ -63,6 +62,7 @@ class PairPlan:
     batched: bool = False
     dynamic: bool = True
     seed: int = 0
+    tokens: ClassVar[int] = GraphPlan.tokens
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -70,26 +70,14 @@ class PairPlan:
 
     @classmethod
     def from_json(cls, text: str) -> PairPlan:
-        """Read a plan.
-
-        Raises:
-            UsageError: the text is not one.
-        """
-        try:
-            return cls(**json.loads(text)["pair"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"not a plan of a pair: {error}; expected the line that a finding prints") from None
+        """Read a plan, as `to_json` wrote it; `cases.read_plan` says what is wrong with one."""
+        return cls(**json.loads(text)["pair"])
 
     @property
     def merges(self) -> bool:
         """Whether the pairs must become one sum over ranks each."""
         plain = self.second == "all_reduce" and self.add == "plain" and self.reader == "none"
         return plain and self.between not in ("widened", "halved")
-
-
-def is_pair(source: str) -> bool:
-    """Whether a job's source is the plan of a pair."""
-    return source.startswith('{"pair":')
 
 
 def build_pairs(plan: PairPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
