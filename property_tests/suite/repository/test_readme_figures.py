@@ -225,8 +225,9 @@ def whole_sets(result: str) -> None:
 
 def real_model(result: str) -> None:
     name = "mmlu" if result.startswith("**PASS**") else "gsm8k"
-    task = summary(CHIP / "accuracy-qwen" / f"{name}.json")["tasks"][name]
-    assert task["verdict"] in result.lower()
+    record = json.loads((CHIP / "accuracy-qwen" / f"{name}.json").read_text(encoding="utf-8"))
+    task = record["summary"]["tasks"][name]
+    assert task["verdict"] == record["verdict"] == result.split(":")[0].strip("*").lower()
     assert number(r"of ([\d,]+), of which", result) == task["n"]
     assert (number(r"(\d+) lost", result), number(r"(\d+) gained", result)) == (task["lost"], task["gained"])
     assert f"{100 * task['baseline']:.2f} % and {100 * task['candidate']:.2f} %" in result
