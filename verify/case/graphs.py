@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from fusecheck.case.calls import Step
@@ -25,6 +28,7 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
     """
     tally, made = Tally(Stage.AGAIN), step.made
     other = another(made)
+    torch.cuda.empty_cache()  # once for all captures: what the graphs of earlier cases held
     for calls in CALLS:
         graphs = [_Graph(kernel, step, [first_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
         for turn in range(REPLAYS):
@@ -56,6 +60,22 @@ def _counts(step: Step) -> list[int]:
     return [tokens, fewer] if fewer < tokens else [tokens]
 
 
+@contextmanager
+def _captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture what is launched within.
+
+    As `torch.cuda.graph` does it, which empties the allocator's cache at each capture besides: to free all of it and to
+    ask for it again takes longer than the capture.
+    """
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        # The process group's own thread asks for events meanwhile, which the default mode forbids.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
 class _Graph:
     """Calls captured on operands of their own, beside what eager calls return for each of two sets of inputs."""
 
@@ -66,8 +86,7 @@ class _Graph:
         self._static = held(sets[0])
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # The process group's own thread asks for events meanwhile, which the default mode forbids.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with _captured(self._graph):
             self._outputs = [called(kernel, self._static, step) for _ in range(calls)]
 
     def replay(self, turn: int, tally: Tally) -> None:
