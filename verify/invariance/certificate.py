@@ -10,7 +10,7 @@ from typing import Any
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call
-from fusecheck.invariance.claims import REPEATS, Answer, Breach
+from fusecheck.invariance.claims import MORE, Answer, Breach
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import thresholds
 from fusecheck.invariance.probes import ORDER, TREE
@@ -27,6 +27,7 @@ NOT_TRIED = (
     "batches larger than the largest, and other hidden sizes, dtypes and operations",
     "other chips, drivers and builds of the kernel",
     "the order in which the experts of one rank are summed",
+    "operands that are not aligned, or lie in memory with gaps",
 )
 
 
@@ -35,7 +36,7 @@ def described(kernels: Kernels, breach: Breach) -> dict[str, Any]:
     seen = breach.seen
     first, second = (_row(kernels.show(x)[r][seen.output], x, seen.row) for x, r in _sides(breach))
     by = apart(first, second)
-    for _ in range(4 * REPEATS if breach.claim == "run to run" else 0):
+    for _ in range(MORE if breach.claim == "run to run" else 0):
         if by["elements"]:
             break
         again = kernels.show(breach.second)[seen.ranks[1]][seen.output]
@@ -88,6 +89,11 @@ def probed(kernels: Kernels, records: Sequence[dict[str, Any]]) -> list[dict[str
     ]
 
 
+def unasked(claim: str, why: str) -> dict[str, Any]:
+    """The record of a claim that could not be asked."""
+    return {"claim": claim, "verdict": "untold", "tried": "", "untold": why, "calls": 0, "changes": []}
+
+
 def claims(kernels: Kernels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Each claim as a record, with its evidence."""
     return [
@@ -125,12 +131,14 @@ def sentence(record: dict[str, Any]) -> str:
     if record["verdict"] == "untold":
         return f"{record['claim']}: not told, {record['untold']}"
     what = {"world size": "ranks", "workspace history": "rows before"}.get(record["claim"], "rows")
-    where = f"{record['size']} {what} on, {record['output']} first: {record['how']}"
+    size, seen = f"{record['size']} {what}", f"{record['output']} first: {record['how']}"
     if record["claim"] in (ORDER, TREE):
-        return f"{record['claim']}: not as declared from {where}"
+        return f"{record['claim']}: not as declared in a batch of {size}, {seen}"
+    if record["claim"] == "run to run":  # smaller ones may have had luck
+        return f"{record['claim']}: breaks, seen in a batch of {size}, {seen}"
     more = record["changes"][1:]
     others = f"; again from {', '.join(map(str, more))}" if more else ""
-    return f"{record['claim']}: breaks from {where}{others}"
+    return f"{record['claim']}: breaks from {size} on, {seen}{others}"
 
 
 def certificate(
