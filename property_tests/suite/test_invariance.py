@@ -30,7 +30,7 @@ from fusecheck.property_tests.suite import command_line
 from fusecheck.property_tests.suite.company import PINNED, PLANTED, Choosy, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
 from fusecheck.property_tests.suite.lone_rank import CPU, LoneRank
-from fusecheck.testing import NotConforming, assert_invariant
+from fusecheck.testing import NotConforming, assert_invariant, sharp_rows
 
 MOST = 13
 WHERE = "fusecheck.property_tests.suite.company"
@@ -194,6 +194,31 @@ def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_
     code, out = told("replay", finding["question"], "--run-dir", str(tmp_path / "again"))
     assert code == 1, out
     assert "breaks, seen in a batch of 1 rows" in out
+
+
+def test_two_certificates_are_compared_both_ways_by_what_was_tried_too_and_a_broken_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    batch = {"claim": "batch", "verdict": "invariant", "tried": "1 to 8"}
+    one = {"kernel": "a", "hidden": 64, "claims": [batch], "evidence": {"rows": 16}}
+    tree = {"claim": TREE, "verdict": "read", "words": "8 deep"}
+    two = {**one, "claims": [{**batch, "tried": "1 to 4"}, tree], "evidence": {"rows": 4}}
+    assert certificate.compared(one, two) == [
+        "watched rows: 16 | 4", "batch: invariant 1 to 8 | invariant 1 to 4", f"{TREE}: not asked | read 8 deep"
+    ]  # fmt: skip
+    assert certificate.compared(one, {**two, "hidden": 8}) == ["hidden: 64 | 8", f"{TREE}: not asked | read 8 deep"]
+    for number, claims in enumerate(([1], [{}], [{"claim": "batch"}], "batch", [{"claim": [], "verdict": "read"}])):
+        broken = tmp_path / f"{number}.json"
+        broken.write_text(json.dumps({**one, "claims": claims}), encoding="utf-8")
+        with pytest.raises(UsageError, match="holds no certificate"):
+            certificate.read_certificate(broken)
+
+
+def test_rows_of_a_few_elements_are_watched_too() -> None:
+    assert choose(Problem(hidden=8, world_size=2), 4).rows
+    assert len(sharp_rows(torch.ones(2), 1e-5)) == 16
+    with pytest.raises(UsageError, match=r"gamma is \[1\].*expected \[hidden\], at least \[2\]"):
+        sharp_rows(torch.ones(1), 1e-5)
 
 
 @pytest.mark.parametrize(("below", "fails"), [(None, False), (6, False), (7, True), (0, True)])

@@ -179,38 +179,40 @@ def read_certificate(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         found = found.get("summary", {}).get("certificate", found)
-        if isinstance(found["claims"], list) and found["kernel"]:
+        said = [(each["claim"], each["verdict"], each.get("size"), each.get("words")) for each in found["claims"]]
+        if found["kernel"] and all(isinstance(name, str) for name, *_ in said):
             return dict(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UsageError(f"{path} holds no certificate, expected what `fusecheck invariance` wrote: certificate.json")
 
 
+COMPARED = (
+    "kernel", "packages", "binaries", "device", "multiprocessors", "operation", "dtype", "hidden", "world_size",
+    "virtual", "largest_batch",
+)  # fmt: skip
+
+
 def compared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """What two certificates say differently, in words; empty where nothing."""
-    names = (
-        "kernel",
-        "packages",
-        "binaries",
-        "device",
-        "multiprocessors",
-        "operation",
-        "dtype",
-        "hidden",
-        "world_size",
-    )
     lines = [
-        f"{name}: {first.get(name)} | {second.get(name)}"
-        for name in (*names, "largest_batch")
-        if first.get(name) != second.get(name)
+        f"{name}: {first.get(name)} | {second.get(name)}" for name in COMPARED if first.get(name) != second.get(name)
     ]
-    theirs = {record["claim"]: record for record in second["claims"]}
-    for record in first["claims"]:
-        other = theirs.get(record["claim"], {"verdict": "not asked"})
-        one, two = (f"{x['verdict']}{f' from {size}' if (size := x.get('size')) else ''}" for x in (record, other))
-        if any(record.get(name) != other.get(name) for name in ("verdict", "size", "changes", "words")):
-            sides = (
-                f"{how} {x.get('words') or x.get('changes') or ''}".strip() for how, x in ((one, record), (two, other))
-            )
-            lines.append(f"{record['claim']}: {' | '.join(sides)}")
+    names = ("verdict", "size", "changes", "words")
+    if not lines:  # of one kernel and one question, what was tried is news, too
+        names = (*names, "tried")
+        rows = [(each.get("evidence") or {}).get("rows") for each in (first, second)]
+        lines = [f"watched rows: {rows[0]} | {rows[1]}"] if rows[0] != rows[1] else []
+    mine, theirs = ({record["claim"]: record for record in each["claims"]} for each in (first, second))
+    for claim in {**mine, **theirs}:
+        sides = [each.get(claim, {"verdict": "not asked"}) for each in (mine, theirs)]
+        if any(sides[0].get(name) != sides[1].get(name) for name in names):
+            lines.append(f"{claim}: {' | '.join(map(_side, sides))}")
     return lines
+
+
+def _side(record: dict[str, Any]) -> str:
+    """What one of two certificates says of a claim."""
+    since = f" from {record['size']}" if record.get("size") else ""
+    more = record.get("words") or record.get("changes") or record.get("tried") or ""
+    return f"{record['verdict']}{since} {more}".strip()

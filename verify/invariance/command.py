@@ -67,7 +67,8 @@ def invariance(
     ] = None,
     virtual_ranks: Annotated[bool, typer.Option("--virtual-ranks", help="All ranks on one GPU.")] = False,  # noqa: FBT002
     multiprocessors: Annotated[
-        int | None, typer.Option(help="Of the chip, for predicted thresholds; asked of the GPU, where there is one.")
+        int | None,
+        typer.Option(min=1, help="Of the chip, for predicted thresholds; asked of the GPU, where there is one."),
     ] = None,
     require_invariant: Annotated[  # noqa: FBT002
         bool, typer.Option("--require-invariant", help="Every claim that breaks is a finding.")
@@ -179,6 +180,8 @@ def _ask(
 
     search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
     stopped = _until_it_fails(search.run)
+    if stopped not in ("", INTERRUPTED) and not answers:
+        raise Inconclusive(stopped)
     done = [answers.get(claim) or Answer(claim, untold=stopped) for claim in search.claims]
     read: list[dict[str, Any]] = []
     if not stopped:
