@@ -7,7 +7,7 @@
 #   planted   bugs around the fused kernel: MMLU, each traced
 # On a machine with one GPU both ranks share it; RANKS='--tp 2 --virtual' asks for that elsewhere.
 # FORM=dynamic and the like takes another FP8 form in setup and planted; see `fusecheck accuracy calibrate --help`.
-# Two H200s, 1.5B model: setup 75 s, MMLU 0-shot 165 s. GSM8K 5-shot: an arm took some 200 s before rows of all batches decoded together.
+# Two H200s, 1.5B model: setup 75 s, MMLU 0-shot 165 s. GSM8K 5-shot 381 s.
 # Brought: model.gguf.00 and so on, SHA256SUMS, site.tgz (lm-eval and what it needs), flashinfer.tgz (ci/bundle.py),
 # data.tgz (mmlu/ and gsm8k/). What a run leaves for reading goes to $OUT.
 set -euo pipefail

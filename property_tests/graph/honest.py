@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite
@@ -107,7 +107,7 @@ class UnreadResults(FuseNorm):
     @override
     def rewrite(self, site: NormSite) -> None:
         super().rewrite(site)
-        fused = next(node for node in reversed(self.graph.nodes) if self.dialect.fused_op(node) is not None)
+        fused = next(node for node in reversed(self.graph.nodes) if roles.fused_op(node) is not None)
         if not nodes.getitems(fused, 1):
             with self.graph.inserting_before(fused.next):
                 nodes.call(self.graph, operator.getitem, (fused, 1), fused)

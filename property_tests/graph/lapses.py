@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.config import SharedConfig
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite, Reader
@@ -128,7 +128,7 @@ class WeightsReplaced(FuseQuant):
 
     @override
     def feed(self, reader: Reader, codes: Node) -> None:
-        weight = nodes.argument(reader.node, 1) if self.dialect.is_linear(reader.node) else None
+        weight = nodes.argument(reader.node, 1) if roles.is_linear(reader.node) else None
         tensor = nodes.attribute(self.gm, weight)
         super().feed(reader, codes)
         if isinstance(weight, Node) and tensor is not None:

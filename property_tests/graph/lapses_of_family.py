@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.family import FINALIZE, KINDS
 from fusecheck.graph.finalize_fusion import FinalizeSite, FuseFinalize
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
@@ -18,6 +18,8 @@ from fusecheck.graph.quant_fusion import FuseEveryQuant, QuantSite, Reader
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.transform import RefusedError
 from fusecheck.property_tests.graph.honest import LastFirstQuant
+
+own = torch.ops.fusecheck
 
 aten = torch.ops.aten
 MOVES = (*KINDS, FINALIZE)
@@ -78,7 +80,7 @@ class FactorOfAnotherSite(FuseEveryQuant):
 
     @override
     def chosen_scale(self, site: QuantSite) -> Node:
-        known = [nodes.named(node, "scale") for node in self.graph.nodes if node.target == self.dialect.made_quantize]
+        known = [nodes.named(node, "scale") for node in self.graph.nodes if node.target == own.quantize.default]
         others = [scale for scale in known if scale is not None and scale.target != site.readers[0].scale.target]
         return others[-1] if others else site.readers[0].scale
 
@@ -108,7 +110,7 @@ class StaticForDynamic(FuseEveryQuant):
     def feed(self, reader: Reader, codes: Node) -> None:
         super().feed(reader, codes)
         for node in self.graph.nodes:
-            if node.target == self.dialect.made_quantize:
+            if node.target == own.quantize.default:
                 for getitem in nodes.getitems(node, 0):
                     getitem.replace_all_uses_with(codes)
 
@@ -131,7 +133,7 @@ class SplitRows(FuseEveryQuant):
             Reader(user, views, None, Form("dynamic-fp8", "linear"))
             for norm in nodes.getitems(fused, 0)
             for user, views in nodes.terminal_users(norm)
-            if user.target == self.dialect.made_quantize and self.kind == "dynamic_fp8"
+            if user.target == own.quantize.default and self.kind == "dynamic_fp8"
         ]
         return (tuple(split), False) if split and not found else (found, mixed)
 
@@ -144,7 +146,7 @@ class GatherLeftOut(FuseNorm):
         super().redirect(site, norm, residual)
         for gather in site.gathers[:1]:
             with self.graph.inserting_before(gather):
-                mine = nodes.call(self.graph, self.dialect.shard, (norm, nodes.argument(gather, 1)), gather)  # type: ignore[arg-type]
+                mine = nodes.call(self.graph, own.shard.default, (norm, nodes.argument(gather, 1)), gather)
             gather.replace_all_uses_with(mine)
 
 
@@ -154,10 +156,10 @@ class SharedExpertSkipped(FuseFinalize):
     @override
     def candidates(self) -> list[Node]:
         for node in list(self.graph.nodes):
-            if self.dialect.fused_op(node) is None:
+            if roles.fused_op(node) is None:
                 continue
             add = nodes.argument(node, 0)
-            if add.target == aten.add.Tensor and self.dialect.is_finalize(add.args[0]):
+            if add.target == aten.add.Tensor and roles.is_finalize(add.args[0]):
                 node.replace_input_with(add, add.args[0])
                 self.graph.erase_node(add)
         return super().candidates()
@@ -170,7 +172,7 @@ class ReducedTwice(FuseFinalize):
     def match(self, node: Node) -> FinalizeSite:
         finalize, strategy = nodes.argument(node, 0), nodes.named(node, "strategy")
         with self.graph.inserting_before(node):
-            twice = nodes.call(self.graph, self.dialect.all_reduce, (finalize, strategy), finalize)
+            twice = nodes.call(self.graph, own.all_reduce.default, (finalize, strategy), finalize)
         node.replace_input_with(finalize, twice)
         raise RefusedError("left with two sums")
 
@@ -191,7 +193,7 @@ class SharesFirst(FuseEveryQuant):
     def candidates(self) -> list[Node]:
         known: dict[Any, Node] = {}
         for node in list(self.graph.nodes):
-            if node.target == self.dialect.made_quantize:
+            if node.target == own.quantize.default:
                 first = known.setdefault((node.args[0], getattr(node.args[1], "target", None), node.args[2:]), node)
                 if first is not node:
                     node.replace_all_uses_with(first)

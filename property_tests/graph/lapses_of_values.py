@@ -12,6 +12,8 @@ from fusecheck.graph import nodes
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.quant_fusion import FuseQuant, QuantSite, Reader
 
+own = torch.ops.fusecheck
+
 aten = torch.ops.aten
 
 
@@ -73,7 +75,7 @@ class EqualScale(FuseQuant):
     def _repoint(self, mine: torch.Tensor, target: str) -> None:
         for node in list(self.graph.nodes):
             if nodes.attribute(self.gm, node) is mine:
-                for user in [user for user in node.users if user.target == self.dialect.prequant_linear]:
+                for user in [user for user in node.users if user.target == own.fp8_prequant_linear.default]:
                     with self.graph.inserting_before(user):
                         clone = self.graph.get_attr(target)
                     clone.meta.update(node.meta)
@@ -106,5 +108,5 @@ class CodesRequantised(FuseQuant):
         scale = nodes.clone_attribute(self.graph, self.chosen_scale(site))
         wide = nodes.call(self.graph, aten.to.dtype, (made, torch.bfloat16), site.fused)
         back = nodes.call(self.graph, aten.mul.Tensor, (wide, scale), site.fused)
-        pair = nodes.call(self.graph, self.dialect.quantize, (back, scale), site.fused)
+        pair = nodes.call(self.graph, own.static_quantize_e4m3_per_tensor.default, (back, scale), site.fused)
         return nodes.call(self.graph, operator.getitem, (pair, 0), site.fused)

@@ -9,11 +9,12 @@ import torch
 from torch.fx import GraphModule, Node
 from typing_extensions import override
 
-from fusecheck.graph import autodeploy, nodes
+from fusecheck.graph import autodeploy, nodes, roles
 from fusecheck.graph.collinear import is_plain_add, through_copies
 from fusecheck.graph.config import SharedConfig
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.property_tests.graph import stand_ins
+
+own = torch.ops.fusecheck
 
 aten = torch.ops.aten
 
@@ -41,7 +42,7 @@ class Merging:
             return
         first, second = (through_copies(nodes.argument(node, at)) for at in (0, 1))
         pair = first, second
-        if first is second or not all(FUSECHECK.is_all_reduce(each) for each in pair):
+        if first is second or not all(roles.is_all_reduce(each) for each in pair):
             return
         if self.unread(node) and self.alike(first, second):
             self.merge(node, first, second)
@@ -57,7 +58,7 @@ class Merging:
             while isinstance(source, Node):
                 if len(source.users) > 1:
                     return False
-                source = source.args[0] if not FUSECHECK.is_all_reduce(source) else None
+                source = source.args[0] if not roles.is_all_reduce(source) else None
         return True
 
     def alike(self, first: Node, second: Node) -> bool:
@@ -76,7 +77,7 @@ class Merging:
         with self.graph.inserting_before(self.place(add, first, second)):
             operands = (nodes.argument(first, 0), nodes.argument(second, 0))
             total = nodes.call(self.graph, aten.add.Tensor, operands, add)
-            made = nodes.call(self.graph, FUSECHECK.all_reduce, (total, self.strategy(first, second)), add)
+            made = nodes.call(self.graph, own.all_reduce.default, (total, self.strategy(first, second)), add)
         add.replace_all_uses_with(made)
 
     def strategy(self, first: Node, second: Node) -> Any:
@@ -142,7 +143,7 @@ class Scaled(Merging):
             addends = [nodes.argument(each, 0) for each in (first, second)]
             small = [nodes.call(self.graph, aten.mul.Tensor, (addend, 0.3), add) for addend in addends]
             total = nodes.call(self.graph, aten.add.Tensor, small, add)
-            made = nodes.call(self.graph, FUSECHECK.all_reduce, (total, self.strategy(first, second)), add)
+            made = nodes.call(self.graph, own.all_reduce.default, (total, self.strategy(first, second)), add)
             whole = nodes.call(self.graph, aten.mul.Tensor, (made, 1 / 0.3), add)
         add.replace_all_uses_with(whole)
 

@@ -16,6 +16,7 @@ from fusecheck.property_tests.suite import command_line
 
 pytestmark = pytest.mark.usefixtures("borrowed_ranks")
 LAPSES = "fusecheck.property_tests.graph.lapses"
+ALPHA_IGNORED = ("--pass", f"{LAPSES}_of_steps:AlphaIgnored.apply", "--after", "none", "--produces", "norm")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -81,16 +82,14 @@ def test_a_scaled_add_that_is_fused_as_a_plain_one_fails_on_a_users_graph(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = exported(tmp_path, SitePlan(add="alpha"), SitePlan())
-    faulty = ("--pass", "fusecheck.graph.faulty_norm:AlphaIgnored.apply", "--after", "none", "--produces", "norm")
-    assert run(monkeypatch, *faulty, "--graph", path, "--run-dir", tmp_path, "--no-export") == 1
+    assert run(monkeypatch, *ALPHA_IGNORED, "--graph", path, "--run-dir", tmp_path, "--no-export") == 1
     assert "kernel: model.pt2" in capsys.readouterr().out
 
 
 def test_a_known_gap_is_green_with_its_reason_and_an_unused_waiver_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faulty = ("--pass", "fusecheck.graph.faulty_norm:AlphaIgnored.apply", "--after", "none", "--produces", "norm")
-    options = (*faulty, "--only", "rows", "--rows", "F1,N2-alpha", "--run-dir", tmp_path, "--no-export")
+    options = (*ALPHA_IGNORED, "--only", "rows", "--rows", "F1,N2-alpha", "--run-dir", tmp_path, "--no-export")
     assert run(monkeypatch, *options) == 1
     file = tmp_path / "waivers.yaml"
     gaps = [("sites:N2-alpha", "issue 12"), ("kernel:N2-alpha", "issue 12"), ("meta:F1", "was mended")]
@@ -152,6 +151,9 @@ def test_a_policy_from_a_file_leaves_open_graphs_alone(monkeypatch: pytest.Monke
         (("--graph", "model.onnx"), "is neither a finding's JSON line nor a .pt2 file"),
         (("--graph", "absent.pt2"), "model file absent.pt2 does not exist"),
         (("--graph", '{"sites":[{"colour":"red"}]}'), "not a graph plan"),
+        (("--graph", '{"model":"decoder","depth":3}'), "not a graph plan"),
+        (("--graph", '{"pair":{"no":1}}'), "not a graph plan"),
+        (("--graph", '{"file":'), "not a graph plan"),
         (("--backend", "no_such"), "no_such"),
         (("--case-timeout", 0), "--case-timeout 0, expected more than 0"),
         (("--config", "absent.yaml"), "cannot read absent.yaml"),

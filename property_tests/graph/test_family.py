@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, read_plan, row_cases
 from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.family import KINDS, fused_operation
 from fusecheck.graph.finalize_fusion import FuseFinalize
@@ -120,10 +120,8 @@ def test_a_pass_of_one_kind_leaves_the_others_their_norm() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_one_line(text: str, message: str) -> None:
-    from fusecheck.graph.model_plan import ModelPlan
-
     with pytest.raises(UsageError, match=message) as refused:
-        (ModelPlan if '"model"' in text else GraphPlan).from_json(text)
+        read_plan(text)
     assert "\n" not in str(refused.value)
 
 

@@ -10,8 +10,9 @@ from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.property_tests.graph import honest, lapses, lapses_of_state, lapses_of_values
+from fusecheck.property_tests.graph import honest, lapses, lapses_of_state, lapses_of_steps, lapses_of_values
 
+LAPSES = (lapses, lapses_of_state, lapses_of_steps, lapses_of_values)
 FOUND = {
     "ReduceLeftBehindView": Check.ORPHANS,
     "AddLeft": Check.ORPHANS,
@@ -42,9 +43,29 @@ FOUND = {
     "ByAddress": Check.RANKS,
     "NanLaundered": Check.UNFUSED,
     "StaleResidual": Check.KERNEL,
+    "AlphaIgnored": Check.KERNEL,
+    "OtherReaderIgnored": Check.KERNEL,
+    "BroadcastResidual": Check.UNFUSED,
+    "FixedEps": Check.ARGUMENTS,
+    "FixedStrategy": Check.ARGUMENTS,
+    "NoMeta": Check.META,
+    "BadScaleValue": Check.ARGUMENTS,
+    "ViewDropped": Check.UNFUSED,
+    "AlwaysOutQuant": Check.SITES,
 }
 """The check that finds each lapse."""
-ROWS = {"WritesDropped": "F16", "EqualScale": "F4", "HashOrder": "F15", "NanLaundered": "F1-nan"}
+ROWS = {
+    "WritesDropped": "F16",
+    "EqualScale": "F4",
+    "HashOrder": "F15",
+    "NanLaundered": "F1-nan",
+    "AlphaIgnored": "N2-alpha",
+    "OtherReaderIgnored": "N1",
+    "BroadcastResidual": "N3",
+    "FixedStrategy": "D7",
+    "BadScaleValue": "N8-zero",
+    "ViewDropped": "F6-halves",
+}
 """The row that shows it, where the plainest does not."""
 TWELVE = GraphCase("twelve", GraphPlan(sites=(SitePlan(),) * 12))
 """So many sites that two hash seeds decide alike about all of them once in 4096 times."""
@@ -74,11 +95,11 @@ def test_a_lapse_is_found_by_the_check_that_is_there_for_it(
     quick_checker: GraphChecker, name: str, check: Check
 ) -> None:
     case = TWELVE if name in ("HashChoice", "ByAddress") else row(ROWS.get(name, "F1"))
-    module = next(module for module in (lapses, lapses_of_values, lapses_of_state) if hasattr(module, name))
+    module = next(module for module in LAPSES if hasattr(module, name))
     result = quick_checker.for_subject(subject(module, name)).check(case)
     assert check in {finding.check for finding in result.findings}, result.findings
-    wanted = Status.MISSED if check is Check.SITES else Status.BROKEN
-    assert result.status() is wanted
+    of_sites = Status.AGAINST if name == "AlwaysOutQuant" else Status.MISSED
+    assert result.status() is (of_sites if check is Check.SITES else Status.BROKEN)
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusecheck.errors import UsageError
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.build import build
 from fusecheck.graph.config import (
     ALL_ENABLED,
@@ -22,7 +22,6 @@ from fusecheck.graph.config import (
     TransformConfig,
     load_transforms,
 )
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.expectations import expectation
 from fusecheck.graph.inspection import count_roles
 from fusecheck.graph.passes import (
@@ -34,6 +33,8 @@ from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan
 from fusecheck.graph.rows import ROWS, Row
 from fusecheck.graph.structure import signature
 from fusecheck.interface import FusionOp
+
+own = torch.ops.fusecheck
 
 TWO = SharedConfig(world_size=2, transforms=ALL_ENABLED)
 PLAIN = GraphPlan(sites=(SitePlan(), SitePlan()))
@@ -52,12 +53,12 @@ def quantising(policy: FusionPolicy) -> SharedConfig:
 
 def fused_nodes(gm: torch.fx.GraphModule) -> list[torch.fx.Node]:
     """The fused operators of a graph, in order."""
-    return [node for node in gm.graph.nodes if FUSECHECK.fused_op(node) is not None]
+    return [node for node in gm.graph.nodes if roles.fused_op(node) is not None]
 
 
 def ops_of(gm: torch.fx.GraphModule) -> list[FusionOp]:
     """The fused operations of a graph, in order."""
-    return [op for op in map(FUSECHECK.fused_op, gm.graph.nodes) if op is not None]
+    return [op for op in map(roles.fused_op, gm.graph.nodes) if op is not None]
 
 
 def test_the_quantising_pass_is_opt_in() -> None:
@@ -87,7 +88,7 @@ def test_a_row_is_rewritten_as_predicted_without_being_run(row: Row) -> None:
     # Whether ranks differ can only be known by asking them.
     assert scales_differ or ops_of(gm) == [op for op in wanted if op is not None]
     gm.graph.lint()
-    assert all("val" in node.meta for node in gm.graph.nodes if FUSECHECK.fused_op(node) is not None)
+    assert all("val" in node.meta for node in gm.graph.nodes if roles.fused_op(node) is not None)
 
 
 def test_the_residual_moves_from_index_one_to_two_with_both_outputs() -> None:
@@ -104,7 +105,7 @@ def test_the_residual_moves_from_index_one_to_two_with_both_outputs() -> None:
 
 def test_layers_get_the_out_dtype_of_the_activations() -> None:
     gm = rewritten(replace(PLAIN, dtype="float16"))
-    layers = [node for node in gm.graph.nodes if node.target == FUSECHECK.prequant_linear]
+    layers = [node for node in gm.graph.nodes if node.target == own.fp8_prequant_linear.default]
     assert len(layers) == 2
     assert {node.args[5] for node in layers} == {"float16"}
 
@@ -155,7 +156,7 @@ def test_compile_ranges_that_end_below_the_threshold_are_fused(largest: int, *, 
 
 def test_a_model_of_many_layers_has_no_collective_left() -> None:
     plan = GraphPlan(sites=(SitePlan(),) * 12)
-    assert count_roles(rewritten(plan), FUSECHECK) == {"all_reduce": 0, "norm": 0, QUANT.value: 12}
+    assert count_roles(rewritten(plan)) == {"all_reduce": 0, "norm": 0, QUANT.value: 12}
 
 
 def test_a_configuration_file_switches_transforms_on_with_a_policy(tmp_path: Path) -> None:

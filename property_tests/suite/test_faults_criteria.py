@@ -11,7 +11,7 @@ import torch
 
 from fusecheck.faults.comparison import Codes, Evidence, Outputs, decoded, ulps
 from fusecheck.faults.criteria import CRITERIA, Criterion
-from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatCriterion, FormatEvidence, Quantised
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatEvidence, Quantised
 from fusecheck.faults.peer_tests import MOST_ELEMENTS, PROFILES, Profile, inputs_of, operands
 from fusecheck.formats.element import E4M3
 from fusecheck.quantflow import QUANT_FLOWS
@@ -63,7 +63,7 @@ def one_in_128_flipped(outputs: Outputs) -> Outputs:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: str(c.name))
-def test_a_criterion_accepts_the_reference_itself_and_names_its_source(criterion: Criterion) -> None:
+def test_a_criterion_accepts_the_reference_itself_and_names_its_source(criterion: Criterion[Evidence]) -> None:
     assert criterion.rule(evidence())
     assert "/" in criterion.source
     assert criterion.formula
@@ -71,7 +71,7 @@ def test_a_criterion_accepts_the_reference_itself_and_names_its_source(criterion
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: str(c.name))
-def test_a_criterion_rejects_something(criterion: Criterion) -> None:
+def test_a_criterion_rejects_something(criterion: Criterion[Evidence]) -> None:
     def garbage(outputs: Outputs) -> Outputs:
         codes = np.random.default_rng(1).integers(0, 0x7E, outputs.residual.shape).astype(np.uint8)
         return Outputs(outputs.residual + 9, outputs.residual - 9, codes)
@@ -156,7 +156,7 @@ def garbage_codes(right: Quantised) -> Quantised:
 
 
 @pytest.mark.parametrize("criterion", FORMAT_CRITERIA, ids=lambda c: str(c.name))
-def test_a_criterion_of_formats_accepts_the_reference_and_rejects_garbage(criterion: FormatCriterion) -> None:
+def test_a_criterion_of_formats_accepts_the_reference_and_rejects_garbage(criterion: Criterion[FormatEvidence]) -> None:
     assert criterion.rule(made())
     assert not criterion.rule(made(garbage_codes))
     assert "/" in criterion.source

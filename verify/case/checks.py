@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.case import graphs, overlap, returned
+from fusecheck.case import graphs, hurried, overlap, returned
 from fusecheck.case.calls import Done, Step, limits_of
 from fusecheck.case.compare import code_differences, compare_bits, same_bits
 from fusecheck.case.judging import Judge
@@ -113,6 +113,12 @@ class Checker:
         second = self.workspaces.kernel(backend, limits_of(step.problem, None), 1)
         tally.add(overlap.on_two_streams(kernel, second, step))
 
+    def hurried(self, backend: Backend, step: Step, tally: Tally) -> None:
+        """CUDA only: calls of few rows and of many, queued, while one rank comes late to each."""
+        rows = hurried.many_rows(backend, step.problem)
+        kernel = self.workspaces.kernel(backend, limits_of(replace(step.problem, tokens=rows, schedule=()), None))
+        tally.add(hurried.hurry(kernel, step, self.workspaces.rank.index, rows))
+
     def _compare(self, tally: Tally, step: Step, what: str, outputs: RankOutputs | None) -> None:
         """Every output of another call, bit by bit with the first one's if both are whole; or each by its enclosure.
 
@@ -146,9 +152,10 @@ _CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | No
     "graphs": Checker.graphs,
     "neighbours": Checker.neighbours,
     "streams": Checker.streams,
+    "hurried": Checker.hurried,
 }
 
-_BITS_ALONE = ("graphs", "neighbours", "streams")
+_BITS_ALONE = ("graphs", "neighbours", "streams", "hurried")
 """Checks that compare with other calls' bits, and judge nothing by itself."""
 
 

@@ -13,7 +13,7 @@ from fusecheck.problem import Problem
 
 FIELDS = ("backend", "module", "dataflow", "device", "virtual", "checks", "before", "problem")
 NEEDED = ("backend", "dataflow", "device", "checks", "problem")
-ON_GPU = ("graphs", "streams", "neighbours")
+ON_GPU = ("graphs", "streams", "hurried", "neighbours")
 """Checks that only a GPU can make."""
 
 

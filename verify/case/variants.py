@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusecheck.interface import RankInputs
@@ -15,8 +16,15 @@ _OPERANDS = ("partial", "residual", "gamma", "scale")
 
 def first_rows(inputs: RankInputs, rows: int) -> RankInputs:
     """The operands of the first rows alone."""
-    experts = None if inputs.experts is None else _experts_of(inputs.experts, rows)
+    experts = None if inputs.experts is None else _experts_at(inputs.experts, slice(rows))
     return replace(inputs, partial=inputs.partial[:rows], residual=inputs.residual[:rows], experts=experts)
+
+
+def repeated_rows(inputs: RankInputs, rows: int) -> RankInputs:
+    """Operands of so many rows: the rows there are, again from the first."""
+    index = torch.arange(rows, device=inputs.residual.device) % len(inputs.residual)
+    experts = None if inputs.experts is None else _experts_at(inputs.experts, index)
+    return replace(inputs, partial=inputs.partial[index], residual=inputs.residual[index], experts=experts)
 
 
 def another(inputs: RankInputs) -> RankInputs:
@@ -53,9 +61,10 @@ def _tensors(inputs: RankInputs) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
-def _experts_of(experts: Experts, rows: int) -> Experts:
-    shared = None if experts.shared is None else experts.shared[:rows]
+def _experts_at(experts: Experts, index: Tensor | slice) -> Experts:
+    """The experts of some of the rows."""
+    shared = None if experts.shared is None else experts.shared[index]
     if experts.rows is None:
-        tokens, scale = experts.tokens[:, :rows].contiguous(), experts.scale[:, :rows].contiguous()
+        tokens, scale = experts.tokens[:, index].contiguous(), experts.scale[:, index].contiguous()
         return replace(experts, tokens=tokens, scale=scale, shared=shared)
-    return replace(experts, scale=experts.scale[:rows], rows=experts.rows[:rows], shared=shared)
+    return replace(experts, scale=experts.scale[index], rows=experts.rows[index], shared=shared)

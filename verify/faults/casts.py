@@ -59,29 +59,17 @@ class ClampsAt256(ClampsAt):
 
     limit = 256.0
 
-    def saturate(self, scaled: Tensor) -> Tensor:
-        """Clamp to 256."""
-        return super().saturate(scaled)
-
 
 class ClampsAt240(ClampsAt):
     """KA-17: the clamp of the FNUZ flavour."""
 
     limit = 240.0
 
-    def saturate(self, scaled: Tensor) -> Tensor:
-        """Clamp to 240."""
-        return super().saturate(scaled)
-
 
 class ClampsAt224(ClampsAt):
     """KA-17: the clamp that avoids the top of the FNUZ flavour."""
 
     limit = 224.0
-
-    def saturate(self, scaled: Tensor) -> Tensor:
-        """Clamp to 224."""
-        return super().saturate(scaled)
 
 
 class CastsThroughHalf(Arithmetic):

@@ -218,7 +218,7 @@ def _patch_defect(fault: Fault) -> str:
     base = resolve(f"{HOOKS[owner]}:{owner}")
     if not (isinstance(patch, type) and issubclass(patch, base)):
         return f"patch={fault.patch!r}, expected a subclass of {owner}"
-    if method not in vars(patch):
+    if getattr(patch, method) is getattr(base, method):
         return f"patch={fault.patch!r} does not override its hook {fault.hook}"
     return ""
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fusecheck.faults import rules
 from fusecheck.faults.comparison import Evidence, close
+from fusecheck.quantflow import without_group
 
-Rule = Callable[[Evidence], bool]
+Seen = TypeVar("Seen")
+"""What a criterion sees: `Evidence`, or `FormatEvidence` of a quantiser that makes its scales."""
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(Generic[Seen]):
     """One pass criterion.
 
     Attributes:
@@ -28,21 +31,27 @@ class Criterion:
         profile: the data of its own test, a key of `peer_tests.PROFILES`; empty where it has no test of such a kernel.
         note: where the modelling may be unfair.
         ranks_equal: whether it also asks that all ranks' residuals are equal.
+        formats: the quantisers that its test is of, without the size of their groups; empty: a given scale.
     """
 
     name: str
     project: str
     source: str
     formula: str
-    rule: Rule
+    rule: Callable[[Seen], bool]
     profile: str = ""
     note: str = ""
     ranks_equal: bool = False
+    formats: tuple[str, ...] = ()
+
+    def takes(self, quantiser: str) -> bool:
+        """Whether its test is of this quantiser."""
+        return quantiser in self.formats or without_group(quantiser) in self.formats
 
 
 _FI, _TRT, _VLLM = "flashinfer-ai/flashinfer@fb28d724", "NVIDIA/TensorRT-LLM", "vllm-project/vllm"
 
-CRITERIA: tuple[Criterion, ...] = (
+CRITERIA: tuple[Criterion[Evidence], ...] = (
     Criterion(
         "FI fusion",
         "FlashInfer",

@@ -7,13 +7,12 @@ norm. A criterion is asked about the formats that its test is of.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from fusecheck.faults.comparison import Codes, Floats, close, far
-from fusecheck.quantflow import without_group
+from fusecheck.faults.criteria import Criterion
 
 
 @dataclass(frozen=True)
@@ -60,33 +59,6 @@ class FormatEvidence:
     own: Quantised
     bits: int
     four_bits: bool
-
-
-FormatRule = Callable[[FormatEvidence], bool]
-
-
-@dataclass(frozen=True)
-class FormatCriterion:
-    """One pass criterion; the attributes are those of `Criterion`.
-
-    Attributes:
-        formats: the quantisers that its test is of, without the size of their groups.
-        ranks_equal: whether it also asks that all ranks' residuals are equal.
-    """
-
-    name: str
-    project: str
-    source: str
-    formula: str
-    formats: tuple[str, ...]
-    rule: FormatRule
-    note: str = ""
-    profile: str = ""
-    ranks_equal: bool = False
-
-    def takes(self, quantiser: str) -> bool:
-        """Whether its test is of this quantiser."""
-        return quantiser in self.formats or without_group(quantiser) in self.formats
 
 
 def _all(a: Floats, b: Floats, atol: float, rtol: float) -> bool:
@@ -161,129 +133,129 @@ def _torch_default(e: FormatEvidence) -> bool:
 _FI, _VLLM = "flashinfer-ai/flashinfer", "vllm-project/vllm"
 _GROUPED, _FP4 = ("group-fp8", "group-fp8-packed"), ("nvfp4", "mxfp4")
 
-FORMAT_CRITERIA: tuple[FormatCriterion, ...] = (
-    FormatCriterion(
+FORMAT_CRITERIA: tuple[Criterion[FormatEvidence], ...] = (
+    Criterion(
         "FI 8/9",
         "FlashInfer",
         f"{_FI}@10c04500 tests/comm/test_trtllm_allreduce_fusion_group_fp8_quant.py",
         "codes and packed storage, padding included, equal the quantisation of the kernel's own norm",
-        ("group-fp8-packed",),
         lambda e: _same(e.got, e.own),
-        "Residual and norm are not looked at.",
+        note="Residual and norm are not looked at.",
+        formats=("group-fp8-packed",),
     ),
-    FormatCriterion(
+    Criterion(
         "FI 10/11",
         "FlashInfer",
         f"{_FI}@09385c43 tests/comm/test_trtllm_allreduce_dynamic_fp8_quant.py",
         "residual or norm 0.8 + 0.01 |b|; scale 0.001 + 0.001 |b|; y 0.05 of the largest scale + 0.05 |b|",
-        ("dynamic-fp8",),
         _flashinfer_dynamic,
+        formats=("dynamic-fp8",),
     ),
-    FormatCriterion(
+    Criterion(
         "FI mnnvl quant",
         "FlashInfer",
         f"{_FI}@fb28d724 tests/comm/test_trtllm_mnnvl_allreduce.py",
         "streams 0.15 + 0.05 |b|; at most 0.2 % of y (1 % of FP4) off by max(0.05 |b|, 0.15); NaN is not counted",
-        ("dynamic-fp8", "nvfp4"),
         _flashinfer_mnnvl,
+        formats=("dynamic-fp8", "nvfp4"),
     ),
-    FormatCriterion(
+    Criterion(
         "FI FP4",
         "FlashInfer",
         f"{_FI}@001b5cff tests/utils/test_fp4_quantize.py test_fp4_quantization",
         "code values 0.1 + |b|; scales 0.1 + 0.1 |b|; of the kernel's own norm",
-        _FP4,
         lambda e: _all(e.got.numbers, e.own.numbers, 0.1, 1.0) and _all(e.got.scales, e.own.scales, 0.1, 0.1),
+        formats=_FP4,
     ),
-    FormatCriterion(
+    Criterion(
         "FI round trip",
         "FlashInfer",
         f"{_FI}@001b5cff tests/utils/test_fp4_quantize.py test_e2m1_dequantization",
         "y is finite and within 0.5 + 0.3 |b| of the kernel's own norm",
-        _FP4,
         _round_trip,
+        formats=_FP4,
     ),
-    FormatCriterion(
+    Criterion(
         "vLLM group",
         "vLLM",
         f"{_VLLM}@06c4e1f5 tests/kernels/quantization/test_per_token_group_quant.py",
         "code values 0.15 + 0.15 |b|; scales 0.01 + 0.01 |b|; of the kernel's own norm",
-        ("group-fp8",),
         lambda e: _all(e.got.numbers, e.own.numbers, 0.15, 0.15) and _all(e.got.scales, e.own.scales, 0.01, 0.01),
+        formats=("group-fp8",),
     ),
-    FormatCriterion(
+    Criterion(
         "vLLM packed",
         "vLLM",
         f"{_VLLM}@06c4e1f5 tests/kernels/quantization/test_per_token_group_quant.py, packed",
         "codes and packed storage, padding included, equal those of the kernel's own norm",
-        ("group-fp8-packed",),
         lambda e: _same(e.got, e.own),
+        formats=("group-fp8-packed",),
     ),
-    FormatCriterion(
+    Criterion(
         "vLLM norm + quant",
         "vLLM",
         f"{_VLLM}@0a88d969 tests/kernels/core/test_fused_quant_layernorm.py",
         "scales and residual 1e-8 + 1e-5 |b|; code values 1e-6 + 1e-5 |b|, or else y 0.05 + 0.05 |b|",
-        ("dynamic-fp8", "group-fp8"),
         _vllm_layernorm,
+        formats=("dynamic-fp8", "group-fp8"),
     ),
-    FormatCriterion(
+    Criterion(
         "SGLang group",
         "SGLang",
         "sgl-project/sglang@01da1d07 sgl-kernel/tests/test_per_token_group_quant_8bit.py",
         "codes of the own norm within 1 and 0.5 % of them off (4 % of few); scales 1e-5 + 0.001 |b|",
-        _GROUPED,
         _sglang_group,
+        formats=_GROUPED,
     ),
-    FormatCriterion(
+    Criterion(
         "TRT quant",
         "TensorRT-LLM",
         "NVIDIA/TensorRT-LLM@02497657 tests/unittest/utils/util.py check_accuracy",
         "at most 1 % of residual, norm, y off by 0.05 + 0.15 |b|; NaN is not counted",
-        ("nvfp4", "mxfp8"),
         _tensorrt,
+        formats=("nvfp4", "mxfp8"),
     ),
-    FormatCriterion(
+    Criterion(
         "AITER quant",
         "ROCm AITER",
         "ROCm/aiter@e4048607 op_tests/multigpu_tests/test_fused_ar_rms.py",
         "less than 5 % of y off by 0.05 + 0.05 |b|; the residual is not looked at",
-        ("dynamic-fp8", "group-fp8", "mxfp4"),
         lambda e: bool((~close(e.got.values, e.expected.values, 0.05, 0.05)).mean() < 0.05),
+        formats=("dynamic-fp8", "group-fp8", "mxfp4"),
     ),
-    FormatCriterion(
+    Criterion(
         "Modular quant",
         "Modular",
         "modular/modular@44fbe3e5 max/kernels/test/gpu/nn/test_allreduce_residual_rmsnorm_fp8.mojo",
         "codes within 1 and at most 5 % off",
-        ("dynamic-fp8",),
         _modular,
+        formats=("dynamic-fp8",),
     ),
-    FormatCriterion(
+    Criterion(
         "DeepGEMM quant",
         "DeepGEMM",
         "deepseek-ai/DeepGEMM deep_gemm/testing/numeric.py calc_diff",
         "1 - 2 <a,b> / (|a|^2 + |b|^2) < 0.001, y against the kernel's own norm",
-        (*_GROUPED, "mxfp8"),
         _deep_gemm,
-        "Its tests compare matrix products; here it is asked about what goes into them.",
+        note="Its tests compare matrix products; here it is asked about what goes into them.",
+        formats=(*_GROUPED, "mxfp8"),
     ),
-    FormatCriterion(
+    Criterion(
         "torchao MX",
         "torchao",
         "pytorch/ao@000a0fdc test/prototype/mx_formats/test_mx_tensor.py",
         "SQNR of y against the kernel's own norm at least 20 dB (E4M3) or 14 dB (E2M1)",
-        ("mxfp8", *_FP4),
         _torchao,
+        formats=("mxfp8", *_FP4),
     ),
-    FormatCriterion(
+    Criterion(
         "torch default quant",
         "PyTorch",
         "pytorch/pytorch torch/testing/_comparison.py",
         "residual, norm, y: 1e-5 + 0.016 |b| (fp16 0.001)",
-        ("dynamic-fp8", *_GROUPED, "mxfp8", *_FP4),
         _torch_default,
-        "What is usual where no project has a test: dequantise, and `assert_close`.",
+        note="What is usual where no project has a test: dequantise, and `assert_close`.",
+        formats=("dynamic-fp8", *_GROUPED, "mxfp8", *_FP4),
     ),
 )
 """The criteria, in the order of the columns."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from fusecheck.faults.catalogue import Fault
 from fusecheck.faults.criteria import CRITERIA, Criterion
-from fusecheck.faults.format_criteria import FORMAT_CRITERIA, FormatCriterion
+from fusecheck.faults.format_criteria import FORMAT_CRITERIA
 from fusecheck.faults.hunt import Catch, Hunter
 from fusecheck.faults.peer_tests import PROFILES
 from fusecheck.kernel.table import Case
@@ -35,12 +35,11 @@ HANGS_TRIED = 2
 
 Verdicts = dict[str, bool]
 
-Asked = Criterion | FormatCriterion
-EVERY: tuple[Asked, ...] = (*CRITERIA, *FORMAT_CRITERIA)
+EVERY: tuple[Criterion[Any], ...] = (*CRITERIA, *FORMAT_CRITERIA)
 """In the order of the columns."""
 
 
-def asked_about(quantiser: str) -> tuple[Asked, ...]:
+def asked_about(quantiser: str) -> tuple[Criterion[Any], ...]:
     """The criteria that have a test of this quantiser; empty or a given scale: of the first op."""
     if quantiser in ("", "none", GIVEN_SCALE):
         return CRITERIA

@@ -186,13 +186,8 @@ class CodesByExactScale(Quantising):
         return grouped / exact[..., None]
 
 
-class TruncatesToExponent(FloorsExponent):
+class TruncatesToExponent(FloorsExponent, CodesByExactScale):
     """A float32 scale that is no power of two is cut to its exponent when it is stored; the codes are its own."""
-
-    def scaled(self, grouped: Tensor, stored: Tensor, amax: Tensor) -> Tensor:
-        """By the quotient."""
-        exact = self.quotient(amax).clamp(min=2.0**-126)
-        return grouped / exact[..., None]
 
 
 class NeighboursScale(Quantising):

@@ -16,7 +16,6 @@ from fusecheck.eval.outcome import Options
 from fusecheck.faults import accuracy
 from fusecheck.faults.catalogue import Fault, catalogue, resolve
 from fusecheck.faults.hunt import PATIENCE, Budget, Catch, Hunter
-from fusecheck.faults.passes import subject
 from fusecheck.faults.peers import Peers
 from fusecheck.faults.results import Alarm, Report, Result
 from fusecheck.graph.cases import GraphCase, Subject, random_cases, row_cases
@@ -140,7 +139,7 @@ class FaultRun:
         return result
 
     def _pass(self, fault: Fault, seed: int) -> Result:
-        made = subject(fault)
+        made = pass_of(fault)
         faulty, right = (self.checker.for_subject(s) for s in (made, RIGHT_QUANT if made.after_norm else RIGHT_NORM))
         result = Result(fault)
         for case in _graphs(seed):
@@ -261,6 +260,12 @@ class FaultRun:
                 outcome = self.hunter.judge(case, right, timeout=PATIENCE)
                 report.legal[right, seed] += 1
                 report.alarms += [Alarm(right, seed, finding.line()) for finding in outcome.findings]
+
+
+def pass_of(fault: Fault) -> Subject:
+    """The faulty pass of an entry, which stands where the pass stands that it changes."""
+    of_norm = fault.hook.startswith("FuseNorm.")
+    return Subject(f"{fault.patch}.apply", after_norm=not of_norm, quantises=not of_norm)
 
 
 def _of_catch(fault: Fault, caught: Catch) -> Result:

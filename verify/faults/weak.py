@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusecheck import verdict
 from fusecheck.case import alive, checks, judging
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow
@@ -26,11 +27,6 @@ from fusecheck.stages import code, values
 from fusecheck.verdict import Stage, Tally
 
 
-def _right(owner: Any, name: str) -> Any:
-    """What is about to be patched."""
-    return getattr(owner, name)
-
-
 def check_fit(owner: Any, name: str, value: Callable[..., Any]) -> None:
     """Check that what replaces a callable takes every call that it takes.
 
@@ -38,7 +34,7 @@ def check_fit(owner: Any, name: str, value: Callable[..., Any]) -> None:
         AttributeError: it is not there any more, so that nothing would be weakened.
         TypeError: it has parameters that the other has not.
     """
-    right = inspect.signature(_right(owner, name))
+    right = inspect.signature(getattr(owner, name))
     named = {p.name: p.name for p in right.parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
     placed = [p.name for p in right.parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
     try:
@@ -55,7 +51,7 @@ def _patch(owner: Any, name: str, value: Callable[..., Any]) -> None:
 
 def _without(stage: Stage) -> None:
     """Forget what one stage of the judgement found."""
-    right = _right(judging, "judge_rows")
+    right = verdict.judge_rows
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies: list[Tally] = right(oracle, outputs, first_row)
@@ -111,7 +107,7 @@ def no_again() -> None:
 
 def rank_zero_only() -> None:
     """Only rank 0's outputs are looked at, in all their rows, and ranks are not compared."""
-    right = _right(CaseWorker, "run")
+    right = CaseWorker.run
 
     def run(self: CaseWorker, case: dict[str, Any]) -> dict[str, Any]:
         _patch(self.judge, "share", lambda tokens: range(0 if self.rank.index else tokens))
@@ -151,7 +147,7 @@ def wide_tolerance() -> None:
 
 def one_percent() -> None:
     """One element of a hundred may be anything."""
-    right = _right(judging, "judge_rows")
+    right = verdict.judge_rows
 
     def judge_rows(oracle: Oracle, outputs: RankOutputs, first_row: int) -> list[Tally]:
         tallies = right(oracle, outputs, first_row)

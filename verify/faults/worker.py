@@ -102,7 +102,9 @@ class FaultWorker(CaseWorker):
         return replies
 
 
-def verdicts(flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion]) -> dict[str, Any]:
+def verdicts(
+    flow: Dataflow, made: Operands, outputs: RankOutputs, asked: Sequence[Criterion[Evidence]]
+) -> dict[str, Any]:
     """What each criterion says of one rank's outputs, `passed` by its name, and the digest of residual_out."""
     oracle = Oracle(flow, made)
     residual = oracle.residual()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fusecheck.graph import roles
 from fusecheck.graph.canvas import Canvas
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.plan import GraphPlan, SitePlan
 from fusecheck.graph.readers import Readers
 
@@ -53,11 +53,9 @@ def site_of(gamma: str) -> int | None:
 CPU = torch.device("cpu")
 
 
-def build(
-    plan: GraphPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
-) -> BuiltGraph:
+def build(plan: GraphPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
     """Build a rank's graph; deterministic, so that every rank makes its own."""
-    canvas = Canvas(plan, rank, world_size, dialect, device)
+    canvas = Canvas(plan, rank, world_size, device)
     partial, stream = canvas.input("partial", per_rank=True), canvas.input("residual")
     for index, site in enumerate(canvas.plan.sites):
         partial, stream = _SiteComposer(canvas, index, site).compose(partial, stream)
@@ -75,7 +73,7 @@ class _SiteComposer:
 
     def __init__(self, canvas: Canvas, index: int, site: SitePlan) -> None:
         self.canvas, self.builder, self.site = canvas, canvas.builder, site
-        self.plan, self.dialect = canvas.plan, canvas.dialect
+        self.plan = canvas.plan
         self.prefix = f"site{index}"
         self.hidden = self.plan.hidden
         self.call = self.builder.call
@@ -94,7 +92,7 @@ class _SiteComposer:
         results = [self.readers.write(number, reader, norm) for number, reader in enumerate(self.site.readers)]
         if self.site.second_norm:
             gamma = self.gamma("gamma2")
-            second = self.call(self.dialect.norms["triton"], total, gamma, self.site.eps)
+            second = self.call(roles.NORMS["triton"], total, gamma, self.site.eps)
             results.append(self.readers.plain_linear(f"{self.prefix}.second", self.narrow(second), self.hidden))
         if self.site.reduced_read or self.site.spread == "read":
             reduced = reduced if self.site.spread == "no" else self.gather(reduced)
@@ -117,7 +115,7 @@ class _SiteComposer:
         )
         shared = self.call(aten.mul.Tensor, flat, 0.25) if kind in ("shared", "between") else None
         inside = shared if kind == "shared" else None
-        summed = self.call(self.dialect.moe_finalize, table, scale, rows, inside, ROUTED_SCALING)
+        summed = self.call(own.moe_finalize.default, table, scale, rows, inside, ROUTED_SCALING)
         if kind == "between":
             summed = self.call(aten.add.Tensor, summed, shared)
         if kind == "read":
@@ -126,11 +124,11 @@ class _SiteComposer:
 
     def shard(self, x: Node) -> Node:
         """This rank's rows."""
-        return self.call(self.dialect.shard, x, self.canvas.world_size)
+        return self.call(own.shard.default, x, self.canvas.world_size)
 
     def gather(self, x: Node) -> Node:
         """All ranks' rows."""
-        return self.call(self.dialect.all_gather, x, self.canvas.world_size, self.site.strategy)
+        return self.call(own.all_gather.default, x, self.canvas.world_size, self.site.strategy)
 
     def write(self, total: Node, norm: Node) -> None:
         """What the plan has written in place."""
@@ -156,8 +154,8 @@ class _SiteComposer:
             size = max(1, self.canvas.world_size // 2)
             return self.call(own.all_reduce_grouped.default, partial, size, strategy)
         if self.site.spread != "no":
-            return self.call(self.dialect.reduce_scatter, partial, self.canvas.world_size, strategy)
-        return self.call(self.dialect.all_reduce, partial, strategy)
+            return self.call(own.reduce_scatter.default, partial, self.canvas.world_size, strategy)
+        return self.call(own.all_reduce.default, partial, strategy)
 
     def add(self, reduced: Node, residual: Node) -> Node:
         """The add, or what stands in its place."""
@@ -217,8 +215,8 @@ class _SiteComposer:
     def norm_of(self, total: Node, gamma: Node) -> Node:
         """The norm of the flavour that the plan says."""
         call, eps, flavour = self.call, self.site.eps, self.site.norm
-        if flavour in self.dialect.norms:
-            target = self.dialect.norms[flavour]
+        if flavour in roles.NORMS:
+            target = roles.NORMS[flavour]
             by_keyword = {"weight": gamma, "eps": eps} if self.site.norm_keywords else {}
             return call(target, total, **by_keyword) if by_keyword else call(target, total, gamma, eps)
         if flavour == "gemma":
@@ -226,7 +224,7 @@ class _SiteComposer:
         if flavour == "partial":
             head = self.builder.attribute(f"{self.prefix}.gamma_head", self.gamma_values("gamma")[:HEAD].clone())
             heads = call(aten.view.default, total, [*self.canvas.open_shape[:-1], self.hidden // HEAD, HEAD])
-            normed = call(self.dialect.norms["triton"], heads, head, eps)
+            normed = call(roles.NORMS["triton"], heads, head, eps)
             return call(aten.view.default, normed, self.canvas.open_shape)
         if flavour == "biased":
             return call(own.biased_rms_norm.default, total, gamma, self.gamma("bias"), eps)
@@ -246,7 +244,7 @@ class _SiteComposer:
         gated = self.call(aten.silu.default, mixed)
         weight, weight_scale = self.canvas.weight_fp8(f"{self.prefix}.down.weight", self.hidden, self.hidden)
         scale = self.canvas.scalar(f"{self.prefix}.down.input_scale", 0.02)
-        return self.call(self.dialect.linear, gated, weight, None, scale, weight_scale)
+        return self.call(own.fp8_linear.default, gated, weight, None, scale, weight_scale)
 
     def narrow(self, total: Node) -> Node:
         """The sum in the activations' dtype."""

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from fusecheck.graph.builder import GraphBuilder
-from fusecheck.graph.dialect import Dialect
 from fusecheck.graph.plan import GraphPlan
 
 FP8 = torch.float8_e4m3fn
@@ -20,12 +19,11 @@ class Canvas:
         plan: the graph.
         rank: this rank.
         world_size: of the group.
-        dialect: of the operators.
         device: of the tensors.
     """
 
-    def __init__(self, plan: GraphPlan, rank: int, world_size: int, dialect: Dialect, device: torch.device) -> None:
-        self.plan, self.rank, self.world_size, self.dialect = plan, rank, world_size, dialect
+    def __init__(self, plan: GraphPlan, rank: int, world_size: int, device: torch.device) -> None:
+        self.plan, self.rank, self.world_size = plan, rank, world_size
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
         dimension = int(plan.batched)
         self.builder = GraphBuilder(plan.seed, rank, dimension if plan.dynamic else None, device)

@@ -67,6 +67,26 @@ class Subject:
         return (self.moves or own.get(self.name, ("fp8",))) if self.quantises else ()
 
 
+Plan = GraphPlan | ModelPlan | FilePlan | PairPlan
+"""What a graph is made of, in one line of JSON."""
+
+
+def read_plan(text: str) -> Plan:
+    """A plan from its line of JSON, as a finding prints it.
+
+    Raises:
+        UsageError: the line is no plan.
+    """
+    named: dict[str, type[ModelPlan | PairPlan | FilePlan]] = {"model": ModelPlan, "pair": PairPlan, "file": FilePlan}
+    kind = next((kind for name, kind in named.items() if text.startswith(f'{{"{name}":')), GraphPlan)
+    try:
+        return kind.from_json(text)
+    except UsageError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"not a graph plan: {error}; expected the line that a finding prints") from None
+
+
 @dataclass(frozen=True)
 class GraphCase:
     """A graph with a name.
@@ -80,7 +100,7 @@ class GraphCase:
     """
 
     name: str
-    plan: GraphPlan | ModelPlan | FilePlan | PairPlan
+    plan: Plan
     title: str = ""
     export: bool = True
     alone: bool = False

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.fx import Node
 
-from fusecheck.errors import UsageError
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.canvas import Canvas
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.plan import GraphPlan
 
 aten, own = torch.ops.aten, torch.ops.fusecheck
@@ -64,6 +62,7 @@ class PairPlan:
     batched: bool = False
     dynamic: bool = True
     seed: int = 0
+    tokens: ClassVar[int] = GraphPlan.tokens
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -71,15 +70,8 @@ class PairPlan:
 
     @classmethod
     def from_json(cls, text: str) -> PairPlan:
-        """Read a plan.
-
-        Raises:
-            UsageError: the text is not one.
-        """
-        try:
-            return cls(**json.loads(text)["pair"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"not a plan of a pair: {error}; expected the line that a finding prints") from None
+        """Read a plan, as `to_json` wrote it; `cases.read_plan` says what is wrong with one."""
+        return cls(**json.loads(text)["pair"])
 
     @property
     def merges(self) -> bool:
@@ -88,15 +80,10 @@ class PairPlan:
         return plain and self.between not in ("widened", "halved")
 
 
-def is_pair(source: str) -> bool:
-    """Whether a job's source is the plan of a pair."""
-    return source.startswith('{"pair":')
-
-
 def build_pairs(plan: PairPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
     """A rank's graph of pairs; deterministic, so that every rank makes its own."""
     shape = GraphPlan(dtype=plan.dtype, batched=plan.batched, dynamic=plan.dynamic, seed=plan.seed)
-    canvas = Canvas(shape, rank, world_size, FUSECHECK, device)
+    canvas = Canvas(shape, rank, world_size, device)
     stream = canvas.input("residual")
     for number in range(plan.pairs):
         stream = _Pair(canvas, plan, f"pair{number}").compose(stream)
@@ -177,7 +164,7 @@ class _Pair:
         return call(aten.add.Tensor, first, second)
 
 
-def summands(node: object, leaf: Callable[[Node], bool] = FUSECHECK.is_all_reduce) -> list[Node] | None:
+def summands(node: object, leaf: Callable[[Node], bool] = roles.is_all_reduce) -> list[Node] | None:
     """The nodes of which a node is the plain sum, each through copies; None for a sum of anything else.
 
     Args:
@@ -197,7 +184,7 @@ def summands(node: object, leaf: Callable[[Node], bool] = FUSECHECK.is_all_reduc
 
 def is_merged(node: Node) -> bool:
     """Whether a node is a sum over ranks of a sum that a rank made before."""
-    return FUSECHECK.is_all_reduce(node) and is_plain_add(through_copies(nodes.argument(node, 0)))
+    return roles.is_all_reduce(node) and is_plain_add(through_copies(nodes.argument(node, 0)))
 
 
 def is_plain_add(node: object) -> bool:

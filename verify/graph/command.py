@@ -11,14 +11,12 @@ import typer
 from rich.console import Console
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, lone_cases, pair_cases, random_cases, row_cases
-from fusecheck.graph.collinear import PairPlan, is_pair
+from fusecheck.graph.cases import GraphCase, Subject, lone_cases, pair_cases, random_cases, read_plan, row_cases
 from fusecheck.graph.config import FAMILY_PASS, NORM_PASS
 from fusecheck.graph.dialects import NAMES, library_named
 from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.files import SUFFIX, FilePlan, expectations, load_file
-from fusecheck.graph.model_plan import DECODER, FAMILIES, ModelPlan, named_model
-from fusecheck.graph.plan import GraphPlan
+from fusecheck.graph.model_plan import DECODER, FAMILIES, named_model
 from fusecheck.graph.question import Question
 from fusecheck.graph.session import Run
 from fusecheck.graph.subject import load_pass
@@ -140,14 +138,8 @@ def _given(texts: list[str], expect: str, dialect: str) -> Iterator[GraphCase]:
     """
     for number, text in enumerate(texts, 1):
         name = "given" if len(texts) == 1 else f"given {number}"
-        if text.startswith('{"model":'):
-            yield GraphCase(name, ModelPlan.from_json(text))
-        elif is_pair(text):
-            yield GraphCase(name, PairPlan.from_json(text))
-        elif text.startswith('{"file":'):
-            yield GraphCase(name, FilePlan.from_json(text))
-        elif text.lstrip().startswith("{"):
-            yield GraphCase(name, GraphPlan.from_json(text))
+        if text.lstrip().startswith("{"):
+            yield GraphCase(name, read_plan(text))
         elif text.endswith(SUFFIX):
             plan = FilePlan(text, expectations(expect))
             library = library_named(dialect)

@@ -55,7 +55,7 @@ class Comparison:
         report: GraphReport,
         own_tokens: int,
     ) -> None:
-        self.context, self.sites, self.dialect, self.built, self.graphs = context, sites, sites.dialect, built, graphs
+        self.context, self.sites, self.built, self.graphs = context, sites, built, graphs
         self.report, self.own_tokens = report, own_tokens
         self._known = {node.name for node in graphs.before.graph.nodes}
         self._before, self._predecessor = Loaded(graphs.before), Loaded(graphs.predecessor)

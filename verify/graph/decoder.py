@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fusecheck.graph import roles
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.builder import GraphBuilder
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.family import takes_scale
 from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.graph.quantised import Form
@@ -29,18 +29,16 @@ EPS = 1e-5
 INPUT_SCALE = 4 / 448
 
 
-def build_decoder(
-    plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
-) -> BuiltGraph:
+def build_decoder(plan: ModelPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
     """One rank's graph; the inputs are `h`, the embedded tokens, [tokens, hidden], equal on all ranks."""
-    return _Decoder(plan, rank, world_size, dialect, device).build()
+    return _Decoder(plan, rank, world_size, device).build()
 
 
 class _Decoder:
     """Writes the layers; `stream` is the residual, `partial` this rank's addend of the next sum."""
 
-    def __init__(self, plan: ModelPlan, rank: int, world_size: int, dialect: Dialect, device: torch.device) -> None:
-        self.plan, self.world_size, self.dialect = plan, world_size, dialect
+    def __init__(self, plan: ModelPlan, rank: int, world_size: int, device: torch.device) -> None:
+        self.plan, self.world_size = plan, world_size
         self.hidden, self.intermediate = plan.hidden, 2 * plan.hidden
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
         self.builder = GraphBuilder(plan.seed, rank, 0 if plan.dynamic else None, device)
@@ -74,7 +72,7 @@ class _Decoder:
 
     def reduce_add(self, partial: Node, stream: Node, *, residual_first: bool) -> Node:
         """The sum over ranks and the residual, in either order of the add."""
-        reduced = self.call(self.dialect.all_reduce, partial, self.plan.strategy)
+        reduced = self.call(own.all_reduce.default, partial, self.plan.strategy)
         operands = (stream, reduced) if residual_first else (reduced, stream)
         return self.call(aten.add.Tensor, *operands)
 
@@ -86,7 +84,7 @@ class _Decoder:
     def norm(self, stream: Node, name: str) -> Node:
         """A norm with one rounding."""
         gamma = 1 + 0.25 * self.builder.normal(name, self.hidden)
-        return self.call(self.dialect.norms["triton"], stream, self.builder.attribute(name, gamma.to(self.dtype)), EPS)
+        return self.call(roles.NORMS["triton"], stream, self.builder.attribute(name, gamma.to(self.dtype)), EPS)
 
     def linear(self, name: str, x: Node, outputs: int, inputs: int, scale: float = INPUT_SCALE) -> Node:
         """A quantised layer of this rank's own weight [outputs, inputs], with scales of its own."""
@@ -103,7 +101,7 @@ class _Decoder:
             self.builder.attribute(f"{name}.{part}", torch.tensor(value))
             for part, value in (("input_scale", scale), ("weight_scale", 1 / 112 / inputs**0.5))
         ]
-        return self.call(self.dialect.linear, x, codes, None, *scales)
+        return self.call(own.fp8_linear.default, x, codes, None, *scales)
 
     def attention(self, name: str, x: Node) -> Node:
         """Causal attention over this rank's heads, and the output projection."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from fusecheck.errors import UsageError
+from fusecheck.graph import roles
 from fusecheck.graph.autodeploy import AutoDeploy
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.library import Library
 from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.vllm import Vllm
@@ -34,7 +34,7 @@ class OwnLibrary:
 
     def speaks(self, gm: GraphModule) -> bool:
         """See `Library.speaks`."""
-        return any(FUSECHECK.is_all_reduce(node) for node in gm.graph.nodes)
+        return any(roles.is_all_reduce(node) for node in gm.graph.nodes)
 
     def adapt(self, plan: GraphPlan) -> GraphPlan | str:
         """Every plan is one of its own."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.arithmetic import quantize
 from fusecheck.graph.collinear import is_merged, is_plain_add, summands
 from fusecheck.graph.context import RankContext
@@ -126,19 +126,19 @@ class RecordingRun(Run):
 
     def __init__(self, gm: GraphModule, sites: Sites) -> None:
         super().__init__(gm, keep=True)
-        self.dialect, self.names = sites.dialect, sites.of(gm)
+        self.names = sites.of(gm)
         self.values: dict[str, SiteValues] = {}
         self.sums: dict[Key, AddedSums] = {}
         self._partials: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run, then keep what belongs to a site."""
-        if self.dialect.is_sum(n):
+        if roles.is_sum(n):
             self._partials[n] = self.env[nodes.argument(n, 0)].clone()
         result = super().run_node(n)
         if n in self.names:
             add, weight = nodes.argument(n, 0), nodes.argument(n, 1)
-            bias = self.dialect.weight_bias(n) or 0.0
+            bias = roles.weight_bias(n) or 0.0
             whole = self._whole(add)
             own = (whole(self.env[add]), whole(result), self.env[weight], nodes.argument(n, 2), bias)
             self.values[self.names[n]] = SiteValues(*own, tuple(self._summands(add)))
@@ -150,13 +150,13 @@ class RecordingRun(Run):
     def _whole(self, add: Node) -> Callable[[Tensor], Tensor]:
         """What makes a copy of all rows of a tensor of the site: of rows that are spread over the ranks, a gather."""
         sources = [nodes.through_views(each)[0] for each in add.all_input_nodes]
-        spread = any(each in self._partials and not self.dialect.is_all_reduce(each) for each in sources)
+        spread = any(each in self._partials and not roles.is_all_reduce(each) for each in sources)
         return (lambda x: all_gather(x, 0, "")) if spread else torch.clone
 
     def _summands(self, add: Node) -> Iterator[tuple[Tensor, Tensor]]:
         """The addend and the residual of a residual add, scaled as the add scales them; a bare sum adds zeros."""
         bare, _ = nodes.through_views(add)
-        if isinstance(bare, Node) and bare in self._partials and self.dialect.is_all_reduce(bare):
+        if isinstance(bare, Node) and bare in self._partials and roles.is_all_reduce(bare):
             partial = self._partials[bare].reshape(self.env[add].shape)
             yield partial, torch.zeros_like(partial)
             return
@@ -187,7 +187,7 @@ class ForcedRun(Run):
 
     def __init__(self, gm: GraphModule, sites: Sites, context: RankContext, recording: RecordingRun) -> None:
         super().__init__(gm, keep=bool(recording.sums))
-        self.dialect, self.names = sites.dialect, sites.of(gm)
+        self.names = sites.of(gm)
         self.context, self.recorded, self.sums = context, recording.values, recording.sums
         self.addends = {part for key in self.sums for part in key}
         self.findings: list[GraphFinding] = []
@@ -195,7 +195,7 @@ class ForcedRun(Run):
 
     def run_node(self, n: Node) -> Any:
         """Run; at a fused node judge the kernel, and return the recorded values."""
-        op = self.dialect.fused_op(n)
+        op = roles.fused_op(n)
         if op is None:
             own = super().run_node(n)
             return self._merged(n, own) if self.sums and is_merged(n) else own

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from fusecheck.graph import nodes
 from fusecheck.graph.build import BuiltGraph
 from fusecheck.graph.comparison import Graphs
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.inspection import count_roles, tensors_of
 from fusecheck.graph.structure import signature
@@ -61,7 +60,7 @@ class Exports:
         form = _form(after, built, tokens)
         if form in self._done:
             return None, ""
-        wanted = count_roles(after, FUSECHECK)
+        wanted = count_roles(after)
         try:
             exported = _export(after, built, tokens)
         except Exception as error:
@@ -71,7 +70,7 @@ class Exports:
                 return None, "the unfused graph cannot be exported either"
             told = " ".join(f"{type(error).__name__}: {error}".split())
             return GraphFinding(Check.EXPORT, f"torch.export raised {told[:300]}"), ""
-        if (got := count_roles(exported, FUSECHECK)) != wanted:
+        if (got := count_roles(exported)) != wanted:
             return GraphFinding(Check.EXPORT, f"the exported graph has {got}, expected {wanted}"), ""
         if form is not None:
             self._done.add(form)

@@ -1,8 +1,7 @@
-"""Published and plausible mistakes of the first pass, each a change of one step of the right one."""
+"""Published mistakes of the first pass, each a change of one step of the right one."""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch.fx import Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.norm_fusion import FuseNorm, NormSite
 from fusecheck.graph.transform import RefusedError
 
@@ -43,9 +42,7 @@ class SyntheticResidual(FuseNorm):
     @override
     def candidates(self) -> list[Node]:
         bare = [
-            node
-            for node in self.graph.nodes
-            if self.dialect.is_norm(node) and self.dialect.is_all_reduce(nodes.argument(node, 0))
+            node for node in self.graph.nodes if roles.is_norm(node) and roles.is_all_reduce(nodes.argument(node, 0))
         ]
         for norm in bare:
             reduced = nodes.argument(norm, 0)
@@ -65,7 +62,7 @@ class LastReduceMissing(FuseNorm):
 
     @override
     def rewrite(self, site: NormSite) -> None:
-        last = [node for node in self.graph.nodes if self.dialect.is_all_reduce(node)][-1]
+        last = [node for node in self.graph.nodes if roles.is_all_reduce(node)][-1]
         if site.all_reduce is not last:
             super().rewrite(site)
             return
@@ -82,7 +79,7 @@ class WrongGroup(FuseNorm):
             if node.target == own.all_reduce_grouped.default:
                 with self.graph.inserting_before(node):
                     args = (node.args[0], node.args[2])
-                    whole = nodes.call(self.graph, self.dialect.all_reduce, args, node)
+                    whole = nodes.call(self.graph, own.all_reduce.default, args, node)
                 node.replace_all_uses_with(whole)
                 self.graph.erase_node(node)
         self.order = nodes.positions(self.graph)
@@ -94,7 +91,7 @@ class DoubleReduce(FuseNorm):
 
     @override
     def emit(self, site: NormSite, x: Node) -> Node:
-        twice = nodes.call(self.graph, self.dialect.all_reduce, (x, site.strategy), site.all_reduce)
+        twice = nodes.call(self.graph, own.all_reduce.default, (x, site.strategy), site.all_reduce)
         return super().emit(site, twice)
 
 
@@ -229,77 +226,7 @@ class ResidualAddedAgain(FuseNorm):
 
     @override
     def emit(self, site: NormSite, x: Node) -> Node:
-        if site.norm.target != self.dialect.norms["flashinfer"]:
+        if site.norm.target != roles.NORMS["flashinfer"]:
             return super().emit(site, x)
         again = nodes.call(self.graph, aten.add.Tensor, (site.residual, site.residual), site.add)
         return super().emit(replace(site, residual=again), x)
-
-
-class AlphaIgnored(FuseNorm):
-    """An add that scales an operand passes for a plain one."""
-
-    @override
-    def residual_add(self, norm: Node) -> Node:
-        add = nodes.argument(norm, 0)
-        if not isinstance(add, Node) or add.target != aten.add.Tensor:
-            raise RefusedError("no add")
-        return add
-
-
-class OtherReaderIgnored(FuseNorm):
-    """The sum over ranks may have other readers; they get the sum with the residual."""
-
-    @override
-    def check_sole_reader(self, site: NormSite) -> None:
-        if site.views:
-            super().check_sole_reader(site)
-            return
-        for user in list(site.all_reduce.users):
-            if user is not site.add and user.op == "call_function":
-                user.replace_input_with(site.all_reduce, site.add)
-
-
-class BroadcastResidual(FuseNorm):
-    """Shapes are not compared, so that a broadcast residual passes."""
-
-    @override
-    def check_layout(self, site: NormSite) -> None:
-        if self.meta_of(site.residual, "residual").dtype != self.meta_of(site.norm, "norm").dtype:
-            raise RefusedError("dtype")
-
-
-class FixedEps(FuseNorm):
-    """eps is the constant 1e-6."""
-
-    @override
-    def emit(self, site: NormSite, x: Node) -> Node:
-        return super().emit(replace(site, eps=1e-6), x)
-
-
-class FixedStrategy(FuseNorm):
-    """The strategy is a literal of the replacement."""
-
-    @override
-    def emit(self, site: NormSite, x: Node) -> Node:
-        return super().emit(replace(site, strategy="AUTO"), x)
-
-
-class NoMeta(FuseNorm):
-    """New nodes have no meta value."""
-
-    @override
-    def rewrite(self, site: NormSite) -> None:
-        known = set(self.graph.nodes)
-        super().rewrite(site)
-        for node in set(self.graph.nodes) - known:
-            if node.target is operator.getitem:
-                node.meta.pop("val", None)
-
-
-class FirstRankOnly(FuseNorm):
-    """Sites are rewritten on rank 0 and nowhere else."""
-
-    @override
-    def agree(self, sites: dict[str, NormSite], info: Any) -> dict[str, NormSite]:
-        del info
-        return sites if self.shared.local_rank == 0 else {}

@@ -1,16 +1,15 @@
-"""Published and plausible mistakes of the quantising pass, each a change of one step of the right one."""
+"""Published mistakes of the quantising pass, each a change of one step of the right one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from typing_extensions import override
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.quant_fusion import LINEAR_SCALE, FuseQuant, QuantSite, Reader
 from fusecheck.graph.transform import RefusedError
 
@@ -47,21 +46,11 @@ class NextScale(FuseQuant):
 
     @override
     def chosen_scale(self, site: QuantSite) -> Node:
-        layers = [node for node in self.graph.nodes if self.dialect.is_linear(node)]
+        layers = [node for node in self.graph.nodes if roles.is_linear(node)]
         scales = [nodes.argument(node, LINEAR_SCALE) for node in layers]
         known = [scale for scale in scales if nodes.attribute(self.gm, scale) is not None]
         others = [scale for scale in known if scale.target != site.readers[0].scale.target]
         return others[0] if others else site.readers[0].scale
-
-
-class WeightScale(FuseQuant):
-    """The layer's weight scale is taken for its input scale."""
-
-    @override
-    def chosen_scale(self, site: QuantSite) -> Node:
-        first = site.readers[0]
-        weight_scale = nodes.argument(first.node, LINEAR_SCALE + 1) if self.dialect.is_linear(first.node) else None
-        return weight_scale if isinstance(weight_scale, Node) else first.scale
 
 
 class MergedScales(SmallestScale):
@@ -73,9 +62,9 @@ class MergedScales(SmallestScale):
 
     @override
     def feed(self, reader: Reader, codes: Node) -> None:
-        if self.dialect.is_linear(reader.node):
+        if roles.is_linear(reader.node):
             merged = codes
-            while not isinstance(scale := nodes.argument(merged, 0), Node) or self.dialect.fused_op(merged) is None:
+            while not isinstance(scale := nodes.argument(merged, 0), Node) or roles.fused_op(merged) is None:
                 merged = scale
             nodes.replace_argument(reader.node, LINEAR_SCALE, nodes.argument(merged, 3))
         super().feed(reader, codes)
@@ -130,62 +119,3 @@ class VectorScale(FuseQuant):
         if scale is not None and scale.numel() > 1:
             return float(scale[0])
         return super().check_scale(reader, norm)
-
-
-class BadScaleValue(FuseQuant):
-    """Zero, negative and non-finite scales pass."""
-
-    @override
-    def check_scale(self, reader: Reader, norm: Tensor) -> float:
-        scale = nodes.attribute(self.gm, reader.scale)
-        if scale is None or scale.numel() != 1 or scale.dtype is not torch.float32:
-            return super().check_scale(reader, norm)
-        return 1.0
-
-
-class FixedOutDtype(FuseQuant):
-    """The layers' result is always bf16."""
-
-    @override
-    def out_dtype(self, reader: Reader) -> str:
-        del reader
-        return "bfloat16"
-
-
-class ViewDropped(FuseQuant):
-    """Views between norm and layer are lost."""
-
-    @override
-    def reapply(self, views: tuple[Node, ...], quant: Node, copies: dict[Node, Node]) -> Node:
-        del views, copies
-        return quant
-
-
-class AlwaysOutQuant(FuseQuant):
-    """The norm is returned whether anybody reads it or not."""
-
-    @override
-    def match(self, node: Node) -> QuantSite:
-        return replace(super().match(node), mixed=True)
-
-
-class DirectReaderOnly(FuseQuant):
-    """Only a norm with exactly one reader, directly, matches."""
-
-    @override
-    def readers(self, fused: Node) -> tuple[tuple[Reader, ...], bool]:
-        found, mixed = super().readers(fused)
-        if mixed or len(found) != 1 or found[0].views:
-            raise RefusedError("not a single direct reader")
-        return found, mixed
-
-
-class NoMeta(FuseQuant):
-    """The new operator's results have no meta value."""
-
-    @override
-    def rewrite(self, site: QuantSite) -> None:
-        known = set(self.graph.nodes)
-        super().rewrite(site)
-        for node in set(self.graph.nodes) - known:
-            node.meta.pop("val", None)

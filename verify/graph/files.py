@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class FilePlan:
 
     file: str
     expect: Mapping[str, int] = field(default_factory=dict)
+    tokens: ClassVar[int] = 0  # its example is the one size that it is run at
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -42,7 +44,7 @@ class FilePlan:
 
     @classmethod
     def from_json(cls, text: str) -> FilePlan:
-        """Read a plan, as `to_json` wrote it."""
+        """Read a plan, as `to_json` wrote it; `cases.read_plan` says what is wrong with one."""
         return cls(**json.loads(text))
 
 
@@ -59,11 +61,6 @@ def expectations(text: str) -> dict[str, int]:
             raise UsageError(f"--expect {part!r}, expected NAME=COUNT with one of: {', '.join(ROLES)}")
         found[role] = int(count)
     return found
-
-
-def is_file(source: str) -> bool:
-    """Whether a job's source is a model file."""
-    return source.startswith('{"file":')
 
 
 def load_file(plan: FilePlan, rank: int, library: Library) -> tuple[BuiltGraph, GraphModule]:

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.collinear import is_merged
-from fusecheck.graph.dialect import Dialect, calls
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.fused_ops import RESULTS
 from fusecheck.graph.made_layers import check_made
 from fusecheck.graph.structure import dead_work, effects
 from fusecheck.interface import FusionOp
 from fusecheck.operations import GIVEN_SCALE
+
+own = torch.ops.fusecheck
 
 PLAIN_ROLES = ("all_reduce", "reduce_scatter", "norm")
 """What is counted besides fused operators."""
@@ -74,15 +75,13 @@ class Sites:
 
     Args:
         before: the unfused graph.
-        dialect: of both graphs.
     """
 
-    def __init__(self, before: GraphModule, dialect: Dialect) -> None:
-        self.dialect = dialect
+    def __init__(self, before: GraphModule) -> None:
         self._found: dict[GraphModule, dict[Node, str]] = {}
         self._weights: dict[str, Tensor] = {}
         for node in before.graph.nodes:
-            weight = nodes.argument(node, 1) if dialect.weight_bias(node) is not None else None
+            weight = nodes.argument(node, 1) if roles.weight_bias(node) is not None else None
             if (tensor := nodes.attribute(before, weight)) is not None and isinstance(weight, Node):
                 self._weights[str(weight.target)] = tensor
 
@@ -96,8 +95,8 @@ class Sites:
         found: dict[Node, str] = {}
         seen: Counter[str] = Counter()
         for node in gm.graph.nodes:
-            fused = self.dialect.fused_op(node) is not None
-            if not fused and self.dialect.weight_bias(node) is None:
+            fused = roles.fused_op(node) is not None
+            if not fused and roles.weight_bias(node) is None:
                 continue
             name = self._named(gm, nodes.named(node, "weight") if fused else nodes.argument(node, 1))
             if name is not None:
@@ -122,7 +121,7 @@ def _same_values(left: Tensor, right: Tensor) -> bool:
 def fused_nodes(gm: GraphModule, sites: Sites) -> list[FusedNode]:
     """The fused operators of a graph, in order."""
     names = sites.of(gm)
-    found = [(node, sites.dialect.fused_op(node)) for node in gm.graph.nodes]
+    found = [(node, roles.fused_op(node)) for node in gm.graph.nodes]
     return [FusedNode(node, op, names.get(node)) for node, op in found if op is not None]
 
 
@@ -132,35 +131,35 @@ def originals(gm: GraphModule, sites: Sites) -> dict[str, Original]:
     for node, name in sites.of(gm).items():
         tensor = nodes.attribute(gm, nodes.argument(node, 1))
         assert tensor is not None
-        bias = sites.dialect.weight_bias(node)
+        bias = roles.weight_bias(node)
         assert bias is not None
-        found[name] = Original(tensor, nodes.argument(node, 2), _strategy_before(node, sites.dialect), bias)
+        found[name] = Original(tensor, nodes.argument(node, 2), _strategy_before(node), bias)
     return found
 
 
-def _strategy_before(norm: Node, dialect: Dialect) -> str | None:
+def _strategy_before(norm: Node) -> str | None:
     add = nodes.argument(norm, 0)
     for operand in (add, *add.all_input_nodes) if isinstance(add, Node) else ():
         source, _ = nodes.through_views(operand)
-        if dialect.is_sum(source) and isinstance(source, Node):
+        if roles.is_sum(source) and isinstance(source, Node):
             return str(nodes.named(source, "strategy"))
     return None
 
 
-def count_roles(gm: GraphModule, dialect: Dialect) -> dict[str, int]:
+def count_roles(gm: GraphModule) -> dict[str, int]:
     """How many operators of each role the graph has."""
-    roles: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for node in gm.graph.nodes:
-        fused = dialect.fused_op(node)
+        fused = roles.fused_op(node)
         if fused is not None:
-            roles[fused.value] += 1
-        roles["all_reduce"] += dialect.is_all_reduce(node)
-        if calls(node, dialect.reduce_scatter):
-            roles["reduce_scatter"] += 1
+            found[fused.value] += 1
+        found["all_reduce"] += roles.is_all_reduce(node)
+        if roles.calls(node, own.reduce_scatter.default):
+            found["reduce_scatter"] += 1
         if is_merged(node):
-            roles["merged"] += 1
-        roles["norm"] += dialect.is_norm(node)
-    return dict(roles)
+            found["merged"] += 1
+        found["norm"] += roles.is_norm(node)
+    return dict(found)
 
 
 def check_structure(
@@ -175,14 +174,14 @@ def check_structure(
         predecessor: what the last pass was given.
     """
     found = list(_arguments(before, after, sites))
-    found += _linear_arguments(before, after, sites.dialect)
-    found += check_made(before, after, sites.dialect)
+    found += _linear_arguments(before, after)
+    found += check_made(before, after)
     found += [
         GraphFinding(Check.ORPHANS, f"{node.name} ({node.target}) is computed, and nothing reads it", node=node.name)
         for node in dead_work(after, predecessor)
     ]
     found += _effects(predecessor, after)
-    return found + _collectives(before, after, sites.dialect)
+    return found + _collectives(before, after)
 
 
 def _effects(predecessor: GraphModule, after: GraphModule) -> list[GraphFinding]:
@@ -194,11 +193,10 @@ def _effects(predecessor: GraphModule, after: GraphModule) -> list[GraphFinding]
     return [GraphFinding(Check.EFFECTS, message) for message in found]
 
 
-def _collectives(before: GraphModule, after: GraphModule, dialect: Dialect) -> list[GraphFinding]:
+def _collectives(before: GraphModule, after: GraphModule) -> list[GraphFinding]:
     """Fusing moves sums over ranks, and adds none."""
     was, now = (
-        sum(dialect.is_sum(node) or dialect.fused_op(node) is not None for node in gm.graph.nodes)
-        for gm in (before, after)
+        sum(roles.is_sum(node) or roles.fused_op(node) is not None for node in gm.graph.nodes) for gm in (before, after)
     )
     if now <= was:
         return []
@@ -223,12 +221,12 @@ def _arguments(before: GraphModule, after: GraphModule, sites: Sites) -> Iterato
         if strategy.split("<=")[0] != origin.strategy:
             yield _wrong(fused, f"strategy={strategy}, the collective has {origin.strategy}")
         if fused.op.quantiser == GIVEN_SCALE:
-            yield from _scale(fused, after, sites.dialect)
+            yield from _scale(fused, after)
         elif fused.op.returns_quant:
-            yield from _made_codes(fused, sites.dialect)
+            yield from _made_codes(fused)
 
 
-def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[GraphFinding]:
+def _scale(fused: FusedNode, gm: GraphModule) -> Iterator[GraphFinding]:
     """The input scale of the layers that read the codes: the same tensor, or an equal one."""
     scale = nodes.attribute(gm, nodes.through_views(fused.argument("scale"))[0])
     if scale is None:
@@ -239,26 +237,26 @@ def _scale(fused: FusedNode, gm: GraphModule, dialect: Dialect) -> Iterator[Grap
     if scale.dtype is not torch.float32 or scale.numel() != 1:
         yield _wrong(fused, f"its scale is {scale.dtype} {list(scale.shape)}, the kernel reads one float32")
     readers = [user for codes in fused.results("quant") for user, _ in nodes.terminal_users(codes)]
-    layers = [user for user in readers if dialect.is_linear(user) or user.target == dialect.prequant_linear]
-    own = [(layer, _own_scale(gm, layer, dialect)) for layer in layers]
-    for layer, theirs in own:
+    layers = [user for user in readers if roles.is_linear(user) or user.target == own.fp8_prequant_linear.default]
+    held = [(layer, _own_scale(gm, layer)) for layer in layers]
+    for layer, theirs in held:
         if theirs is None:
             yield _wrong(fused, f"its codes are at scale {_shown(scale)}, but {layer.name} has no loaded input scale")
         elif not _same_scale(scale, theirs):
             told = f"{_shown(scale)} {list(scale.shape)}, but {layer.name} dequantises with {_shown(theirs)}"
             yield _wrong(fused, f"scale {told} {list(theirs.shape)}")
-    if own and not any(theirs is not None and _is_of(scale, theirs) for _, theirs in own):
+    if held and not any(theirs is not None and _is_of(scale, theirs) for _, theirs in held):
         yield _wrong(fused, "its scale is not the input scale of any layer that reads the codes")
     for user in readers:
         if user not in layers and user.op != "output":
             yield _wrong(fused, f"{user.name} reads the codes but is not an FP8 layer")
 
 
-def _made_codes(fused: FusedNode, dialect: Dialect) -> Iterator[GraphFinding]:
+def _made_codes(fused: FusedNode) -> Iterator[GraphFinding]:
     """Codes and scales that the operator made are read by layers on such; `check_made` asks these whose they are."""
     for codes in (*fused.results("quant"), *fused.results("scale")):
         for user, _ in nodes.terminal_users(codes):
-            if user.op != "output" and not calls(user, dialect.made_linear):
+            if user.op != "output" and not roles.calls(user, own.quantized_linear.default):
                 yield _wrong(fused, f"{user.name} reads {codes.name} but is no layer on codes with scales")
 
 
@@ -280,31 +278,31 @@ def _wrong(fused: FusedNode, message: str) -> GraphFinding:
     return GraphFinding(Check.ARGUMENTS, f"{fused.node.name}: {message}", node=fused.node.name)
 
 
-def _own_scale(gm: GraphModule, layer: Node, dialect: Dialect) -> Tensor | None:
+def _own_scale(gm: GraphModule, layer: Node) -> Tensor | None:
     """A layer's input scale: its own attribute, or that of the separate quantise that hands it on."""
     scale = nodes.argument(layer, 3)
     if isinstance(scale, Node) and scale.target is operator.getitem and scale.args[1] == 1:
         source = scale.args[0]
-        if isinstance(source, Node) and source.target == dialect.quantize:
+        if isinstance(source, Node) and source.target == own.static_quantize_e4m3_per_tensor.default:
             scale = nodes.argument(source, 1)
     return nodes.attribute(gm, nodes.through_views(scale)[0])
 
 
-def _layers(gm: GraphModule, dialect: Dialect) -> dict[str, tuple[Tensor | None, ...]]:
+def _layers(gm: GraphModule) -> dict[str, tuple[Tensor | None, ...]]:
     """Bias, input scale and weight scale of each FP8 layer, by the name of its weight; computed ones are None."""
     found: dict[str, tuple[Tensor | None, ...]] = {}
     for node in gm.graph.nodes:
-        if dialect.is_linear(node) or node.target == dialect.prequant_linear:
+        if roles.is_linear(node) or node.target == own.fp8_prequant_linear.default:
             weight = nodes.argument(node, 1)
             if isinstance(weight, Node) and weight.op == "get_attr":
                 bias, weight_scale = (nodes.attribute(gm, nodes.argument(node, at)) for at in (2, 4))
-                found[str(weight.target)] = (bias, _own_scale(gm, node, dialect), weight_scale)
+                found[str(weight.target)] = (bias, _own_scale(gm, node), weight_scale)
     return found
 
 
-def _linear_arguments(before: GraphModule, after: GraphModule, dialect: Dialect) -> list[GraphFinding]:
+def _linear_arguments(before: GraphModule, after: GraphModule) -> list[GraphFinding]:
     """FP8 layers keep their own bias and scales; another layer's equal scale is another scale, equal today."""
-    was, now = _layers(before, dialect), _layers(after, dialect)
+    was, now = _layers(before), _layers(after)
     found = [GraphFinding(Check.ARGUMENTS, f"the layer of {name} is gone") for name in was if name not in now]
     loaded = {id(tensor) for _, tensor in tensors_of(before)}
     for name, parts in now.items():

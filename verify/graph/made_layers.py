@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fusecheck.errors import UsageError
-from fusecheck.graph import nodes
-from fusecheck.graph.dialect import Dialect, calls
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.findings import Check, GraphFinding
 from fusecheck.graph.fused_ops import RESULTS
 from fusecheck.graph.quantised import Form
 from fusecheck.operations import GIVEN_SCALE
+
+own = torch.ops.fusecheck
 
 LOADED = ("bias", "scale", "weight_scales", "weight_scale")
 """The loaded tensors of a layer besides its weight; `scale` is the factor of the tensor."""
@@ -39,11 +40,11 @@ class MadeLayer:
     loaded: dict[str, Tensor | None]
 
 
-def made_layers(gm: GraphModule, dialect: Dialect) -> dict[str, MadeLayer]:
+def made_layers(gm: GraphModule) -> dict[str, MadeLayer]:
     """The layers by the names of their weights."""
     found: dict[str, MadeLayer] = {}
     for node in gm.graph.nodes:
-        weight = nodes.named(node, "weight") if calls(node, dialect.made_linear) else None
+        weight = nodes.named(node, "weight") if roles.calls(node, own.quantized_linear.default) else None
         if isinstance(weight, Node) and weight.op == "get_attr":
             loaded = {name: nodes.attribute(gm, nodes.through_views(nodes.named(node, name))[0]) for name in LOADED}
             found[str(weight.target)] = MadeLayer(node, _form(node), nodes.named(node, "out_dtype"), loaded)
@@ -58,9 +59,9 @@ def _form(node: Node) -> Form:
         return form
 
 
-def check_made(before: GraphModule, after: GraphModule, dialect: Dialect) -> Iterator[GraphFinding]:
+def check_made(before: GraphModule, after: GraphModule) -> Iterator[GraphFinding]:
     """Such layers are still there, take their codes for what they took them, and get codes and scales of one origin."""
-    was, now = made_layers(before, dialect), made_layers(after, dialect)
+    was, now = made_layers(before), made_layers(after)
     known = {id(tensor) for tensor in (*before.buffers(), *before.parameters())}
     for name, old in was.items():
         layer = now.get(name)
@@ -75,7 +76,7 @@ def check_made(before: GraphModule, after: GraphModule, dialect: Dialect) -> Ite
             if not _same(old.loaded[part], layer.loaded[part], known):
                 yield _wrong(layer.node, f"the layer of {name} has another {part} than before")
     for name, layer in now.items():
-        yield from (_wrong(layer.node, f"the layer of {name} {said}") for said in _origin(after, layer, dialect))
+        yield from (_wrong(layer.node, f"the layer of {name} {said}") for said in _origin(after, layer))
 
 
 def _same(old: Tensor | None, new: Tensor | None, known: set[int]) -> bool:
@@ -85,16 +86,16 @@ def _same(old: Tensor | None, new: Tensor | None, known: set[int]) -> bool:
     return id(new) not in known and old.dtype == new.dtype and old.shape == new.shape and torch.equal(old, new)
 
 
-def _origin(gm: GraphModule, layer: MadeLayer, dialect: Dialect) -> Iterator[str]:
+def _origin(gm: GraphModule, layer: MadeLayer) -> Iterator[str]:
     """What is wrong with the pair of codes and scales that a layer reads, where a known operator makes one of them."""
     (codes, at), (scales, scales_at) = (_source(layer.node, name) for name in ("codes", "scales"))
-    makers = [node for node in (codes, scales) if node is not None and _makes(node, dialect) is not None]
+    makers = [node for node in (codes, scales) if node is not None and _makes(node) is not None]
     if not makers:
         return
     if codes is not scales or codes is None:
         yield f"reads codes of {codes} and scales of {scales}"
         return
-    form, places = _makes(codes, dialect) or (Form(""), (0, 1))
+    form, places = _makes(codes) or (Form(""), (0, 1))
     if (at, scales_at) != places:
         yield f"reads results {at} and {scales_at} of {codes.name}, which returns codes and scales as {places}"
     if form != layer.form:
@@ -113,11 +114,11 @@ def _source(layer: Node, name: str) -> tuple[Node | None, int]:
     return (source if isinstance(source, Node) else None), 0
 
 
-def _makes(node: Node, dialect: Dialect) -> tuple[Form, tuple[int, int]] | None:
+def _makes(node: Node) -> tuple[Form, tuple[int, int]] | None:
     """What a node quantises to, and the places of codes and scales among its results; None where it does not."""
-    if calls(node, dialect.made_quantize):
+    if roles.calls(node, own.quantize.default):
         return _form(node), (0, 1)
-    op = dialect.fused_op(node)
+    op = roles.fused_op(node)
     if op is None or not op.returns_quant:
         return None
     returned = [name for name in RESULTS if name in op.returns]

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.formats.element import E2M1
+from fusecheck.graph import roles
 from fusecheck.graph.build import CPU, BuiltGraph
 from fusecheck.graph.builder import WIDE, missing
 from fusecheck.graph.decoder import build_decoder
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.family import takes_scale
 from fusecheck.graph.model_plan import DECODER, ModelPlan
 from fusecheck.graph.quantised import Form, quantise
 from fusecheck.operations import GIVEN_SCALE
+
+own = torch.ops.fusecheck
 
 E4M3_MAX = 448.0
 VOCABULARY = 96
@@ -38,9 +40,7 @@ ROW = ("o_proj", "down_proj")
 CONFIGS = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
 
 
-def build_model(
-    plan: ModelPlan, rank: int, world_size: int, dialect: Dialect = FUSECHECK, device: torch.device = CPU
-) -> BuiltGraph:
+def build_model(plan: ModelPlan, rank: int, world_size: int, device: torch.device = CPU) -> BuiltGraph:
     """One rank's graph of a model; deterministic, so that every rank makes its own.
 
     Raises:
@@ -49,9 +49,9 @@ def build_model(
     if 4 % world_size:
         raise UsageError(f"tp {world_size} does not divide the 4 key/value heads, expected 1, 2 or 4")
     if plan.model == DECODER:
-        return build_decoder(plan, rank, world_size, dialect, device)
+        return build_decoder(plan, rank, world_size, device)
     model = _tiny(plan)
-    _quantize_and_shard(model, _calibrate(model, plan), plan, rank, world_size, dialect)
+    _quantize_and_shard(model, _calibrate(model, plan), plan, rank, world_size)
     model.to(device)
     example = (_token_ids(plan, plan.tokens).to(device),)
     dimension = torch.export.Dim("tokens", min=2, max=LONGEST)
@@ -146,7 +146,7 @@ class _QuantLinear(nn.Module):
     input_scale: Tensor
     weight_scale: Tensor
 
-    def __init__(self, layer: nn.Linear, largest: float, shard: tuple[int, int, int], dialect: Dialect, strategy: str):
+    def __init__(self, layer: nn.Linear, largest: float, shard: tuple[int, int, int], strategy: str):
         """Quantise with whole-layer scales, then keep part `rank` of `world_size` of `dimension`."""
         super().__init__()
         dimension, rank, world_size = shard
@@ -157,8 +157,8 @@ class _QuantLinear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", torch.tensor(largest / E4M3_MAX))
         self.register_buffer("weight_scale", torch.tensor(scale))
-        self.linear: Any = dialect.linear
-        self.reduce: Any = dialect.all_reduce if dimension == 1 else None
+        self.linear: Any = own.fp8_linear.default
+        self.reduce: Any = own.all_reduce.default if dimension == 1 else None
         self.strategy = strategy
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,9 +174,7 @@ class _MadeLinear(nn.Module):
     weight_scales: Tensor
     factor: Tensor | None
 
-    def __init__(
-        self, layer: nn.Linear, largest: float, shard: tuple[int, int, int], dialect: Dialect, plan: ModelPlan
-    ):
+    def __init__(self, layer: nn.Linear, largest: float, shard: tuple[int, int, int], plan: ModelPlan):
         """Keep part `rank` of `world_size` of `dimension`, and quantise it."""
         super().__init__()
         dimension, rank, world_size = shard
@@ -188,9 +186,9 @@ class _MadeLinear(nn.Module):
         given = torch.tensor(E2M1.largest * E4M3_MAX / largest) if takes_scale(plan.quantiser) else None
         for name, tensor in (("weight", codes), ("weight_scales", scales), ("bias", bias), ("factor", given)):
             self.register_buffer(name, tensor)
-        self.quantize: Any = dialect.made_quantize
-        self.linear: Any = dialect.made_linear
-        self.reduce: Any = dialect.all_reduce if dimension == 1 else None
+        self.quantize: Any = own.quantize.default
+        self.linear: Any = own.quantized_linear.default
+        self.reduce: Any = own.all_reduce.default if dimension == 1 else None
 
     def padded(self, x: Tensor) -> Tensor:
         """Rows filled up to whole groups."""
@@ -207,18 +205,18 @@ class _MadeLinear(nn.Module):
 class _Norm(nn.Module):
     """RMSNorm as one operator, with the two roundings of Hugging Face's."""
 
-    def __init__(self, weight: Tensor, eps: float, dialect: Dialect) -> None:
+    def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight.detach())
         self.eps = eps
-        self.operator: Any = dialect.norms["torch"]
+        self.operator: Any = roles.NORMS["torch"]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
 def _quantize_and_shard(
-    model: nn.Module, largest: dict[str, float], plan: ModelPlan, rank: int, world_size: int, dialect: Dialect
+    model: nn.Module, largest: dict[str, float], plan: ModelPlan, rank: int, world_size: int
 ) -> None:
     """Put a rank's quantised shards and operator norms in the place of the model's modules."""
     for name, module in list(model.named_modules()):
@@ -226,12 +224,12 @@ def _quantize_and_shard(
         if leaf in COLUMN + ROW and isinstance(module, nn.Linear):
             shard = (int(leaf in ROW), rank, world_size)
             made = (
-                _QuantLinear(module, largest[name], shard, dialect, plan.strategy)
+                _QuantLinear(module, largest[name], shard, plan.strategy)
                 if plan.quantiser == GIVEN_SCALE
-                else _MadeLinear(module, largest[name], shard, dialect, plan)
+                else _MadeLinear(module, largest[name], shard, plan)
             )
             setattr(model.get_submodule(owner), leaf, made)
         elif type(module).__name__.endswith("RMSNorm"):
             eps = float(getattr(module, "variance_epsilon", 1e-6))
             weight = module.get_parameter("weight")
-            setattr(model.get_submodule(owner), leaf, _Norm(weight, eps, dialect))
+            setattr(model.get_submodule(owner), leaf, _Norm(weight, eps))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Node
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.config import NORM_PASS
-from fusecheck.graph.dialect import calls
 from fusecheck.graph.transform import RefusedError, Transform, TransformInfo, check_activations, same_shape
+
+own = torch.ops.fusecheck
 
 _add = torch.ops.aten.add.Tensor
 
@@ -53,12 +54,12 @@ class FuseNorm(Transform[NormSite]):
 
     def candidates(self) -> list[Node]:
         """The norms that read a sum of which a summand is an all-reduce; of two on one sum, the first that fits."""
-        return [node for node in self.graph.nodes if self.dialect.is_norm(node) and self._near_all_reduce(node)]
+        return [node for node in self.graph.nodes if roles.is_norm(node) and self._near_all_reduce(node)]
 
     def _near_all_reduce(self, norm: Node) -> bool:
         add = nodes.argument(norm, 0)
         operands = add.all_input_nodes if isinstance(add, Node) else []
-        return any(self.dialect.is_sum(nodes.through_views(each)[0]) for each in operands)
+        return any(roles.is_sum(nodes.through_views(each)[0]) for each in operands)
 
     def find(self, info: TransformInfo) -> dict[str, NormSite]:
         """See `Transform.find`; a sum belongs to one site only."""
@@ -77,7 +78,7 @@ class FuseNorm(Transform[NormSite]):
         if not isinstance(weight, Node) or not isinstance(eps, float):
             raise RefusedError("the norm's weight or eps is computed in a way that an argument cannot carry")
         site = NormSite(node, add, reduced, views, residual, weight, eps, strategy, self.gathers(reduced, node, add))
-        if not self.dialect.is_all_reduce(reduced):
+        if not roles.is_all_reduce(reduced):
             self.whole(residual)
         self.check_sole_reader(site)
         self.check_layout(site)
@@ -109,7 +110,7 @@ class FuseNorm(Transform[NormSite]):
         if left is right:
             raise RefusedError("both summands are the same tensor")
         found = [(*nodes.through_views(each), other) for each, other in ((left, right), (right, left))]
-        matches = [entry for entry in found if self.dialect.is_sum(entry[0])]
+        matches = [entry for entry in found if roles.is_sum(entry[0])]
         if len(matches) != 1:
             raise RefusedError(f"{len(matches)} of the summands are all-reduces")
         reduced, views, residual = matches[0]
@@ -123,12 +124,12 @@ class FuseNorm(Transform[NormSite]):
         Raises:
             RefusedError: somebody reads this rank's rows, so that they would have to be cut out again.
         """
-        if self.dialect.is_all_reduce(reduced):
+        if roles.is_all_reduce(reduced):
             return ()
         found = []
         for source in (norm, add):
             users = [user for user in source.users if user is not norm]
-            if any(not calls(user, self.dialect.all_gather) for user in users):
+            if any(not roles.calls(user, own.all_gather.default) for user in users):
                 raise RefusedError(f"somebody reads this rank's rows of {source.name} before they are gathered")
             found += users
         return tuple(found)
@@ -139,7 +140,7 @@ class FuseNorm(Transform[NormSite]):
         Raises:
             RefusedError: it is spread over the ranks.
         """
-        if not calls(residual, self.dialect.shard):
+        if not roles.calls(residual, own.shard.default):
             raise RefusedError(f"the residual {residual.name} is spread over the ranks")
         found = nodes.argument(residual, 0)
         assert isinstance(found, Node)
@@ -202,7 +203,7 @@ class FuseNorm(Transform[NormSite]):
         """See `Transform.rewrite`."""
         # An earlier site's rewrite may have replaced the residual since this one was matched.
         site = replace(site, residual=self.operands(site.add)[2])
-        spread = None if self.dialect.is_all_reduce(site.all_reduce) else site.residual
+        spread = None if roles.is_all_reduce(site.all_reduce) else site.residual
         if spread is not None:
             site = replace(site, residual=self.whole(spread))
         with self.graph.inserting_before(site.add.next):
@@ -229,7 +230,8 @@ class FuseNorm(Transform[NormSite]):
         """Insert the fused operator."""
         weight = nodes.clone_attribute(self.graph, site.weight) if site.weight.op == "get_attr" else site.weight
         strategy = self.config.policy.strategy(site.strategy)
-        return nodes.call(self.graph, self.dialect.norm, (x, site.residual, weight, site.eps, strategy), site.norm)
+        args = (x, site.residual, weight, site.eps, strategy)
+        return nodes.call(self.graph, own.ar_residual_norm.default, args, site.norm)
 
     def redirect(self, site: NormSite, norm: Node, residual: Node) -> None:
         """Give the readers of the old norm and sum the fused operator's results."""

@@ -12,7 +12,6 @@ from dataclasses import replace
 from torch.fx import GraphModule
 
 from fusecheck.graph.config import ALL_ENABLED, FINALIZE_PASS, NORM_PASS, QUANT_PASSES, SharedConfig
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.finalize_fusion import FuseFinalize
 from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.quant_fusion import FuseEveryQuant, FuseQuant, quant_pass
@@ -20,36 +19,32 @@ from fusecheck.graph.quant_fusion import FuseEveryQuant, FuseQuant, quant_pass
 Pass = Callable[..., GraphModule]
 
 
-def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
+def fuse_allreduce_residual_rmsnorm(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """Fuse all-reduce + residual add + RMSNorm; on unless the configuration says otherwise."""
-    return FuseNorm.apply(gm, shared, dialect)
+    return FuseNorm.apply(gm, shared)
 
 
-def fuse_allreduce_residual_rmsnorm_quant_fp8(
-    gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
-) -> GraphModule:
+def fuse_allreduce_residual_rmsnorm_quant_fp8(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """Fold the static E4M3 quantise of a fused norm's readers into the fused operator; opt-in by configuration."""
-    return FuseQuant.apply(gm, shared, dialect)
+    return FuseQuant.apply(gm, shared)
 
 
-def fuse_moe_finalize_allreduce(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
+def fuse_moe_finalize_allreduce(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """Fold the sum of experts before a fused all-reduce into the fused operator, where a library has that."""
-    return FuseFinalize.apply(gm, shared, dialect)
+    return FuseFinalize.apply(gm, shared)
 
 
-def fuse_allreduce_residual_rmsnorm_family(
-    gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK
-) -> GraphModule:
+def fuse_allreduce_residual_rmsnorm_family(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """Every quantise, then the sums of experts."""
-    FuseEveryQuant.apply(gm, shared, dialect)
-    return FuseFinalize.apply(gm, shared, dialect)
+    FuseEveryQuant.apply(gm, shared)
+    return FuseFinalize.apply(gm, shared)
 
 
-def fuse_all(gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
+def fuse_all(gm: GraphModule, shared: SharedConfig) -> GraphModule:
     """Norms, quantises and sums of experts in their order, all switched on."""
     shared = replace(shared, transforms={**ALL_ENABLED, **shared.transforms})
-    fuse_allreduce_residual_rmsnorm(gm, shared, dialect)
-    return fuse_allreduce_residual_rmsnorm_family(gm, shared, dialect)
+    fuse_allreduce_residual_rmsnorm(gm, shared)
+    return fuse_allreduce_residual_rmsnorm_family(gm, shared)
 
 
 OF_KIND: dict[str, Pass] = {name: quant_pass(kind).apply for kind, name in QUANT_PASSES.items()}

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fusecheck.graph import nodes
+from fusecheck.graph import nodes, roles
 from fusecheck.graph.config import FAMILY_PASS, QUANT_PASS, QUANT_PASSES, SharedConfig
-from fusecheck.graph.dialect import FUSECHECK, Dialect, Operator
 from fusecheck.graph.family import KINDS, fused_operation, kind_of
 from fusecheck.graph.fused_ops import RESULTS
 from fusecheck.graph.ops import FP8
 from fusecheck.graph.quantised import Form
 from fusecheck.graph.transform import RefusedError, Transform, check_activations
 from fusecheck.operations import GIVEN_SCALE, Operation
+
+own = torch.ops.fusecheck
 
 LINEAR_SCALE, QUANTIZE_SCALE = 3, 1
 """Where a linear layer and a quantise have their input scale."""
@@ -88,8 +89,8 @@ class FuseQuant(Transform[QuantSite]):
     kinds: tuple[str, ...] = ("fp8",)
     """Of quantisers, in the order in which a site is tried."""
 
-    def __init__(self, gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> None:
-        super().__init__(gm, shared, dialect)
+    def __init__(self, gm: GraphModule, shared: SharedConfig) -> None:
+        super().__init__(gm, shared)
         self.configs = {kind: shared.config(QUANT_PASSES[kind]) for kind in self.kinds}
         self.config = replace(self.config, enabled=any(config.enabled for config in self.configs.values()))
         self.kind = self.kinds[0]
@@ -100,7 +101,7 @@ class FuseQuant(Transform[QuantSite]):
         return [node for node in self.graph.nodes if node.op == "call_function" and self._is_fused_norm(node)]
 
     def _is_fused_norm(self, node: Node) -> bool:
-        fused = self.dialect.fused_op(node)
+        fused = roles.fused_op(node)
         return fused is not None and not fused.returns_quant
 
     def match(self, node: Node) -> QuantSite:
@@ -132,17 +133,11 @@ class FuseQuant(Transform[QuantSite]):
         self.check_policy(norm)
         value = self.common_scale(readers, norm)
         site = QuantSite(node, readers, mixed, value)
-        if self.target(site) is None:
+        if site.op is None:
             both = "somebody else reads the norm, and " if mixed else ""
-            raise RefusedError(f"{both}the dialect has no operator that returns {'both' if mixed else 'the codes'}")
+            raise RefusedError(f"{both}no library has an operator that returns {'both' if mixed else 'the codes'}")
         self.check_unwritten("norm or residual", *node.users)
         return site
-
-    def target(self, site: QuantSite) -> Operator | None:
-        """The operator that a site becomes, None where the dialect has none."""
-        if site.form == STATIC:
-            return self.dialect.out_quant if site.mixed else self.dialect.quant
-        return None if site.op is None else self.dialect.composition
 
     def readers(self, fused: Node) -> tuple[tuple[Reader, ...], bool]:
         """The readers that quantise, and whether there are others."""
@@ -160,14 +155,14 @@ class FuseQuant(Transform[QuantSite]):
     def reader_of(self, user: Node, views: tuple[Node, ...], norm: Node) -> Reader | None:
         """A user of `self.kind` that quantises what it reads, and reads it as nothing else; None for other users."""
         form = STATIC
-        if self.dialect.is_linear(user):
+        if roles.is_linear(user):
             position, operands = LINEAR_SCALE, [nodes.argument(user, index) for index in range(OUT_DTYPE)]
             weight = nodes.value(operands[1])
             if weight is not None and weight.dtype != FP8:
                 return None
-        elif user.target in (self.dialect.quantize, self.dialect.made_quantize):
+        elif user.target in (own.static_quantize_e4m3_per_tensor.default, own.quantize.default):
             position, operands = QUANTIZE_SCALE, [nodes.argument(user, 0), nodes.argument(user, 1)]
-            if user.target != self.dialect.quantize:
+            if user.target != own.static_quantize_e4m3_per_tensor.default:
                 form = Form(*(nodes.argument(user, index) for index in (2, 3)))
                 form = replace(form, layout=form.named)
         else:
@@ -245,13 +240,14 @@ class FuseQuant(Transform[QuantSite]):
         """Insert the fused operator, with the first reader's own scale attribute."""
         x, residual, weight, eps, strategy, bias = (nodes.argument(site.fused, index) for index in range(6))
         scale = None if site.readers[0].given is None else nodes.clone_attribute(self.graph, self.chosen_scale(site))
-        target = self.target(site)
-        assert target is not None
+        op = site.op
+        assert op is not None
         policy = self.configs[kind_of(site.form.name) or self.kind].policy
         strategy = policy.strategy(strategy) if "<=" not in strategy else strategy
         args = [x, residual, weight, scale, eps, strategy]
-        if site.form != STATIC and site.op is not None:
-            args += [site.op.value, site.form.layout]
+        if op not in roles.FUSED:
+            args += [op.value, site.form.layout]
+        target = roles.FUSED.get(op, own.fused.default)
         return nodes.call(self.graph, target, (*args, bias) if bias else args, site.fused)
 
     def chosen_scale(self, site: QuantSite) -> Node:
@@ -285,7 +281,7 @@ class FuseQuant(Transform[QuantSite]):
 
     def feed(self, reader: Reader, codes: Node) -> None:
         """Give a reader the codes: a linear layer becomes its variant for codes, a quantise disappears."""
-        if not self.dialect.is_linear(reader.node):
+        if not roles.is_linear(reader.node):
             for index, replacement in ((0, codes), (1, self.scales or reader.scale)):
                 for getitem in nodes.getitems(reader.node, index):
                     getitem.replace_all_uses_with(replacement)
@@ -295,7 +291,7 @@ class FuseQuant(Transform[QuantSite]):
         out_dtype = out_dtype or self.out_dtype(reader)
         with self.graph.inserting_before(old):
             args = (codes, weight, bias, scale, weight_scale, out_dtype)
-            new = nodes.call(self.graph, self.dialect.prequant_linear, args, old)
+            new = nodes.call(self.graph, own.fp8_prequant_linear.default, args, old)
         old.replace_all_uses_with(new)
 
     def out_dtype(self, reader: Reader) -> str:

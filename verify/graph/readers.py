@@ -30,7 +30,7 @@ class Readers:
 
     def __init__(self, canvas: Canvas, prefix: str) -> None:
         self.canvas, self.builder, self.prefix = canvas, canvas.builder, prefix
-        self.plan, self.dialect, self.hidden = canvas.plan, canvas.dialect, canvas.plan.hidden
+        self.plan, self.hidden = canvas.plan, canvas.plan.hidden
         self.call = canvas.builder.call
         self.pairs: dict[object, tuple[Node, Node, Node | None]] = {}
 
@@ -94,7 +94,7 @@ class Readers:
         scales = [self.canvas.scalar(f"{name}.{part}", 0.01) for part in ("input_scale", "weight_scale")]
         source = self.builder.attribute(f"{name}.codes", codes)
         weight = self.call(aten.view.default, norm, [-1, self.hidden])
-        self.canvas.output(self.call(self.dialect.linear, source, weight, None, *scales, self.plan.dtype))
+        self.canvas.output(self.call(own.fp8_linear.default, source, weight, None, *scales, self.plan.dtype))
 
     def plain_linear(self, name: str, seen: Node, width: int) -> Node:
         """A linear layer without quantisation."""
@@ -106,11 +106,11 @@ class Readers:
         bias = self.bias(name) if reader.bias else None
         scale = self.scale(name, reader, seen)
         if reader.kind == "quantize":
-            pair = self.call(self.dialect.quantize, seen, scale)
+            pair = self.call(own.static_quantize_e4m3_per_tensor.default, seen, scale)
             codes, step = (self.call(operator.getitem, pair, index) for index in (0, 1))
             args = (codes, weight, bias, step, weight_scale, self.plan.dtype)
-            return self.call(self.dialect.prequant_linear, *args)
-        linear = getattr(self.dialect.linear, "overloadpacket") if reader.packet else self.dialect.linear  # noqa: B009
+            return self.call(own.fp8_prequant_linear.default, *args)
+        linear = getattr(own.fp8_linear.default, "overloadpacket") if reader.packet else own.fp8_linear.default  # noqa: B009
         if reader.keywords:
             return self.call(linear, seen, weight, bias=bias, input_scale=scale, weight_scale=weight_scale)
         return self.call(linear, seen, weight, bias, scale, weight_scale)

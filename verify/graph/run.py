@@ -209,7 +209,7 @@ class GraphChecker:
     def _job(self, case: GraphCase) -> GraphJob:
         export = self.export and case.export
         common = (self.backend, self.dialect, self.tokens, export, case.alone, tuple(self.transforms.items()))
-        return GraphJob(case.plan.to_json(), self.subject.passes, *common)
+        return GraphJob(case.plan, self.subject.passes, *common)
 
     def _result(
         self,

@@ -14,7 +14,6 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fusecheck.graph import nodes
 from fusecheck.graph.config import SharedConfig, TransformConfig
-from fusecheck.graph.dialect import FUSECHECK, Dialect
 from fusecheck.graph.ops import STRATEGIES
 
 ACTIVATIONS = (torch.bfloat16, torch.float16)
@@ -49,20 +48,19 @@ class Transform(ABC, Generic[Site]):
     Args:
         gm: the graph, rewritten in place.
         shared: rank, world size, how to reach the other ranks, configuration.
-        dialect: which operators the graph is made of.
     """
 
     name: str
 
-    def __init__(self, gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> None:
-        self.gm, self.graph, self.shared, self.dialect = gm, gm.graph, shared, dialect
+    def __init__(self, gm: GraphModule, shared: SharedConfig) -> None:
+        self.gm, self.graph, self.shared = gm, gm.graph, shared
         self.config: TransformConfig = shared.config(self.name)
         self.order = nodes.positions(self.graph)
 
     @classmethod
-    def apply(cls, gm: GraphModule, shared: SharedConfig, dialect: Dialect = FUSECHECK) -> GraphModule:
+    def apply(cls, gm: GraphModule, shared: SharedConfig) -> GraphModule:
         """The transform as a pass: rewrite in place and return the graph."""
-        cls(gm, shared, dialect).run()
+        cls(gm, shared).run()
         return gm
 
     @abstractmethod

@@ -12,20 +12,19 @@ from torch.fx import GraphModule
 
 from fusecheck import backends
 from fusecheck.graph.build import MAX_TOKENS, BuiltGraph, build, site_of
-from fusecheck.graph.collinear import PairPlan, build_pairs, is_pair
+from fusecheck.graph.cases import Plan
+from fusecheck.graph.collinear import PairPlan, build_pairs
 from fusecheck.graph.comparison import Comparison, Graphs
 from fusecheck.graph.config import ALL_ENABLED, SharedConfig, TransformConfig
 from fusecheck.graph.context import RankContext, tensor_parallel
-from fusecheck.graph.dialect import FUSECHECK
 from fusecheck.graph.dialects import library_named
 from fusecheck.graph.execution import bits
 from fusecheck.graph.exporting import Exports
-from fusecheck.graph.files import FilePlan, is_file, load_file
+from fusecheck.graph.files import FilePlan, load_file
 from fusecheck.graph.findings import Check, GraphFinding, GraphReport
 from fusecheck.graph.inspection import Sites, check_structure, count_roles, fused_nodes, tensors_of
-from fusecheck.graph.model_plan import ModelPlan, is_model
+from fusecheck.graph.model_plan import ModelPlan
 from fusecheck.graph.models import build_model
-from fusecheck.graph.plan import GraphPlan
 from fusecheck.graph.state import settings_kept
 from fusecheck.graph.structure import copy_graph, expressions, signature
 from fusecheck.graph.subject import PassError, apply_pass, load_pass
@@ -39,7 +38,7 @@ class GraphJob:
     """One graph to check.
 
     Attributes:
-        source: the JSON of a graph plan, a model plan or a model file.
+        plan: what to build or load.
         passes: run in this order; the last one is the subject.
         backend: the kernel that the fused operators call.
         dialect: of the graph.
@@ -49,7 +48,7 @@ class GraphJob:
         transforms: configuration by transform name.
     """
 
-    source: str
+    plan: Plan
     passes: tuple[str, ...]
     backend: str = "emulated"
     dialect: str = "fusecheck"
@@ -126,7 +125,6 @@ class _Case:
         *self.earlier, self.subject = [load_pass(name) for name in job.passes]
         self.library = library_named(job.dialect)
         self.library.ready()
-        self.dialect = FUSECHECK
         self.report = GraphReport()
         self._to_export: tuple[BuiltGraph, _Rewritten] | None = None
         self.shared = SharedConfig(
@@ -144,15 +142,15 @@ class _Case:
         if done is None:
             return
         graphs = done.graphs
-        sites = Sites(graphs.before, self.dialect)
+        sites = Sites(graphs.before)
         self.report.outcomes = self._outcomes(graphs.after, sites)
-        self.report.counts = count_roles(graphs.after, self.dialect)
+        self.report.counts = count_roles(graphs.after)
         for finding in check_structure(graphs.before, graphs.after, sites, graphs.predecessor):
             self._add(finding)
         self._run_again(done)
-        comparison = Comparison(self.context, sites, built, graphs, self.report, self._own_tokens)
-        for tokens in dict.fromkeys((self._own_tokens, *self.job.tokens)):
-            if built.token_dimension is not None or tokens == self._own_tokens:
+        comparison = Comparison(self.context, sites, built, graphs, self.report, self.job.plan.tokens)
+        for tokens in dict.fromkeys((self.job.plan.tokens, *self.job.tokens)):
+            if built.token_dimension is not None or tokens == self.job.plan.tokens:
                 comparison.execute(tokens, moves_quantise_only=len(self.job.passes) > 1)
         if self.job.export:
             self._to_export = built, done
@@ -162,7 +160,7 @@ class _Case:
         if self._to_export is None or not exports.has_turn(self._to_export[1].text):
             return
         built, done = self._to_export
-        finding, skipped = exports.check(done.graphs, built, self._own_tokens)
+        finding, skipped = exports.check(done.graphs, built, self.job.plan.tokens)
         if finding is not None:
             self._add(finding)
         if skipped:
@@ -172,21 +170,12 @@ class _Case:
 
     def _build(self) -> tuple[BuiltGraph, GraphModule | None]:
         """The graph in Fusecheck's operators, and a user's own as it is."""
-        ranks = (self.rank.index, self.rank.world_size, self.dialect, self.rank.device)
-        if is_file(self.job.source):
-            self._own_tokens = 0
-            return load_file(FilePlan.from_json(self.job.source), self.rank.index, self.library)
-        if is_model(self.job.source):
-            model = ModelPlan.from_json(self.job.source)
-            self._own_tokens = model.tokens
-            return build_model(model, *ranks), None
-        if is_pair(self.job.source):
-            self._own_tokens = GraphPlan.tokens
-            pairs = PairPlan.from_json(self.job.source)
-            return build_pairs(pairs, self.rank.index, self.rank.world_size, self.rank.device), None
-        graph = GraphPlan.from_json(self.job.source)
-        self._own_tokens = graph.tokens
-        return build(graph, *ranks), None
+        plan, ranks = self.job.plan, (self.rank.index, self.rank.world_size, self.rank.device)
+        if isinstance(plan, FilePlan):
+            return load_file(plan, self.rank.index, self.library)
+        if isinstance(plan, ModelPlan):
+            return build_model(plan, *ranks), None
+        return (build_pairs(plan, *ranks) if isinstance(plan, PairPlan) else build(plan, *ranks)), None
 
     def _rewrite(self, built: BuiltGraph, native: GraphModule | None) -> _Rewritten | None:
         """Run the passes; None where a rank has no sound graph, or the ranks' graphs differ."""

@@ -15,6 +15,7 @@ from fusecheck.errors import BreachError
 from fusecheck.interface import Backend, Support
 from fusecheck.interrupts import Interruption
 from fusecheck.journal import Journal
+from fusecheck.kernel.gpu_checks import GpuChecks
 from fusecheck.kernel.isolation import Isolation, Restartable
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import KernelReport, Subject
@@ -97,6 +98,7 @@ class Turn:
         self._began, self._first_end = time.monotonic(), 0.0
         self._source = Shared(self._cases())
         self._histories: dict[int, list[dict[str, Any]]] = {}
+        self._gpu_checks = GpuChecks(pdl=getattr(self._backend, "pdl", False))
 
     def run(self, pools: Sequence[Restartable]) -> None:
         """Spread the cases over the pools, a thread each; the threads only wait for ranks."""
@@ -178,9 +180,8 @@ class Turn:
     def _request(self, case: Case) -> dict[str, Any]:
         how = self._how
         checks = [check for check in case.checks if not (how.virtual and check == "unfused")]  # it needs a group
-        if how.device == "cuda" and not how.virtual and "repeat" in checks and not how.apart:
-            checks += ["graphs", "streams"]
-            checks += ["neighbours"] * getattr(self._backend, "pdl", False)
+        if how.device == "cuda" and not how.virtual and not how.apart:
+            checks += self._gpu_checks.of(case)
         before = [{"problem": x.problem.to_json(), "checks": list(x.checks)} for x in case.before]
         return request(case.problem, self._subject.backend, flow=self._subject.flow, checks=checks, before=before)
 

@@ -22,10 +22,14 @@ import triton.language as tl
 from flashinfer.comm import trtllm_ar
 from torch import Tensor
 
-SECONDS = 60
+SECONDS = 30
 """After which an experiment counts as hung."""
+START = "spawn" if torch.cuda.is_initialized() else "fork"
+"""How ranks are started: importing FlashInfer takes most of an experiment's time."""
 LATE = 200_000
-"""Cycles that rank 1's stream sleeps before a call, some 0.1 ms: rank 0 has its next call queued long before."""
+"""Cycles that rank 1's stream sleeps before a call, some 0.1 ms."""
+QUEUED = 2_000_000_000
+"""Cycles that both streams sleep first, some 1.1 s: all calls are queued behind that, and no host holds a rank up."""
 
 
 class Workspace:
@@ -200,7 +204,7 @@ def experts_in_turn(rank: int, tokens: int, *, finalize: bool) -> str:
 
     So rank 0 ends a call as soon as rank 1 has sent its rows, and is in its next call while rank 1 still reads.
     """
-    workspace = Experts(rank, 129, 4096)
+    workspace = Experts(rank, tokens, 4096)
     call = workspace.finalize if finalize else workspace.reduce
     sets = [Data(0, 3, 4096), Data(1, tokens, 4096)]
     for data in sets:  # what is compiled or loaded at the first call is there before the ranks drift apart
@@ -208,6 +212,7 @@ def experts_in_turn(rank: int, tokens: int, *, finalize: bool) -> str:
         torch.cuda.synchronize()
     dist.barrier()
     returned = []
+    torch.cuda._sleep(QUEUED)
     for turn in range(128):
         data = sets[turn % 2]
         if rank == 1:
@@ -219,7 +224,12 @@ def experts_in_turn(rank: int, tokens: int, *, finalize: bool) -> str:
 
 
 def moe_finalize(rank: int) -> str:
-    """Pattern 7 at 129 x 4096, where 16 clusters take 9 rows each: it polls the copies in the peer's memory."""
+    """Pattern 7 at 2048 x 4096, where 16 clusters take 128 rows each: it polls the copies in the peer's memory."""
+    return experts_in_turn(rank, 2048, finalize=True)
+
+
+def moe_finalize_129_rows(rank: int) -> str:
+    """The same with 129 rows, nine a cluster: they are read sooner."""
     return experts_in_turn(rank, 129, finalize=True)
 
 
@@ -229,8 +239,8 @@ def moe_finalize_8_rows(rank: int) -> str:
 
 
 def moe_reduction(rank: int) -> str:
-    """Pattern 6 in the place of pattern 7, at 129 x 4096: the same exchange, but it polls its own copies."""
-    return experts_in_turn(rank, 129, finalize=False)
+    """Pattern 6 in the place of pattern 7, at 2048 x 4096: the same exchange, but it polls its own copies."""
+    return experts_in_turn(rank, 2048, finalize=False)
 
 
 def nvfp4(rank: int) -> str:
@@ -264,7 +274,7 @@ EXPERIMENTS: dict[str, Callable[[int], str]] = {
     experiment.__name__.replace("_", "-"): experiment
     for experiment in (
         *(cleared_beside, narrow, early_read, small_then_large, two_streams, nvfp4),
-        *(moe_finalize_8_rows, moe_reduction, moe_finalize),
+        *(moe_finalize_8_rows, moe_finalize_129_rows, moe_reduction, moe_finalize),
     )
 }
 
@@ -288,9 +298,9 @@ def run(rank: int, name: str, port: int) -> None:
 
 def main(names: list[str]) -> None:
     """Run the experiments, two processes each."""
-    print(f"flashinfer {flashinfer.__version__}, torch {torch.__version__}, {torch.cuda.get_device_name(0)}")
+    print(f"flashinfer {flashinfer.__version__}, torch {torch.__version__}", flush=True)
     for index, name in enumerate(names):
-        ranks = mp.start_processes(run, (name, 29600 + index), nprocs=2, join=False, start_method="spawn")
+        ranks = mp.start_processes(run, (name, 29600 + index), nprocs=2, join=False, start_method=START)
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and any(process.is_alive() for process in ranks.processes):
             time.sleep(0.1)

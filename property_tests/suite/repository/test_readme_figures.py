@@ -191,6 +191,19 @@ def finalize_hangs(result: str) -> None:
         assert number(r"the (\d+) cases before", result) == len(question["before"]) == record["summary"]["cases"] - 1
 
 
+def finalize_by_itself(result: str) -> None:
+    printed = (CHIP / "findings" / "reproduce-finalize.txt").read_text(encoding="utf-8")
+    unchanged, changed, older = printed.split("\n\n")
+    assert "flashinfer 0.7.4" in unchanged
+    assert "flashinfer 0.6.13" in older
+    assert all("moe-finalize, rank 0: hangs" in text for text in (unchanged, older))
+    sums = int(number(r"all (\d+) sums", result))
+    assert f"moe-finalize, rank 0: wrong in 0 of {sums} calls" in changed
+    record = json.loads((CHIP / "findings" / "flashinfer-0.7.4-polling-changed.json").read_text(encoding="utf-8"))
+    assert record["verdict"] == "pass"
+    assert record["summary"]["cases"] == number(r"passes (\d+) cases", result)
+
+
 def property_tests_on_the_chip(result: str) -> None:
     printed = (CHIP / "property-tests.log").read_text(encoding="utf-8")
     assert "hypothesis profile ci" in printed
@@ -211,9 +224,10 @@ def whole_sets(result: str) -> None:
 
 
 def real_model(result: str) -> None:
-    task = summary(CHIP / "accuracy-qwen" / "mmlu.json")["tasks"]["mmlu"]
-    assert task["verdict"] == "pass"
-    assert result.startswith("**PASS**")
+    name = "mmlu" if result.startswith("**PASS**") else "gsm8k"
+    record = json.loads((CHIP / "accuracy-qwen" / f"{name}.json").read_text(encoding="utf-8"))
+    task = record["summary"]["tasks"][name]
+    assert task["verdict"] == record["verdict"] == result.split(":")[0].strip("*").lower()
     assert number(r"of ([\d,]+), of which", result) == task["n"]
     assert (number(r"(\d+) lost", result), number(r"(\d+) gained", result)) == (task["lost"], task["gained"])
     assert f"{100 * task['baseline']:.2f} % and {100 * task['candidate']:.2f} %" in result
@@ -244,6 +258,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck accuracy --device cuda": whole_sets,
     "fusecheck accuracy --model fp8": real_model,
     "python golden/h200x2/findings/reproduce.py cleared-beside": cleared_beside,
+    "python golden/h200x2/findings/reproduce.py moe-finalize": finalize_by_itself,
     "mpirun -n 2 python -m pytest": property_tests_on_the_chip,
 }
 """By how the row's command begins; the longest that fits."""
