@@ -38,7 +38,9 @@ class Where:
         strategy: of the exchange.
         call: how many calls the workspace took before.
         largest: rows of the largest of them.
+        last: rows of the last of them; 0 where there was none.
         beside_loud: the next row holds a value above `LOUD`, or a NaN.
+        behind_loud: the row before does; before the first there is none.
     """
 
     tokens: int
@@ -48,7 +50,9 @@ class Where:
     strategy: Strategy
     call: int
     largest: int
+    last: int
     beside_loud: bool
+    behind_loud: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class CompanyKernel:
     """An open workspace: it knows what was called before."""
 
     def __init__(self, backend: Company, rank: Rank) -> None:
-        self.backend, self.rank, self.call, self.largest = backend, rank, 0, 0
+        self.backend, self.rank = backend, rank
+        self.call = self.largest = self.last = 0
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         if op.has_experts and inputs.experts is not None:
@@ -109,7 +114,7 @@ class CompanyKernel:
             index = torch.tensor(rows)
             total[index] = self._sum([partial[index] for partial in partials], way.first)
             self._epilogue(inputs, way, index, (total, stream, norm, quant))
-        self.call, self.largest = self.call + 1, max(self.largest, len(stream))
+        self.call, self.largest, self.last = self.call + 1, max(self.largest, len(stream)), len(stream)
         made: dict[str, Tensor | None] = {"total": total, "residual": stream, "norm": norm, "quant": quant}
         if op.quantiser not in ("none", GIVEN_SCALE):
             made["quant"], made["scale"] = quantise_with(op.quantiser, norm, inputs)
@@ -130,11 +135,13 @@ class CompanyKernel:
 
     def _ways(self, inputs: RankInputs, strategy: Strategy) -> dict[Way, list[int]]:
         loud = ~(inputs.residual.abs().amax(-1).float() <= LOUD)
-        beside = loud.roll(-1).tolist()
+        beside, behind = loud.roll(-1).tolist(), [False, *loud.tolist()]
         tokens, ranks = len(inputs.partial), self.rank.world_size
+        before = self.call, self.largest, self.last
         found: dict[Way, list[int]] = {}
         for place in range(tokens):
-            where = Where(tokens, place, self.rank.index, ranks, strategy, self.call, self.largest, beside[place])
+            company = beside[place], behind[place]
+            where = Where(tokens, place, self.rank.index, ranks, strategy, *before, *company)
             found.setdefault(self.backend.choose(where), []).append(place)
         return found
 
@@ -205,6 +212,8 @@ PLANTED = {
     "calls of many rows": Planted(_if(lambda w: w.tokens >= 9 and w.call % 5 == 4), {"run to run": 9}),
     "neighbour": Planted(_if(lambda w: w.beside_loud), {"neighbours": 2}),
     "neighbour in a batch": Planted(_if(lambda w: w.beside_loud and w.tokens >= 7), {"neighbours": 7}),
+    "neighbour before it": Planted(_if(lambda w: w.behind_loud), {"neighbours": 2}),
+    "after seven rows": Planted(_if(lambda w: w.last == 7), {"workspace history": 7}),
     "after a large call": Planted(_if(lambda w: w.largest >= 10), {"workspace history": 10}),
     "one rank": Planted(_if(lambda w: w.rank == 1), {"ranks": 1}, world_size=2),
     "one rank, many rows": Planted(
@@ -228,6 +237,36 @@ PINNED: dict[str, Choice] = {
 def company(name: str) -> Company:
     """The kernel of a planted breach, or a right one."""
     return Company(name, PLANTED[name].choose if name in PLANTED else PINNED[name])
+
+
+class Choosy(Company):
+    """Takes no batch of these sizes, or says that it does, and raises; from nine rows on the tree is another."""
+
+    def __init__(self, refused: tuple[int, ...] = (), raising: tuple[int, ...] = (5,)) -> None:
+        super().__init__("choosy", _if(lambda w: w.tokens >= 9))
+        self.refused, self.raising = refused, raising
+
+    def supports(self, problem: Problem) -> Support:
+        return Support(problem.tokens not in self.refused, f"tokens={problem.tokens}")
+
+    def open(self, rank: Rank, limits: Limits) -> CompanyKernel:
+        made = super().open(rank, limits)
+        run = made.run
+
+        def raises(inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
+            if len(inputs.partial) in (*self.refused, *self.raising):
+                raise ValueError(f"{len(inputs.partial)} rows")
+            return run(inputs, op=op, strategy=strategy)
+
+        made.run = raises  # type: ignore[method-assign]
+        return made
+
+
+class EveryFiftieth(Company):
+    """One call in fifty goes another way."""
+
+    def __init__(self) -> None:
+        super().__init__("every fiftieth", _if(lambda w: w.call % 50 == 49, Way(divide=False)))
 
 
 class FlashInferLike(Company):

@@ -23,7 +23,8 @@ class InProcess(Kernels):
 
     crews: dict[int, Crew[InvarianceWorker]] = field(default_factory=dict)
 
-    def _call(self, method: str, problem: Problem, *arguments: Any) -> list[Any]:
+    def _call(self, method: str, problem: Problem, *arguments: Any, rows: int = 0) -> list[Any]:
+        del rows
         if problem.world_size not in self.crews:
             self.crews[problem.world_size] = Crew(torch.device("cpu"), problem.world_size, InvarianceWorker)
         line = problem.to_json()

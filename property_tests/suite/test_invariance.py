@@ -19,6 +19,7 @@ from fusecheck.invariance.calls import Call
 from fusecheck.invariance.claims import CLAIMS, Answer, doubling, sizes
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import Launch, launch, thresholds, tree_sum
+from fusecheck.invariance.probes import ORDER, TREE, Probes
 from fusecheck.invariance.search import Search
 from fusecheck.invariance.shares import choose
 from fusecheck.operations import Operation, Strategy
@@ -26,13 +27,14 @@ from fusecheck.problem import Problem
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.property_tests.kernel.relations import rows_of_another_batch
 from fusecheck.property_tests.suite import command_line
-from fusecheck.property_tests.suite.company import PINNED, PLANTED, company
+from fusecheck.property_tests.suite.company import PINNED, PLANTED, Choosy, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
 from fusecheck.property_tests.suite.lone_rank import CPU, LoneRank
-from fusecheck.testing import NotConforming, assert_invariant
+from fusecheck.testing import NotConforming, assert_invariant, sharp_rows
 
 MOST = 13
-LIKE = "fusecheck.property_tests.suite.company:FlashInferLike"
+WHERE = "fusecheck.property_tests.suite.company"
+LIKE = f"{WHERE}:FlashInferLike"
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +81,18 @@ def test_a_right_kernel_is_accused_of_nothing(name: str, op: str, dtype: str, wo
     untold = {"world size"} | ({"ranks"} if world_size == 1 else set())
     assert {claim for claim, answer in answers.items() if answer.verdict == "untold"} == untold
     assert {claim for claim, answer in answers.items() if answer.verdict == "invariant"} == set(CLAIMS) - untold
-    assert kernels.calls < 500
+    assert kernels.calls < 600
+
+
+def test_a_batch_that_the_kernel_refuses_is_never_asked_for_and_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Choosy(refused=(4, 5, 8), raising=())
+    monkeypatch.setattr(backends, "backend", lambda _: kernel)
+    with InProcess("choosy", Problem(hidden=1024, tokens=MOST, world_size=1)) as kernels:
+        answers = decide(kernels, (1,))
+        assert {claim: answer.breach.size for claim, answer in answers.items() if answer.breach} == {"batch": 9}
+        tree = Probes(kernels, (1,), ("ONESHOT",), answers["batch"].changes).records()[1]
+    assert answers["position"].tried == "every place in batches of 2, 3, 6, 12, 13"
+    assert [each["rows"] for each in tree["trees"]] == [1, 9]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -151,6 +164,61 @@ def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_req
     assert code == 0, out
     code, out = told("invariance", "--compare", str(tmp_path / "answer"), str(tmp_path / "required"))
     assert (code, out) == (0, "the two certificates say the same")
+
+
+def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_names_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("invariance", "--backend", f"{WHERE}:Choosy", "--tokens", "7", "--rows", "4", "--tp", "1")
+    code, out = command_line.told(monkeypatch, capsys, *asked, "--run-dir", str(tmp_path))
+    assert code == 3, out
+    assert "inconclusive, " in out
+    claims = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["claims"]
+    verdicts = {each["claim"]: each["verdict"] for each in claims}
+    assert verdicts == {c: "invariant" if c in ("run to run", "workspace history") else "untold" for c in CLAIMS}
+    assert "Choosy in a batch of 5 rows on 1 ranks: error: rank 0: raised ValueError" in claims[3]["untold"]
+
+
+def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_else_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = partial(command_line.told, monkeypatch, capsys)
+    asked = ("invariance", "--backend", f"{WHERE}:EveryFiftieth", "--tokens", "2", "--rows", "8", "--tp", "1")
+    code, out = told(*asked, "--run-dir", str(tmp_path / "asked"))
+    assert code == 1, out
+    record = json.loads((tmp_path / "asked" / "result.json").read_text(encoding="utf-8"))
+    [finding] = record["findings"]
+    assert finding["message"].startswith("run to run: breaks, seen in a batch of 1 rows, quant first: ")
+    untold = {each["claim"] for each in record["summary"]["certificate"]["claims"] if each["verdict"] == "untold"}
+    assert untold == {*CLAIMS, ORDER, TREE} - {"run to run"}
+    code, out = told("replay", finding["question"], "--run-dir", str(tmp_path / "again"))
+    assert code == 1, out
+    assert "breaks, seen in a batch of 1 rows" in out
+
+
+def test_two_certificates_are_compared_both_ways_by_what_was_tried_too_and_a_broken_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    batch = {"claim": "batch", "verdict": "invariant", "tried": "1 to 8"}
+    one = {"kernel": "a", "hidden": 64, "claims": [batch], "evidence": {"rows": 16}}
+    tree = {"claim": TREE, "verdict": "read", "words": "8 deep"}
+    two = {**one, "claims": [{**batch, "tried": "1 to 4"}, tree], "evidence": {"rows": 4}}
+    assert certificate.compared(one, two) == [
+        "watched rows: 16 | 4", "batch: invariant 1 to 8 | invariant 1 to 4", f"{TREE}: not asked | read 8 deep"
+    ]  # fmt: skip
+    assert certificate.compared(one, {**two, "hidden": 8}) == ["hidden: 64 | 8", f"{TREE}: not asked | read 8 deep"]
+    for number, claims in enumerate(([1], [{}], [{"claim": "batch"}], "batch", [{"claim": [], "verdict": "read"}])):
+        broken = tmp_path / f"{number}.json"
+        broken.write_text(json.dumps({**one, "claims": claims}), encoding="utf-8")
+        with pytest.raises(UsageError, match="holds no certificate"):
+            certificate.read_certificate(broken)
+
+
+def test_rows_of_a_few_elements_are_watched_too() -> None:
+    assert choose(Problem(hidden=8, world_size=2), 4).rows
+    assert len(sharp_rows(torch.ones(2), 1e-5)) == 16
+    with pytest.raises(UsageError, match=r"gamma is \[1\].*expected \[hidden\], at least \[2\]"):
+        sharp_rows(torch.ones(1), 1e-5)
 
 
 @pytest.mark.parametrize(("below", "fails"), [(None, False), (6, False), (7, True), (0, True)])

@@ -52,7 +52,7 @@ class Declared:
 
 SUM: dict[str, Any] = {"world_size": 4, "op": Operation.named("ALL_REDUCE"), "order": "rank"}
 KERNELS = {
-    "liar: ring": Declared(lambda _: Way(first=1), "in a ring from rank 1 on, in float32", ORDER, 13, **SUM),
+    "liar: ring": Declared(lambda _: Way(first=1), "in a ring from rank 1 on, in float32", ORDER, 1, **SUM),
     "liar: ring by block": Declared(
         lambda w: Way(first=w.place // 4 % w.ranks),
         "from row 0 to 3 in rank order; from row 4 to 7 in a ring from rank 1 on; from row 8 to 11 in a ring from rank "
@@ -64,13 +64,32 @@ KERNELS = {
         lambda w: Way(first=w.rank),
         "on rank 0 in rank order; on rank 1 in a ring from rank 1 on; on rank 2 in a ring from rank 2 on; on rank 3 in "
         "a ring from rank 3 on, in float32",
-        ORDER, 13, **SUM,
+        ORDER, 1, **SUM,
     ),
     "liar: four blocks": Declared(lambda _: Way(blocks=4), FOUR_BLOCKS, TREE, 1, depth=14),
     "liar: one block": Declared(lambda _: Way(blocks=1), ONE_BLOCK, TREE, 1, depth=10),
     "liar: small batches": Declared(
         flashinfer_like, f"{FOUR_BLOCKS}; from 6 rows on {TWO_BLOCKS}; from 11 rows on {ONE_BLOCK}", TREE, 1, depth=14,
         changes=(6, 11),
+    ),
+    "liar: ring from five rows on": Declared(
+        lambda w: Way(first=int(w.tokens >= 5)),
+        "in a ring from rank 1 on, in float32 in 13 rows on 4 ranks by ONESHOT, 13 rows on 4 ranks by TWOSHOT, 5 rows "
+        "on 4 ranks by ONESHOT, 5 rows on 4 ranks by TWOSHOT; in 1 rows on 4 ranks by ONESHOT, 1 rows on 4 ranks by "
+        "TWOSHOT otherwise",
+        ORDER, 5, changes=(5,), **SUM,
+    ),
+    "liar: deeper later": Declared(
+        lambda w: Way(blocks=4 if w.tokens >= 6 else 1), f"{ONE_BLOCK}; from 6 rows on {FOUR_BLOCKS}", TREE, 1,
+        depth=13, changes=(6,),
+    ),
+    "right: two trees in turn": Declared(
+        lambda w: Way(blocks=4 if w.tokens % 2 else 1),
+        "; ".join(
+            f"from {n} rows on {FOUR_BLOCKS if n % 2 else ONE_BLOCK}" if n > 1 else FOUR_BLOCKS
+            for n in range(1, MOST + 1)
+        ),
+        changes=tuple(range(2, MOST + 1)),
     ),
     "right: in rank order": Declared(lambda _: Way(), "in rank order, in float32", **SUM),
     "right: ring, undeclared": Declared(
@@ -165,7 +184,8 @@ def test_a_refuted_depth_has_a_replay_line_and_stands_in_the_certificate(
     code, out = told("invariance", "--backend", name, *question, "--run-dir", str(tmp_path / "liar"))
     assert code == 1, out
     assert (
-        "not as declared from 1 rows on, norm first: 12 additions above an element; the kernel declares a depth" in out
+        "not as declared in a batch of 1 rows, norm first: 12 additions above an element; the kernel declares a depth"
+        in out
     )
     made = json.loads((tmp_path / "liar" / "certificate.json").read_text(encoding="utf-8"))
     assert made["binaries"] == hashed([__file__])

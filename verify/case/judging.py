@@ -42,6 +42,7 @@ class Judge:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
+        self._last: Done | None = None
 
     def share(self, tokens: int) -> range:
         """The rows that this rank judges."""
@@ -61,7 +62,7 @@ class Judge:
             "dataflow": done.flow.name,
             "off_nominal_share": off_nominal_share(done.flow, done.problem.format, done.problem.hidden),
             "judge_seconds": time.perf_counter() - began,
-            "digests": {name: digest.whole(tensor) for name, tensor in promised(done).items()},
+            "digests": digest.whole_of(promised(done)),
             "tallies": [t.to_record() for t in tallies],
             "codes": codes,
         }
@@ -120,6 +121,8 @@ class Judge:
 
     def _operands(self, done: Done, rows: range) -> Operands:
         """What the oracle reads for some rows; this rank's own share of it was made before the call."""
+        if done.judged is None and self._last is not None and _of_one_call(done, self._last):
+            done.judged = self._last.judged
         if done.judged is not None and within(rows, done.judged[0]):
             return part_of(done.judged[1], slice(rows.start - done.judged[0].start, rows.stop - done.judged[0].start))
         problem, made, part = done.problem, done.inputs, slice(rows.start, rows.stop)
@@ -138,5 +141,10 @@ class Judge:
             weight_bias=made.weight_bias,
             op=problem.op,
         )
-        done.judged = rows, operands
+        done.judged, self._last = (rows, operands), done
         return operands
+
+
+def _of_one_call(done: Done, other: Done) -> bool:
+    """Whether two calls were made on the same operands, which their judges sum alike."""
+    return done.inputs is other.inputs and done.problem == other.problem and done.flow.experts == other.flow.experts

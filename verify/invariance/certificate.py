@@ -10,7 +10,7 @@ from typing import Any
 from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call
-from fusecheck.invariance.claims import REPEATS, Answer, Breach
+from fusecheck.invariance.claims import MORE, Answer, Breach
 from fusecheck.invariance.differences import apart
 from fusecheck.invariance.launch import thresholds
 from fusecheck.invariance.probes import ORDER, TREE
@@ -27,6 +27,7 @@ NOT_TRIED = (
     "batches larger than the largest, and other hidden sizes, dtypes and operations",
     "other chips, drivers and builds of the kernel",
     "the order in which the experts of one rank are summed",
+    "operands that are not aligned, or lie in memory with gaps",
 )
 
 
@@ -35,7 +36,7 @@ def described(kernels: Kernels, breach: Breach) -> dict[str, Any]:
     seen = breach.seen
     first, second = (_row(kernels.show(x)[r][seen.output], x, seen.row) for x, r in _sides(breach))
     by = apart(first, second)
-    for _ in range(4 * REPEATS if breach.claim == "run to run" else 0):
+    for _ in range(MORE if breach.claim == "run to run" else 0):
         if by["elements"]:
             break
         again = kernels.show(breach.second)[seen.ranks[1]][seen.output]
@@ -88,6 +89,11 @@ def probed(kernels: Kernels, records: Sequence[dict[str, Any]]) -> list[dict[str
     ]
 
 
+def unasked(claim: str, why: str) -> dict[str, Any]:
+    """The record of a claim that could not be asked."""
+    return {"claim": claim, "verdict": "untold", "tried": "", "untold": why, "calls": 0, "changes": []}
+
+
 def claims(kernels: Kernels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Each claim as a record, with its evidence."""
     return [
@@ -125,12 +131,14 @@ def sentence(record: dict[str, Any]) -> str:
     if record["verdict"] == "untold":
         return f"{record['claim']}: not told, {record['untold']}"
     what = {"world size": "ranks", "workspace history": "rows before"}.get(record["claim"], "rows")
-    where = f"{record['size']} {what} on, {record['output']} first: {record['how']}"
+    size, seen = f"{record['size']} {what}", f"{record['output']} first: {record['how']}"
     if record["claim"] in (ORDER, TREE):
-        return f"{record['claim']}: not as declared from {where}"
+        return f"{record['claim']}: not as declared in a batch of {size}, {seen}"
+    if record["claim"] == "run to run":  # smaller ones may have had luck
+        return f"{record['claim']}: breaks, seen in a batch of {size}, {seen}"
     more = record["changes"][1:]
     others = f"; again from {', '.join(map(str, more))}" if more else ""
-    return f"{record['claim']}: breaks from {where}{others}"
+    return f"{record['claim']}: breaks from {size} on, {seen}{others}"
 
 
 def certificate(
@@ -171,38 +179,40 @@ def read_certificate(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         found = found.get("summary", {}).get("certificate", found)
-        if isinstance(found["claims"], list) and found["kernel"]:
+        said = [(each["claim"], each["verdict"], each.get("size"), each.get("words")) for each in found["claims"]]
+        if found["kernel"] and all(isinstance(name, str) for name, *_ in said):
             return dict(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UsageError(f"{path} holds no certificate, expected what `fusecheck invariance` wrote: certificate.json")
 
 
+COMPARED = (
+    "kernel", "packages", "binaries", "device", "multiprocessors", "operation", "dtype", "hidden", "world_size",
+    "virtual", "largest_batch",
+)  # fmt: skip
+
+
 def compared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """What two certificates say differently, in words; empty where nothing."""
-    names = (
-        "kernel",
-        "packages",
-        "binaries",
-        "device",
-        "multiprocessors",
-        "operation",
-        "dtype",
-        "hidden",
-        "world_size",
-    )
     lines = [
-        f"{name}: {first.get(name)} | {second.get(name)}"
-        for name in (*names, "largest_batch")
-        if first.get(name) != second.get(name)
+        f"{name}: {first.get(name)} | {second.get(name)}" for name in COMPARED if first.get(name) != second.get(name)
     ]
-    theirs = {record["claim"]: record for record in second["claims"]}
-    for record in first["claims"]:
-        other = theirs.get(record["claim"], {"verdict": "not asked"})
-        one, two = (f"{x['verdict']}{f' from {size}' if (size := x.get('size')) else ''}" for x in (record, other))
-        if any(record.get(name) != other.get(name) for name in ("verdict", "size", "changes", "words")):
-            sides = (
-                f"{how} {x.get('words') or x.get('changes') or ''}".strip() for how, x in ((one, record), (two, other))
-            )
-            lines.append(f"{record['claim']}: {' | '.join(sides)}")
+    names = ("verdict", "size", "changes", "words")
+    if not lines:  # of one kernel and one question, what was tried is news, too
+        names = (*names, "tried")
+        rows = [(each.get("evidence") or {}).get("rows") for each in (first, second)]
+        lines = [f"watched rows: {rows[0]} | {rows[1]}"] if rows[0] != rows[1] else []
+    mine, theirs = ({record["claim"]: record for record in each["claims"]} for each in (first, second))
+    for claim in {**mine, **theirs}:
+        sides = [each.get(claim, {"verdict": "not asked"}) for each in (mine, theirs)]
+        if any(sides[0].get(name) != sides[1].get(name) for name in names):
+            lines.append(f"{claim}: {' | '.join(map(_side, sides))}")
     return lines
+
+
+def _side(record: dict[str, Any]) -> str:
+    """What one of two certificates says of a claim."""
+    since = f" from {record['size']}" if record.get("size") else ""
+    more = record.get("words") or record.get("changes") or record.get("tried") or ""
+    return f"{record['verdict']}{since} {more}".strip()

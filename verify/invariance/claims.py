@@ -14,6 +14,9 @@ CLAIMS = (
 REPEATS = 8
 """Calls that are compared for run to run, at each size."""
 
+MORE = 256
+"""Calls in which a difference from run to run is looked for again: of 1 in 50, 99.4 % are seen."""
+
 AGO = 3
 """Earlier calls of one size on the same workspace; buffers are kept up to three deep."""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fusecheck import backends
-from fusecheck.errors import UsageError
+from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.invariance.claims import Answer
 from fusecheck.listed import numbers
@@ -24,7 +24,7 @@ from fusecheck.report import Verdict, make_run_dir, write_result
 from fusecheck.report.places import JsonFile, RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fusecheck.interface import Backend
     from fusecheck.invariance.subject import Kernels
@@ -37,6 +37,8 @@ console = Console(highlight=False)
 USUAL = "RESIDUAL_RMS_NORM_OUT_QUANT_FP8"
 WORLDS = (2, 4, 8, 16, 1)
 """Numbers of ranks of which the first that is taken is asked about, unless some are given."""
+
+INTERRUPTED = "the run was interrupted"
 
 STRATEGIES = (Strategy.ONESHOT.value, Strategy.TWOSHOT.value)
 
@@ -65,7 +67,8 @@ def invariance(
     ] = None,
     virtual_ranks: Annotated[bool, typer.Option("--virtual-ranks", help="All ranks on one GPU.")] = False,  # noqa: FBT002
     multiprocessors: Annotated[
-        int | None, typer.Option(help="Of the chip, for predicted thresholds; asked of the GPU, where there is one.")
+        int | None,
+        typer.Option(min=1, help="Of the chip, for predicted thresholds; asked of the GPU, where there is one."),
     ] = None,
     require_invariant: Annotated[  # noqa: FBT002
         bool, typer.Option("--require-invariant", help="Every claim that breaks is a finding.")
@@ -110,27 +113,30 @@ def invariance(
     worlds, problem = next(_taken(kernel, usual, ops, every), (every[0], usual))
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
-        if reason := kernels.takes(_one()):
+        if reason := kernels.takes(_batch_of(1)):
             raise UsageError(f"{backend} refuses a batch of one row: {reason}; give another --op, --hidden or --tp")
-        made, found, interrupted = _ask(
+        if reason := kernels.takes(_batch_of(tokens)):
+            raise UsageError(f"{backend} refuses a batch of {tokens} rows: {reason}; give another --tokens")
+        made, found, stopped = _ask(
             kernels, worlds, Extent(rows, dense, probe_calls), multiprocessors, require=require_invariant
         )
-    verdict = Verdict.of(failed=bool(found), complete=not interrupted)
+    verdict = Verdict.of(failed=bool(found), complete=not stopped)
     subjects = [{"backend": backend, "world_size": worlds[0]}]
-    summary = {"certificate": made, "subjects": subjects, "interrupted": interrupted}
+    summary = {"certificate": made, "subjects": subjects, "interrupted": stopped == INTERRUPTED}
+    summary |= {"headline": stopped} if stopped else {}
     write_result(directory, "invariance", verdict, summary, found, json_file)
     (directory / "certificate.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     for finding in found:
         console.out(f"{finding['message']}  replay='{finding['question']}'")
-    console.out(f"{verdict.value}{', interrupted' * interrupted}  {directory / 'certificate.json'}")
+    console.out(f"{verdict.value}{f', {stopped}' if stopped else ''}  {directory / 'certificate.json'}")
     if verdict is not Verdict.PASS:
         raise typer.Exit(verdict.exit_code)
 
 
-def _one() -> Any:
+def _batch_of(tokens: int) -> Any:
     from fusecheck.invariance.calls import Call
 
-    return Call(1)
+    return Call(tokens)
 
 
 def _taken(kernel: Backend, usual: Problem, ops: Sequence[str], every: Sequence[tuple[int, ...]]) -> Iterator[Asked]:
@@ -153,8 +159,8 @@ class Extent:
 
 def _ask(
     kernels: Kernels, worlds: tuple[int, ...], extent: Extent, multiprocessors: int | None, *, require: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
-    """The certificate, the findings, and whether Ctrl-C came before all was asked."""
+) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """The certificate, the findings, and why not all was asked: Ctrl-C, or a call that failed."""
     from fusecheck.invariance import certificate
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
@@ -166,35 +172,49 @@ def _ask(
         f"{len(chosen.rows)} rows; another order shows in {shown or 'no figure'} (drawn at random: {drawn or '-'})"
     )
 
-    answers: list[Answer] = []
+    answers: dict[str, Answer] = {}
 
     def told(answer: Answer) -> None:
-        answers.append(answer)
+        answers[answer.claim] = answer
         console.out(f"{answer.claim}: {answer.verdict}{f' from {answer.breach.size} on' if answer.breach else ''}")
 
     search = Search(kernels, chosen.rows, kernels.problem.tokens, extent.dense, STRATEGIES, worlds, told)
-    with Interruption() as stop:
-        search.run()
-    done = {answer.claim: answer for answer in answers}
-    answers = [done.get(claim) or Answer(claim, untold="the run was interrupted") for claim in search.claims]
+    stopped = _until_it_fails(search.run)
+    if stopped not in ("", INTERRUPTED) and not answers:
+        raise Inconclusive(stopped)
+    done = [answers.get(claim) or Answer(claim, untold=stopped) for claim in search.claims]
     read: list[dict[str, Any]] = []
-    with Interruption() as later:
-        read = [] if stop.happened else _probe(kernels, worlds, answers, extent.probe_calls)
-    records = [*certificate.claims(kernels, answers), *read]
+    if not stopped:
+        stopped = _until_it_fails(lambda: read.extend(_probe(kernels, worlds, answers, extent.probe_calls)))
+    records = [*certificate.claims(kernels, done), *read]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)
     found = list(certificate.findings(kernels, records, require=require))
-    return made, found, stop.happened or later.happened
+    return made, found, stopped
 
 
-def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: list[Answer], most: int) -> list[dict[str, Any]]:
-    from fusecheck.invariance.certificate import probed, sentence
-    from fusecheck.invariance.probes import Probes
+def _until_it_fails(ask: Callable[[], Any]) -> str:
+    """Ask; why that came to no end, Ctrl-C or a call that failed, and nothing where it did."""
+    failed = ""
+    with Interruption() as stop:
+        try:
+            ask()
+        except Inconclusive as error:
+            failed = str(error)
+    return INTERRUPTED if stop.happened else failed
+
+
+def _probe(kernels: Kernels, worlds: tuple[int, ...], answers: dict[str, Answer], most: int) -> list[dict[str, Any]]:
+    """What the probes read; nothing where a call does not depend on its inputs alone."""
+    from fusecheck.invariance.certificate import probed, sentence, unasked
+    from fusecheck.invariance.probes import ORDER, TREE, Probes
 
     if not most:
         return []
-    changes = next(answer.changes for answer in answers if answer.claim == "batch")
-    records = probed(kernels, Probes(kernels, worlds, STRATEGIES, changes, most).records())
+    if broken := [claim for claim in ("run to run", "workspace history") if answers[claim].breach]:
+        records = [unasked(claim, f"{broken[0]} breaks, and a probe takes many calls") for claim in (ORDER, TREE)]
+    else:
+        records = probed(kernels, Probes(kernels, worlds, STRATEGIES, answers["batch"].changes, most).records())
     for record in records:
         console.out(sentence(record))
     return records

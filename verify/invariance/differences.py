@@ -23,12 +23,7 @@ def apart(first: Tensor, second: Tensor) -> dict[str, Any]:
         takes the place of a number.
     """
     steps = (_ordinals(first) - _ordinals(second)).abs()
-    if first.dtype is torch.float8_e4m3fn:
-        nan = E4M3.is_nan(raw(first)) != E4M3.is_nan(raw(second))
-    else:
-        nan = (
-            first.isnan() != second.isnan() if first.is_floating_point() else torch.zeros_like(steps, dtype=torch.bool)
-        )
+    nan = _nan(first) != _nan(second)
     unit = "ulp" if first.is_floating_point() and first.dtype is not torch.float8_e4m3fn else "codes"
     most = None if bool(nan.any()) else int(steps.max())
     return {"elements": int((steps > 0).sum()), "of": first.numel(), "most": most, "unit": unit}

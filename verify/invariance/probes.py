@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ SIZES = 3
 """Batch sizes between the smallest and the largest, at most, at which the order of the ranks is read."""
 
 REGIMES = 8
-"""Stretches of batch sizes with a tree each, at most."""
+"""Trees that are read, at most."""
+
+ENOUGH = f"more than {REGIMES} trees"
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Probes:
                     words, wrong = self._read_order(world, size, strategy)
                     exchange = f" by {strategy}" if strategy else ""
                     said[f"{size} rows on {world} ranks{exchange}"] = words
-                    refuted = refuted or wrong
+                    refuted = wrong or refuted  # the smallest batch
         groups: dict[str, list[str]] = {}
         for where, each in said.items():
             groups.setdefault(each, []).append(where)
@@ -151,25 +153,36 @@ class Probes:
         failed: list[tuple[int, str]] = []
         before = self.kernels.calls
         starts = sorted({1, *(n for n in self.changes if 1 < n <= self._largest)})
-        stretches = list(zip(starts, [n - 1 for n in starts[1:]] + [self._largest], strict=True))
+        stretches = list(zip(starts, [*starts[1:], self._largest + 1], strict=True))
         for start, end in reversed(stretches):  # the more rows, the more questions a call
-            if len(trees) + len(failed) >= REGIMES:
-                failed.append((1, f"more than {REGIMES} stretches of batch sizes"))
+            if self._enough(trees, failed):
+                failed.append((1, ENOUGH))
                 break
-            self._stretch(start, end, trees, failed, self.most + before)
+            self._stretch(start, self._sizes(range(start, end))[-1], trees, failed, self.most + before)
         trees, failed = trees[::-1], failed[::-1]
-        return [each for k, each in enumerate(trees) if not k or not each[1].tree.same(trees[k - 1][1].tree)], failed
+        alike = {
+            size
+            for (below, one), (size, two) in pairwise(trees)
+            if one.tree.same(two.tree) and not any(below < other < size for other, _ in failed)
+        }
+        return [(size, each) for size, each in trees if size not in alike], failed
+
+    def _enough(self, trees: list[tuple[int, Read]], failed: list[tuple[int, str]]) -> bool:
+        return len({id(each) for _, each in trees}) + len(failed) >= REGIMES
+
+    def _sizes(self, numbers: Iterable[int]) -> list[int]:
+        """Those batch sizes that the kernel takes."""
+        return [n for n in numbers if not self.kernels.takes(Call(n))]
 
     def _trees(self) -> dict[str, Any]:
         if untold := masks.unreadable(self.kernels.problem):
             return {"verdict": "untold", "untold": untold, "tried": ""}
         trees, failed = self.thresholds()
-        reasons = "; ".join(f"from {size} rows on not readable: {why}" for size, why in failed)
         if not trees:
             return {"verdict": "untold", "untold": failed[0][1], "tried": ""}
-        said = [_named(size, each) for size, each in trees]
-        words = "; ".join([*said, *([reasons] if reasons else [])])
-        deepest = max(trees, key=lambda each: each[1].tree.depth)
+        said = {size: _named(size, each) for size, each in trees}
+        said |= {size: f"{_since(size)}not readable: {why}" for size, why in failed}
+        words = "; ".join(said[size] for size in sorted(said))
         told = {
             "words": words,
             "tried": words,
@@ -177,9 +190,10 @@ class Probes:
             "trees": [{"rows": n, "words": each.words, "depth": each.tree.depth} for n, each in trees],
         }
         depth = self._flow.depth
-        if depth is None or deepest[1].tree.depth <= depth:
+        deeper = [(size, each.tree) for size, each in trees if depth is not None and each.tree.depth > depth]
+        if not deeper:
             return told | {"verdict": "read"}
-        size, tree = deepest[0], deepest[1].tree
+        size, tree = deeper[0]
         how = f"{tree.depth} additions above an element"
         probe = {"tokens": size, "path": [list(question) for question in tree.path()]}
         return told | {"verdict": "breaks", "size": size, "output": "norm", "how": how, "probe": probe}
@@ -196,14 +210,19 @@ class Probes:
             failed.append((start, str(why)))
             return
         smaller = [n for n in reversed(doubling(self._largest)) if start <= n < end]
-        other = next((n for n in smaller if not self.same(found.tree, n)), None)
-        low, high = (start - 1, start) if other is None else (other, end)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.same(found.tree, middle) else (middle, high)
-        trees.append((high, found))
-        if other is not None and len(trees) + len(failed) < REGIMES:
-            self._stretch(start, low, trees, failed, last)
+        other = next((n for n in self._sizes(smaller) if not self.same(found.tree, n)), None)
+        if other is None:
+            trees.append((start, found))
+            return
+        between = self._sizes(range(other, end + 1))  # of the first the tree is another, of the last it is this one
+        while len(between) > 2:
+            middle = len(between) // 2
+            between = between[: middle + 1] if self.same(found.tree, between[middle]) else between[middle:]
+        trees.append((between[1], found))
+        if self._enough(trees, failed):
+            failed.append((start, ENOUGH))
+        else:
+            self._stretch(start, between[0], trees, failed, last)
 
     def same(self, tree: Tree, size: int) -> bool:
         """Whether a tree is that of a batch size too; see `others`."""
@@ -233,9 +252,12 @@ def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
 
 
 def _named(size: int, found: Read) -> str:
-    since = f"from {size} rows on " if size > 1 else ""
     deep = "" if not found.known else f", {found.tree.depth} deep"
-    return f"{since}{found.words}{deep}"
+    return f"{_since(size)}{found.words}{deep}"
+
+
+def _since(size: int) -> str:
+    return f"from {size} rows on " if size > 1 else ""
 
 
 def _orders(units: Any, world: int) -> tuple[Any, dict[int, Order]]:

@@ -8,7 +8,7 @@ from typing import Any
 from fusecheck.errors import UsageError
 from fusecheck.invariance.calls import Call, Difference, difference, disagreement
 from fusecheck.invariance.certificate import described
-from fusecheck.invariance.claims import CLAIMS, REPEATS, Breach
+from fusecheck.invariance.claims import CLAIMS, MORE, Breach
 from fusecheck.invariance.probes import ORDER, TREE, again
 from fusecheck.invariance.subject import Kernels
 from fusecheck.problem import Problem
@@ -77,7 +77,7 @@ def _parts(kernels: Kernels, claim: str, one: Call, two: Call) -> Difference | N
     if claim == "ranks":
         return disagreement(kernels.ask(one))
     first = kernels.ask(one)
-    for _ in range(4 * REPEATS if claim == "run to run" else 1):
+    for _ in range(MORE if claim == "run to run" else 1):
         if (seen := difference(first, kernels.ask(two))) is not None:
             return seen
     return None

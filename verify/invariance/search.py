@@ -6,11 +6,14 @@ tried; what changes there and changes back in between is not seen.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fusecheck.invariance.calls import COMPANY, Call, Seen, difference, disagreement, groups, merged
 from fusecheck.invariance.claims import AGO, CLAIMS, REPEATS, Answer, Breach, Subject, doubling, listed, sizes
+
+VARIES = "the same call gives other bits when it is made again"
 
 
 @dataclass
@@ -39,40 +42,56 @@ class Search:
     _fresh: bool = False
     _ranks: Breach | None = None
     _sizes: tuple[int, ...] = ()
-    _answers: list[Answer] = field(default_factory=list)
+    _answers: dict[str, Answer] = field(default_factory=dict)
 
     def run(self) -> list[Answer]:
-        """Decide every claim, in order."""
-        self._decide("run to run", self._run_to_run)
-        if self._answers and self._answers[0].breach:
-            reason = "the same call gives other bits when it is made again"
-            for claim in CLAIMS[1:]:
-                if claim in self.claims:
-                    self._tell(Answer(claim, untold=reason) if claim != "ranks" else self._of_ranks())
-            return self._answers
-        self._decide("workspace history", self._history)
-        self._fresh = any(answer.breach is not None for answer in self._answers)
-        self._decide("batch", self._batch)
-        self._decide("position", self._position)
-        self._decide("neighbours", self._neighbours)
-        self._decide("exchange", self._exchange)
-        self._decide("world size", self._world_size)
+        """Decide every claim, in order; a claim that a later one refutes is told again."""
+        for claim, about in {
+            "run to run": self._run_to_run,
+            "workspace history": self._history,
+            "batch": self._batch,
+            "position": self._position,
+            "neighbours": self._neighbours,
+            "exchange": self._exchange,
+            "world size": self._world_size,
+        }.items():
+            if claim in self.claims:
+                self._decide(claim, about)
         if "ranks" in self.claims:  # last, for every call has a part in it
             self._tell(self._of_ranks())
-        return sorted(self._answers, key=lambda answer: CLAIMS.index(answer.claim))
+        return sorted(self._answers.values(), key=lambda answer: CLAIMS.index(answer.claim))
 
     # ------------------------------------------------------------------ asking
     def _tell(self, answer: Answer) -> None:
-        self._answers.append(answer)
+        self._answers[answer.claim] = answer
+        self._fresh |= answer.claim == "workspace history" and answer.breach is not None
         self.told(answer)
 
     def _decide(self, claim: str, about: Callable[[], tuple[Breach | None, str, str]]) -> None:
-        if claim not in self.claims:
-            return
         before = self.subject.calls
-        breach, tried, untold = about()
-        changes = self._sizes if claim == "batch" else ()
+        breach, tried, untold = (None, "", VARIES) if self._varies else about()
+        if breach is not None and claim in CLAIMS[3:] and (other := self._not_again(breach)) is not None:
+            self._tell(Answer(other.claim, other, calls=self.subject.calls - before))
+            before = self.subject.calls
+            breach, tried, untold = (None, "", VARIES) if self._varies else about()
+        changes = self._sizes if claim == "batch" and breach else ()
         self._tell(Answer(claim, breach, tried, untold, changes, self.subject.calls - before))
+
+    @property
+    def _varies(self) -> bool:
+        return "run to run" in self._answers and self._answers["run to run"].breach is not None
+
+    def _not_again(self, breach: Breach) -> Breach | None:
+        """What refutes two calls that do not part on fresh workspaces: an earlier call did, or chance."""
+        one, two = (replace(call, before=()) for call in (breach.first, breach.second))
+        if difference(self._ask(one), self._ask(two)) is not None:
+            return None
+        for call in (one, two):
+            after = replace(call, before=(breach.size,) * AGO)
+            apart = difference(self._ask(call), self._ask(after))
+            if apart is not None and not self._fresh:
+                return Breach("workspace history", breach.size, call, after, apart)
+        return Breach("run to run", breach.size, two, two, breach.seen)
 
     def _ask(self, call: Call) -> Seen:
         if self._fresh and call.before is None:
@@ -88,20 +107,26 @@ class Search:
         for group in groups(self.rows, places or size):
             yield Call(size, group)
 
-    def _first(self, tried: Iterable[int], breaks: Callable[[int], Breach | None]) -> Breach | None:
+    def _first(self, tried: Sequence[int], breaks: Callable[[int], Breach | None]) -> Breach | None:
         """The breach at the smallest size, by halving below the first size at which there is one."""
-        below = 0
+        below = tried[0] - 1 if tried else 0
         for size in tried:
             found = breaks(size)
             if found is None:
                 below = size
                 continue
-            while found.size - below > 1:
-                middle = (below + found.size) // 2
-                nearer = breaks(middle)
-                below, found = (middle, found) if nearer is None else (below, nearer)
+            between = self._taken(range(below + 1, size))
+            while between:
+                middle = len(between) // 2
+                nearer = breaks(between[middle])
+                between = between[middle + 1 :] if nearer is None else between[:middle]
+                found = nearer or found
             return found
         return None
+
+    def _taken(self, numbers: Iterable[int], *strategies: str) -> list[int]:
+        """Those batch sizes that the subject takes, in order, by each of these exchanges."""
+        return [n for n in numbers if not any(self.subject.takes(Call(n, strategy=s)) for s in strategies or ("",))]
 
     def _smallest(self, breach: Breach) -> Breach:
         """The same breach with one watched row among zeros, or among rows, where these still show it."""
@@ -131,11 +156,11 @@ class Search:
                         return Breach("run to run", size, call, call, apart)
             return None
 
-        tried = [size for size in {1, 2, self.most // 2, self.most} if size]
-        return self._first(sorted(tried), breaks), f"{REPEATS} equal calls of {listed(sorted(tried))} rows", ""
+        tried = self._taken(sorted({1, min(2, self.most), max(1, self.most // 2), self.most}))
+        return self._first(tried, breaks), f"{REPEATS} equal calls of {listed(tried)} rows", ""
 
     def _history(self) -> tuple[Breach | None, str, str]:
-        size = min(4, self.most)
+        size = self._taken(range(1, min(4, self.most) + 1))[-1]
         fresh = [Call(size, group, before=()) for group in groups(self.rows, size)]
         seen = merged(map(self._ask, fresh))
 
@@ -148,7 +173,7 @@ class Search:
             return None
 
         tried = doubling(self.most)[:: 2 if self.most > 16 else 1]
-        tried = sorted({*tried, self.most})
+        tried = self._taken(sorted({*tried, self.most}))
         found = self._first(tried, breaks)
         return (
             found and self._smallest(found),
@@ -163,17 +188,19 @@ class Search:
 
     def _batch(self) -> tuple[Breach | None, str, str]:
         """Each row alone, and in batches; every size at which the bits change."""
-        tried = [size for size in sizes(self.most, self.dense) if not self.subject.takes(Call(size))]
+        tried = self._taken(sizes(self.most, self.dense))
         alone = {row: self._ask(Call(1, (row,))) for row in self.rows}
         same = merged(alone.values())
         breach, changes = self._changes(tried, same, places=0)
+        where = "in"
         if breach is not None and (moved := self._by_place(breach.size, same)) is None:
             # What the place makes of a row is another claim: watch the first place only.
-            breach, changes = self._changes(sorted({*doubling(self.most)} & {*tried}), same, places=1)
+            where, tried = "first in", self._taken(doubling(self.most))
+            breach, changes = self._changes(tried, same, places=1)
         elif breach is not None and moved is not None:
             breach = moved
         self._sizes = tuple(changes)
-        return breach and self._smallest(breach), f"each row alone and in batches of {listed(tried)}", ""
+        return breach and self._smallest(breach), f"each row alone and {where} batches of {listed(tried)}", ""
 
     def _changes(self, tried: Sequence[int], alone: Seen, *, places: int) -> tuple[Breach | None, list[int]]:
         def at(size: int) -> Seen:
@@ -183,11 +210,13 @@ class Search:
         for size in tried:
             now = at(size)
             while (apart := difference(last, now)) is not None:
-                low, high, there = below, size, now
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    seen = at(middle)
-                    low, high, there = (middle, high, there) if difference(last, seen) is None else (low, middle, seen)
+                high, there, between = size, now, self._taken(range(below + 1, size))
+                while between:
+                    middle = len(between) // 2
+                    if difference(last, seen := at(between[middle])) is None:
+                        between = between[middle + 1 :]
+                    else:
+                        high, there, between = between[middle], seen, between[:middle]
                 apart = difference(last, there) or apart
                 if breach is None:
                     one, two = Call(1, (apart.row,)), self._with(high, apart.row, places)
@@ -227,7 +256,7 @@ class Search:
                         return found
             return None
 
-        tried = [size for size in doubling(min(self.most, 64)) if size > 1]
+        tried = self._taken(doubling(min(self.most, 64))[1:])
         if self.most > 64:
             words = f"every place in batches of {listed(tried)}; no larger one"
         else:
@@ -236,8 +265,9 @@ class Search:
 
     def _neighbours(self) -> tuple[Breach | None, str, str]:
         def breaks(size: int) -> Breach | None:
-            for group in groups(self.rows, size // 2) if size > 1 else []:
-                usual = Call(size, group, stride=2)
+            # Of two or three rows only the second one has a row before it.
+            for group, place in itertools.product(groups(self.rows, size // 2), (0, 1) if size < 4 else (0,)):
+                usual = Call(size, group, place=place, stride=2)
                 seen = self._ask(usual)
                 for company in COMPANY[1:]:
                     other = replace(usual, company=company)
@@ -246,14 +276,14 @@ class Search:
                         return self._smallest(Breach("neighbours", size, usual, other, apart))
             return None
 
-        tried = [size for size in doubling(self.most) if size > 1]
+        tried = self._taken(doubling(self.most)[1:])
         words = f"other rows, zeros, large values and NaN beside each row, in batches of {listed(tried)}"
         return self._first(tried, breaks), words, "" if tried else "a batch of one row has no neighbours"
 
     def _exchange(self) -> tuple[Breach | None, str, str]:
         first, *others = self.strategies or ("",)
         pairs = [(one, two) for two in others for one in (first,)]
-        tried = [n for n in doubling(self.most) if not any(self._refused(n, s) for s in self.strategies)]
+        tried = self._taken(doubling(self.most), *self.strategies)
         if not pairs or not tried:
             return None, "", "it takes one exchange only"
 
@@ -268,25 +298,17 @@ class Search:
 
         return self._first(tried, breaks), f"{' and '.join(self.strategies)} in batches of {listed(tried)}", ""
 
-    def _refused(self, size: int, strategy: str) -> str:
-        return self.subject.takes(Call(size, strategy=strategy))
-
     def _world_size(self) -> tuple[Breach | None, str, str]:
         least, *others = self.worlds or (1,)
         if not others:
             return None, "", "one world size was asked for"
-        size = min(self.most, len(self.rows))
+        size = self._taken(range(1, min(self.most, len(self.rows)) + 1))[-1]
         for call in self._all(size):
             one = replace(call, world_size=least, addends=least)
             seen = self._ask(one)
             for world in others:
                 two = replace(one, world_size=world)
-                apart = difference(seen, _of_first(self._ask(two), least))
+                apart = difference(seen, self._ask(two))
                 if apart is not None:
                     return self._smallest(Breach("world size", world, one, two, apart)), "", ""
         return None, f"the sums of {least} ranks, and zeros on the others of {listed(others)} ranks", ""
-
-
-def _of_first(seen: Seen, ranks: int) -> Seen:
-    """What the first ranks saw."""
-    return {output: {key: x for key, x in rows.items() if key[0] < ranks} for output, rows in seen.items()}

@@ -53,7 +53,7 @@ def sharpened(base: Tensor, weight: Tensor, eps: float, form: Format, number: in
         .double()
     )
     apart, significand = (each[inverse] for each in _nearest(weights * root, form))
-    fillers = list(range(0, hidden, max(1, hidden // FILLERS)))[:FILLERS]
+    fillers = list(range(0, hidden, max(2, hidden // FILLERS)))[:FILLERS]
     sharp = apart.abs() < NEAR
     sharp[fillers] = False
     sharp &= sharp.cumsum(0) <= hidden // 16

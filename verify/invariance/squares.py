@@ -27,7 +27,7 @@ Asking: TypeAlias = "Generator[list[Question], list[int], Any]"
 SCALE = 8
 """Elements that are large in turn while the scale is checked."""
 
-WIDER = "the sum is wider than float32, compensated, or adds more than two terms at a time"
+WIDER = "the sum is wider than float32, compensated, adds more than two terms at a time, or depends on the place"
 MANY = "it has no known shape that few questions show, and more than the allowed number of calls would be needed"
 
 GUESSES = 256

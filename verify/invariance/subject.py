@@ -104,7 +104,7 @@ class Kernels:
             some, left = left[: self._together], left[self._together :]
             self.calls += len(some)
             begun = time.monotonic()
-            everyone = self._call("squares", self.problem, some)
+            everyone = self._call("squares", self.problem, some, rows=max(map(len, some)))
             self._together = max(1, min(TOGETHER, int(len(some) / (time.monotonic() - begun + 1e-9))))
             answers += [said[0] if len(set(said)) == 1 else UNCLEAR for said in zip(*everyone, strict=True)]
         return answers
@@ -117,7 +117,7 @@ class Kernels:
         """
         self.calls += 1
         problem = replace(self.problem, world_size=mask.world_size)
-        everyone = self._call("units", problem, asdict(mask))
+        everyone = self._call("units", problem, asdict(mask), rows=mask.tokens)
         return [np.frombuffer(units, dtype=np.uint8).reshape(len(mask.rows), -1) for units in everyone]
 
     def binaries(self) -> list[dict[str, Any]]:
@@ -127,16 +127,18 @@ class Kernels:
 
     def _everyone(self, method: str, call: Call) -> list[Any]:
         self.calls += 1 + len(call.before or ())
-        return self._call(method, self._of(call), call.to_record())
+        return self._call(method, self._of(call), call.to_record(), rows=max(call.tokens, *call.before or (0,)))
 
     def _of(self, call: Call) -> Problem:
         return replace(self.problem, world_size=call.world_size or self.problem.world_size)
 
-    def _call(self, method: str, problem: Problem, *arguments: Any) -> list[Any]:
+    def _call(self, method: str, problem: Problem, *arguments: Any, rows: int = 0) -> list[Any]:
         pool = self._pools(problem.world_size).pools[0]
         replies = pool.call(method, self.backend, problem.to_json(), *arguments, timeout=self.timeout)
         if failures := culprits(replies):
-            raise Inconclusive(f"{self.backend}: {failures[0]}; `fusecheck kernel` judges such a call")
+            among = f" in batches of up to {rows} rows" if method == "squares" else f" in a batch of {rows} rows"
+            where = f"{among} on {problem.world_size} ranks" if rows else ""
+            raise Inconclusive(f"{self.backend}{where}: {failures[0]}; `fusecheck kernel` judges such a call")
         return [reply.value for reply in replies]
 
     def _pools(self, world_size: int) -> Pools | VirtualPools:

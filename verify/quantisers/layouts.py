@@ -18,6 +18,8 @@ from fusecheck.quantflow import QuantFlow
 DATA, PROMISED, UNTOUCHED = 0, 1, 2
 """The class of a slot."""
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -47,11 +49,15 @@ class Layout:
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """The slot of each scale, [tokens, columns], int64."""
-        return _places(self.name, self.tokens, self.columns).to(device or "cpu")
+        return _places(self.name, self.tokens, self.columns, device or CPU)
 
     def classes(self, device: torch.device | None = None) -> Tensor:
         """The class of each slot, [size], uint8."""
-        return _classes(self).to(device or "cpu")
+        return _classes(self, device or CPU)
+
+    def count(self, kind: int) -> int:
+        """How many slots are of a class."""
+        return _counts(self)[kind]
 
     def allocate(self, fill: int, device: torch.device | None = None) -> Tensor:
         """A tensor to be filled, every byte of its storage `fill`."""
@@ -129,13 +135,17 @@ _TILES = {"packed": (4, 4), "128x4": (128, 4), "8x4": (8, 4), "column-major-alig
 
 
 @lru_cache(maxsize=32)
-def _places(name: str, tokens: int, columns: int) -> Tensor:
+def _places(name: str, tokens: int, columns: int, device: torch.device) -> Tensor:
+    if device != CPU:  # kept there: each copy of it would wait for the device
+        return _places(name, tokens, columns, CPU).to(device)
     t, c = torch.meshgrid(torch.arange(tokens), torch.arange(columns), indexing="ij")
     return _PLACE[name](t, c, tokens, columns)
 
 
 @lru_cache(maxsize=32)
-def _classes(layout: Layout) -> Tensor:
+def _classes(layout: Layout, device: torch.device) -> Tensor:
+    if device != CPU:
+        return _classes(layout, CPU).to(device)
     rows, columns = _TILES.get(layout.name, (1, 1))
     t, c = torch.meshgrid(
         torch.arange(_up(layout.tokens, rows)), torch.arange(_up(layout.columns, columns)), indexing="ij"
@@ -149,6 +159,11 @@ def _classes(layout: Layout) -> Tensor:
     classes = torch.full((layout.size,), UNTOUCHED, dtype=torch.uint8)
     classes[place[there]] = kind[there]
     return classes
+
+
+@lru_cache(maxsize=32)
+def _counts(layout: Layout) -> tuple[int, ...]:
+    return tuple(torch.bincount(_classes(layout, CPU), minlength=3).tolist())
 
 
 def layout_of(name: str, tokens: int, columns: int, slot: torch.dtype, flow: QuantFlow) -> Layout:

@@ -138,11 +138,11 @@ def sharp_rows(
         the one and zeros as the other.
 
     Raises:
-        UsageError: gamma has not one dimension, or the dtype is another.
+        UsageError: gamma has not one dimension, or fewer than two elements, or the dtype is another.
     """
-    if not isinstance(gamma, Tensor) or gamma.dim() != 1 or dtype not in DTYPES:
+    if not isinstance(gamma, Tensor) or gamma.dim() != 1 or len(gamma) < 2 or dtype not in DTYPES:
         shape = list(gamma.shape) if isinstance(gamma, Tensor) else type(gamma).__name__
-        raise UsageError(f"gamma is {shape} and dtype {dtype}, expected [hidden] and {either(DTYPES)}")
+        raise UsageError(f"gamma is {shape} and dtype {dtype}, expected [hidden], at least [2], and {either(DTYPES)}")
     form = next(fmt for fmt in NATIVE.values() if fmt.dtype is dtype)
     weight = gamma.detach().float() + weight_bias
     base = torch.randn(count, len(gamma), generator=torch.Generator().manual_seed(0)).to(dtype).to(gamma.device)
