@@ -58,7 +58,6 @@ def test_both_apis_pass_the_same_arguments_and_give_everything_back(
     kernel = kind(Options(fp32=True, pdl=True, early=True), LoneRank(), LIMITS)
     for strategy in Strategy:
         outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
-        assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
         assert outside(problem, DATAFLOWS["flashinfer-fp32"], outputs) == {}
     kernel.close()
     pattern = next(number for number, each in PATTERNS.items() if each == op)
@@ -99,7 +98,6 @@ def test_norm_kernels_work_on_copies_and_pass_under_their_dataflow(
     outputs = FlashInferNormKernel(LoneRank(world_size=1)).run(made, op=op, strategy=problem.strategy)
     for tensor, kept in zip((made.partial, made.residual, made.gamma), before, strict=True):
         assert torch.equal(tensor, kept)
-    assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
     assert outside(problem, chosen.dataflow(problem), outputs) == {}
     if op.returns_quant:
         assert outside(problem, replace(chosen.dataflow(problem), round_norm=True), outputs) != {}

@@ -90,11 +90,11 @@ class Inputs:
         # Filled where it is: a copy from the host would wait for the device.
         return torch.full((1,), float(np.float32(self.problem.scale)), dtype=torch.float32, device=self.device)
 
-    def operands(self, rows: range) -> Operands:
-        """What the oracle reads for the given rows."""
+    def operands(self, rows: range, flow: ExpertFlow = EXPERTS) -> Operands:
+        """What the oracle reads for the given rows; experts are summed as `flow` says."""
         problem = self.problem
         return Operands(
-            partials=self.partials(rows),
+            partials=self.partials(rows, flow),
             residual=self.residual(rows),
             gamma=self._gamma,
             scale=float(self.scale()),
