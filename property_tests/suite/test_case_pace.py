@@ -91,6 +91,21 @@ def test_shapes_that_have_no_room_together_have_a_workspace_each_and_none_is_ope
     assert Counted.closed == 0
 
 
+def test_a_backend_of_one_workspace_has_none_beside_it_and_none_while_a_schedule_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Counted, "one_workspace", True, raising=False)
+    open_for = _opener()
+    open_for(1, 16384)
+    open_for(4096, 64)
+    assert Counted.opened == ((1, 16384), (4096, 64))
+    assert Counted.closed == 1
+    worker, name = CaseWorker(LoneRank()), f"{__name__}:Counted"
+    worker.run(request(SMALL, name))
+    worker.run(request(replace(SMALL, schedule=(Call(2),)), name))
+    assert Counted.closed == 3
+
+
 def test_a_call_beyond_the_room_has_a_workspace_of_its_size_and_the_next_larger_one_replaces_that() -> None:
     open_for = _opener()
     small, large = open_for(4, 64), open_for(ROOM, 64)

@@ -49,7 +49,8 @@ class Workspaces:
         """An open workspace that is large enough, else a new one; the same decision on every rank.
 
         On a GPU, to open one takes longer than most calls. So one that takes the place of another has room for the
-        calls of both and for somewhat longer ones; where that is more than `ROOM`, the new one stands beside it.
+        calls of both and for somewhat longer ones; where that is more than `ROOM`, the new one stands beside it, unless
+        the backend has but one.
         """
         name = backend.name, workspace, limits.dtype
         for beside in (False, True):
@@ -57,7 +58,7 @@ class Workspaces:
                 return opened[1]
         first = self._kernels.get((*name, False))
         roomy = _roomy(limits, first[0] if first else limits)
-        key = (*name, roomy is None)
+        key = (*name, roomy is None and not getattr(backend, "one_workspace", False))
         if replaced := self._kernels.pop(key, None):
             replaced[1].close()
         limits = roomy or limits

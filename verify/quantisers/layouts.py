@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -49,11 +50,11 @@ class Layout:
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """The slot of each scale, [tokens, columns], int64."""
-        return _places(self.name, self.tokens, self.columns, device or CPU)
+        return _places(self.name, self.tokens, self.columns, device or CPU, get_ident())
 
     def classes(self, device: torch.device | None = None) -> Tensor:
         """The class of each slot, [size], uint8."""
-        return _classes(self, device or CPU)
+        return _classes(self, device or CPU, get_ident())
 
     def count(self, kind: int) -> int:
         """How many slots are of a class."""
@@ -134,18 +135,20 @@ _TILES = {"packed": (4, 4), "128x4": (128, 4), "8x4": (8, 4), "column-major-alig
 """Tokens and columns are padded to multiples of these; (1, 1) elsewhere."""
 
 
-@lru_cache(maxsize=32)
-def _places(name: str, tokens: int, columns: int, device: torch.device) -> Tensor:
-    if device != CPU:  # kept there: each copy of it would wait for the device
-        return _places(name, tokens, columns, CPU).to(device)
+# Kept on the device, for each copy would wait for it; and for each thread, for virtual ranks have a stream each: what
+# one drops, another may still read.
+@lru_cache(maxsize=64)
+def _places(name: str, tokens: int, columns: int, device: torch.device, thread: int) -> Tensor:
+    if device != CPU:
+        return _places(name, tokens, columns, CPU, thread).to(device)
     t, c = torch.meshgrid(torch.arange(tokens), torch.arange(columns), indexing="ij")
     return _PLACE[name](t, c, tokens, columns)
 
 
-@lru_cache(maxsize=32)
-def _classes(layout: Layout, device: torch.device) -> Tensor:
+@lru_cache(maxsize=64)
+def _classes(layout: Layout, device: torch.device, thread: int) -> Tensor:
     if device != CPU:
-        return _classes(layout, CPU).to(device)
+        return _classes(layout, CPU, thread).to(device)
     rows, columns = _TILES.get(layout.name, (1, 1))
     t, c = torch.meshgrid(
         torch.arange(_up(layout.tokens, rows)), torch.arange(_up(layout.columns, columns)), indexing="ij"
@@ -163,7 +166,7 @@ def _classes(layout: Layout, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _counts(layout: Layout) -> tuple[int, ...]:
-    return tuple(torch.bincount(_classes(layout, CPU), minlength=3).tolist())
+    return tuple(torch.bincount(layout.classes(), minlength=3).tolist())
 
 
 def layout_of(name: str, tokens: int, columns: int, slot: torch.dtype, flow: QuantFlow) -> Layout:
