@@ -198,7 +198,7 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     lines = [
         f"{name}: {first.get(name)} | {second.get(name)}" for name in COMPARED if first.get(name) != second.get(name)
     ]
-    names = ("verdict", "size", "changes", "words")
+    names: tuple[str, ...] = ("verdict", "size", "changes", "words")
     if not lines:  # of one kernel and one question, what was tried is news, too
         names = (*names, "tried")
         rows = [(each.get("evidence") or {}).get("rows") for each in (first, second)]
