@@ -20,6 +20,7 @@ from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.ranks.mpi import detect
+from fusecheck.ranks.zygote import ZYGOTE
 from fusecheck.report import Verdict, make_run_dir, write_markdown, write_result
 from fusecheck.report.groups import sentence
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
@@ -101,6 +102,7 @@ def verify_all(
     possible = [step for step in wanted if step.name in chosen and not missing(step.name) and detect() is None]
     division = divide(possible, seconds)
     asked = Asked(seed, cases, most_elements, division.kernel, backend)
+    ZYGOTE.begin(("fusecheck.case.worker",))
     run, refused = asked.run()
     directory = make_run_dir("verify", _place(resume, run_dir))
     kernel = (reuse.recall(directory / "kernel", asked.arguments()) if resume else None) or {}

@@ -129,12 +129,8 @@ def test_the_tokenizer_merges_bytes_and_knows_its_marks(tmp_path: Path) -> None:
     assert tokens.decode(ids) == "Hello é"
 
 
-def _other_tensor(writer: Any) -> None:
-    writer.add_tensor("blk.0.ffn_gate_exps.weight", np.zeros((4, 32), np.float32))
-
-
-def _odd_factors(writer: Any) -> None:
-    writer.add_tensor("rope_freqs.weight", np.linspace(1, 3, 8, dtype=np.float32))
+def _adding(name: str, tensor: Any) -> dict[str, Any]:
+    return {"edit": lambda writer: writer.add_tensor(name, tensor.astype(np.float32))}
 
 
 @pytest.mark.parametrize(
@@ -143,8 +139,11 @@ def _odd_factors(writer: Any) -> None:
         ({"architecture": "gemma3"}, "architecture 'gemma3', expected one of: llama, qwen2, qwen3"),
         ({"expert_count": 8}, "has 8 experts"),
         ({"rope.dimension_count": 8}, "rope turns 8 of 16 elements"),
-        ({"edit": _other_tensor}, "tensor blk.0.ffn_gate_exps.weight is not part of a dense llama"),
-        ({"edit": _odd_factors}, "rope_freqs.weight are not Llama 3.1's factors"),
+        (
+            _adding("blk.0.ffn_gate_exps.weight", np.zeros((4, 32))),
+            "tensor blk.0.ffn_gate_exps.weight is not part of a dense llama",
+        ),
+        (_adding("rope_freqs.weight", np.linspace(1, 3, 8)), "rope_freqs.weight are not Llama 3.1's factors"),
         ({"edit": lambda w: w.add_string("tokenizer.ggml.pre", "odd")}, "tokenizer gpt2/odd"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_replay_line_is_the_whole_question_with_what_came_before(
 def test_a_policy_from_a_file_leaves_open_graphs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "policy.yaml"
     config.write_text(
-        "transforms:\n  fuse_allreduce_residual_rmsnorm_quant_fp8:\n    enabled: true\n"
+        "transforms:\n  fuse_allreduce_residual_rmsnorm_quant_fp8:\n    stage: post_load_fusion\n    enabled: true\n"
         "    policy: {kind: per_batch_size, batch_sizes: [4]}\n"
     )
     options = ("--config", config, "--run-dir", tmp_path, "--no-export")

@@ -1,67 +1,19 @@
-"""Formats that make their scales, sums of experts, spread rows: lapses are found, right passes are not accused."""
+"""Formats that make their scales: what a model and a site of them become, and the plans that say so."""
 
 from __future__ import annotations
 
 import pytest
 
 from fusecheck.errors import UsageError
-from fusecheck.graph.cases import GraphCase, Subject, read_plan, row_cases
+from fusecheck.graph.cases import GraphCase, Subject, read_plan
 from fusecheck.graph.expectations import EVERY
 from fusecheck.graph.family import KINDS, fused_operation
-from fusecheck.graph.finalize_fusion import FuseFinalize
-from fusecheck.graph.findings import Check
 from fusecheck.graph.model_plan import named_model
-from fusecheck.graph.norm_fusion import FuseNorm
 from fusecheck.graph.plan import GraphPlan, SitePlan, made
 from fusecheck.graph.results import GraphResult
 from fusecheck.graph.run import GraphChecker
 from fusecheck.operations import STATIC_OPS, Collective, Operation
-from fusecheck.property_tests.graph import lapses_of_family as lapses
 from fusecheck.quantisers.known import QUANTISERS
-
-TWO_FACTORS = GraphPlan(sites=(SitePlan(readers=(made("nvfp4"),)), SitePlan(readers=(made("nvfp4", scale=4),))))
-TWO_SITES = GraphPlan(sites=(SitePlan(readers=(made("group-fp8-32"),)),) * 2)
-
-FOUND = {
-    "ScalesOfAnotherSite": (TWO_SITES, Check.ARGUMENTS),
-    "OtherGroup": ("F19", Check.ARGUMENTS),
-    "PackedReadAsFloat": ("F17-group-fp8-packed", Check.ARGUMENTS),
-    "FactorDropped": ("F19-nvfp4", Check.ARGUMENTS),
-    "FactorOfAnotherSite": (TWO_FACTORS, Check.ARGUMENTS),
-    "OneReaderLeft": ("F19", Check.SITES),
-    "OtherLayout": ("F17-nvfp4", Check.ARGUMENTS),
-    "StaticForDynamic": ("D11", Check.ARGUMENTS),
-    "FirstFormat": ("D10", Check.ARGUMENTS),
-    "SplitRows": ("D12", Check.UNFUSED),
-    "GatherLeftOut": ("D14", Check.UNFUSED),
-    "SharedExpertSkipped": ("N20", Check.KERNEL),
-    "ReducedTwice": ("F21", Check.COUNTS),
-}
-"""The graph that shows each lapse, by its row or whole, and the check that finds it."""
-HONEST_ROWS = "F18-nvfp4,F19,F19-nvfp4,F20-nvfp4,D9,D10"
-
-
-def subject(name: str) -> Subject:
-    """A pass of the lapses by name."""
-    found = getattr(lapses, name)
-    of_norm = issubclass(found, FuseNorm)
-    moves = ("moe_finalize",) if issubclass(found, FuseFinalize) else tuple(KINDS)
-    return Subject(f"{found.__module__}:{name}.apply", not of_norm, not of_norm, () if of_norm else moves)
-
-
-@pytest.mark.parametrize(("name", "shown", "check"), [(name, *rest) for name, rest in FOUND.items()])
-def test_a_lapse_over_the_family_is_found_by_the_check_that_is_there_for_it(
-    quick_checker: GraphChecker, name: str, shown: str | GraphPlan, check: Check
-) -> None:
-    case = row_cases(2, shown)[0] if isinstance(shown, str) else GraphCase("two", shown)
-    result = quick_checker.for_subject(subject(name)).check(case)
-    assert check in {finding.check for finding in result.findings}, result.findings
-
-
-@pytest.mark.parametrize("name", ["LastFirst", "SharesFirst"])
-def test_a_right_pass_of_another_kind_is_not_accused(quick_checker: GraphChecker, name: str) -> None:
-    results = quick_checker.for_subject(subject(name)).check_all(row_cases(2, HONEST_ROWS))
-    assert [result.findings for result in results] == [[]] * len(results)
 
 
 @pytest.mark.parametrize("name", ["decoder:group-fp8", "decoder:dynamic-fp8", "decoder:nvfp4"])

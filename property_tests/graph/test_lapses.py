@@ -2,107 +2,118 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fusecheck.graph.cases import GraphCase, Subject, row_cases
+from fusecheck.graph.family import FINALIZE
+from fusecheck.graph.finalize_fusion import FuseFinalize
 from fusecheck.graph.findings import Check
 from fusecheck.graph.norm_fusion import FuseNorm
-from fusecheck.graph.plan import GraphPlan, SitePlan
+from fusecheck.graph.plan import GraphPlan, SitePlan, made
 from fusecheck.graph.results import Status
 from fusecheck.graph.run import GraphChecker
-from fusecheck.property_tests.graph import honest, lapses, lapses_of_state, lapses_of_steps, lapses_of_values
-
-LAPSES = (lapses, lapses_of_state, lapses_of_steps, lapses_of_values)
-FOUND = {
-    "ReduceLeftBehindView": Check.ORPHANS,
-    "AddLeft": Check.ORPHANS,
-    "NormLeft": Check.ORPHANS,
-    "ReduceOfZero": Check.COUNTS,
-    "QuantLeft": Check.ORPHANS,
-    "WritesDropped": Check.EFFECTS,
-    "WritesAdded": Check.EFFECTS,
-    "ScalesRounded": Check.MEMORY,
-    "WeightsRounded": Check.MEMORY,
-    "WeightsReplaced": Check.MEMORY,
-    "StaticMeta": Check.META,
-    "StridedMeta": Check.META,
-    "DeviceMeta": Check.META,
-    "DtypeMeta": Check.META,
-    "HashOrder": Check.RANKS,
-    "HashChoice": Check.RANKS,
-    "Remembering": Check.REPEATS,
-    "ResidualThroughFp16": Check.UNFUSED,
-    "ResidualThroughFp8": Check.UNFUSED,
-    "ResidualClamped": Check.UNFUSED,
-    "EqualScale": Check.ARGUMENTS,
-    "UnitScale": Check.ARGUMENTS,
-    "CodesRequantised": Check.ARGUMENTS,
-    "WrongName": Check.SITES,
-    "DefaultDtypeLeft": Check.MEMORY,
-    "GradientsLeftOff": Check.MEMORY,
-    "ByAddress": Check.RANKS,
-    "NanLaundered": Check.UNFUSED,
-    "StaleResidual": Check.KERNEL,
-    "AlphaIgnored": Check.KERNEL,
-    "OtherReaderIgnored": Check.KERNEL,
-    "BroadcastResidual": Check.UNFUSED,
-    "FixedEps": Check.ARGUMENTS,
-    "FixedStrategy": Check.ARGUMENTS,
-    "NoMeta": Check.META,
-    "BadScaleValue": Check.ARGUMENTS,
-    "ViewDropped": Check.UNFUSED,
-    "AlwaysOutQuant": Check.SITES,
-}
-"""The check that finds each lapse."""
-ROWS = {
-    "WritesDropped": "F16",
-    "EqualScale": "F4",
-    "HashOrder": "F15",
-    "NanLaundered": "F1-nan",
-    "AlphaIgnored": "N2-alpha",
-    "OtherReaderIgnored": "N1",
-    "BroadcastResidual": "N3",
-    "FixedStrategy": "D7",
-    "BadScaleValue": "N8-zero",
-    "ViewDropped": "F6-halves",
-}
-"""The row that shows it, where the plainest does not."""
-TWELVE = GraphCase("twelve", GraphPlan(sites=(SitePlan(),) * 12))
-"""So many sites that two hash seeds decide alike about all of them once in 4096 times."""
-HONEST = (
-    *("LastFirst", "LastFirstQuant", "renamed", "cleaned", "copied", "copied_whole", "OwnScale", "ByKeyword"),
-    *("UnreadResults", "one_read_each", "late", "as_parameters"),
+from fusecheck.property_tests.graph import (
+    honest,
+    lapses,
+    lapses_of_family,
+    lapses_of_state,
+    lapses_of_steps,
+    lapses_of_values,
 )
-HONEST_ROWS = "F4,F6-halves,F7,F16,D2-residual"
+
+LAPSES = (lapses, lapses_of_family, lapses_of_state, lapses_of_steps, lapses_of_values)
+TWELVE = GraphPlan(sites=(SitePlan(),) * 12)
+"""So many sites that two hash seeds decide alike about all of them once in 4096 times."""
+TWO_FACTORS = GraphPlan(sites=(SitePlan(readers=(made("nvfp4"),)), SitePlan(readers=(made("nvfp4", scale=4),))))
+TWO_SITES = GraphPlan(sites=(SitePlan(readers=(made("group-fp8-32"),)),) * 2)
+FOUND: dict[str, tuple[str | GraphPlan, Check]] = {
+    "ReduceLeftBehindView": ("F1", Check.ORPHANS),
+    "AddLeft": ("F1", Check.ORPHANS),
+    "NormLeft": ("F1", Check.ORPHANS),
+    "ReduceOfZero": ("F1", Check.COUNTS),
+    "QuantLeft": ("F1", Check.ORPHANS),
+    "WritesDropped": ("F16", Check.EFFECTS),
+    "WritesAdded": ("F1", Check.EFFECTS),
+    "ScalesRounded": ("F1", Check.MEMORY),
+    "WeightsRounded": ("F1", Check.MEMORY),
+    "WeightsReplaced": ("F1", Check.MEMORY),
+    "StaticMeta": ("F1", Check.META),
+    "StridedMeta": ("F1", Check.META),
+    "DeviceMeta": ("F1", Check.META),
+    "DtypeMeta": ("F1", Check.META),
+    "HashOrder": ("F15", Check.RANKS),
+    "HashChoice": (TWELVE, Check.RANKS),
+    "Remembering": ("F1", Check.REPEATS),
+    "ResidualThroughFp16": ("F1", Check.UNFUSED),
+    "ResidualThroughFp8": ("F1", Check.UNFUSED),
+    "ResidualClamped": ("F1", Check.UNFUSED),
+    "EqualScale": ("F4", Check.ARGUMENTS),
+    "UnitScale": ("F1", Check.ARGUMENTS),
+    "CodesRequantised": ("F1", Check.ARGUMENTS),
+    "WrongName": ("F1", Check.SITES),
+    "DefaultDtypeLeft": ("F1", Check.MEMORY),
+    "GradientsLeftOff": ("F1", Check.MEMORY),
+    "ByAddress": (TWELVE, Check.RANKS),
+    "NanLaundered": ("F1-nan", Check.UNFUSED),
+    "StaleResidual": ("F1", Check.KERNEL),
+    "AlphaIgnored": ("N2-alpha", Check.KERNEL),
+    "OtherReaderIgnored": ("N1", Check.KERNEL),
+    "BroadcastResidual": ("N3", Check.UNFUSED),
+    "FixedEps": ("F1", Check.ARGUMENTS),
+    "FixedStrategy": ("D7", Check.ARGUMENTS),
+    "NoMeta": ("F1", Check.META),
+    "BadScaleValue": ("N8-zero", Check.ARGUMENTS),
+    "ViewDropped": ("F6-halves", Check.UNFUSED),
+    "AlwaysOutQuant": ("F1", Check.SITES),
+    "ScalesOfAnotherSite": (TWO_SITES, Check.ARGUMENTS),
+    "OtherGroup": ("F19", Check.ARGUMENTS),
+    "PackedReadAsFloat": ("F17-group-fp8-packed", Check.ARGUMENTS),
+    "FactorDropped": ("F19-nvfp4", Check.ARGUMENTS),
+    "FactorOfAnotherSite": (TWO_FACTORS, Check.ARGUMENTS),
+    "OneReaderLeft": ("F19", Check.SITES),
+    "OtherLayout": ("F17-nvfp4", Check.ARGUMENTS),
+    "StaticForDynamic": ("D11", Check.ARGUMENTS),
+    "FirstFormat": ("D10", Check.ARGUMENTS),
+    "SplitRows": ("D12", Check.UNFUSED),
+    "GatherLeftOut": ("D14", Check.UNFUSED),
+    "SharedExpertSkipped": ("N20", Check.KERNEL),
+    "ReducedTwice": ("F21", Check.COUNTS),
+}
+"""The graph that shows each lapse, by its row or whole, and the check that finds it."""
+HONEST = [
+    *(honest.LastFirst, honest.LastFirstQuant, honest.renamed, honest.cleaned, honest.copied, honest.copied_whole),
+    *(honest.OwnScale, honest.ByKeyword, honest.UnreadResults, honest.one_read_each, honest.late),
+    *(honest.as_parameters, lapses_of_family.LastFirst, lapses_of_family.SharesFirst),
+]
+HONEST_ROWS = "F4,F6-halves,F7,F16,F18-nvfp4,F19,F19-nvfp4,F20-nvfp4,D2-residual,D9,D10"
 
 
-def subject(module: object, name: str) -> Subject:
-    """A pass of a module by name: a transform, or a function."""
-    found = getattr(module, name)
-    of_norm = isinstance(found, type) and issubclass(found, FuseNorm)
-    of_norm |= name in ("renamed", "copied", "nothing", "one_read_each", "late")
-    attribute = f"{name}.apply" if isinstance(found, type) else name
-    return Subject(f"{found.__module__}:{attribute}", after_norm=not of_norm, quantises=not of_norm)
+def subject(found: Any) -> Subject:
+    """A transform, or a function that is a pass."""
+    name = found.__name__
+    of_norm = name in ("renamed", "copied", "one_read_each", "late")
+    moves: tuple[str, ...] = ()
+    if isinstance(found, type):
+        name, of_norm = f"{name}.apply", issubclass(found, FuseNorm)
+        moves = (FINALIZE,) if issubclass(found, FuseFinalize) else getattr(found, "kinds", ())
+    return Subject(f"{found.__module__}:{name}", not of_norm, not of_norm, moves)
 
 
-def row(name: str) -> GraphCase:
-    """One edge case."""
-    return row_cases(2, name)[0]
-
-
-@pytest.mark.parametrize(("name", "check"), FOUND.items())
+@pytest.mark.parametrize(("name", "shown", "check"), [(name, *rest) for name, rest in FOUND.items()])
 def test_a_lapse_is_found_by_the_check_that_is_there_for_it(
-    quick_checker: GraphChecker, name: str, check: Check
+    quick_checker: GraphChecker, name: str, shown: str | GraphPlan, check: Check
 ) -> None:
-    case = TWELVE if name in ("HashChoice", "ByAddress") else row(ROWS.get(name, "F1"))
-    module = next(module for module in LAPSES if hasattr(module, name))
-    result = quick_checker.for_subject(subject(module, name)).check(case)
+    case = row_cases(2, shown)[0] if isinstance(shown, str) else GraphCase("sites", shown)
+    found = next(getattr(module, name) for module in LAPSES if hasattr(module, name))
+    result = quick_checker.for_subject(subject(found)).check(case)
     assert check in {finding.check for finding in result.findings}, result.findings
-    of_sites = Status.AGAINST if name == "AlwaysOutQuant" else Status.MISSED
+    of_sites = Status.MISSED if name == "WrongName" else Status.AGAINST
     assert result.status() is (of_sites if check is Check.SITES else Status.BROKEN)
 
 
-@pytest.mark.parametrize("name", HONEST)
-def test_a_right_pass_of_another_kind_is_not_accused(quick_checker: GraphChecker, name: str) -> None:
-    results = quick_checker.for_subject(subject(honest, name)).check_all(row_cases(2, HONEST_ROWS))
+@pytest.mark.parametrize("right", HONEST, ids=lambda right: f"{right.__module__.rpartition('.')[2]}.{right.__name__}")
+def test_a_right_pass_of_another_kind_is_not_accused(quick_checker: GraphChecker, right: Any) -> None:
+    results = quick_checker.for_subject(subject(right)).check_all(row_cases(2, HONEST_ROWS))
     assert [result.findings for result in results] == [[]] * len(results)

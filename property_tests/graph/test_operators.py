@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributed import ProcessGroup
 
 from fusecheck import backends
 from fusecheck.dataflow import dataflow
@@ -19,28 +18,15 @@ from fusecheck.graph.context import RankContext, tensor_parallel
 from fusecheck.graph.fused_ops import resolve
 from fusecheck.graph.ops import SCHEMAS
 from fusecheck.interface import Strategy
+from fusecheck.property_tests.suite.lone_rank import LoneRank
 
 own = torch.ops.fusecheck
-
-
-class AloneRank:
-    """A group of one rank on the CPU, which needs no process group."""
-
-    index = 0
-    world_size = 1
-    device = torch.device("cpu")
-    group: ProcessGroup | None = None
-
-    def symmetric(self, name: str, nbytes: int) -> list[torch.Tensor]:
-        """Memory that is shared with nobody."""
-        del name
-        return [torch.zeros(nbytes, dtype=torch.uint8)]
 
 
 @pytest.fixture
 def alone() -> Iterator[RankContext]:
     """Operators run as the only rank, on the unfused backend."""
-    context = RankContext(AloneRank(), backends.backend("unfused"), dataflow("trtllm"))
+    context = RankContext(LoneRank(world_size=1), backends.backend("unfused"), dataflow("trtllm"))
     with tensor_parallel(context):
         yield context
 

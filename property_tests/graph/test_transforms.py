@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +21,12 @@ from fusecheck.graph.config import (
     TransformConfig,
     load_transforms,
 )
-from fusecheck.graph.expectations import expectation
-from fusecheck.graph.inspection import count_roles
 from fusecheck.graph.passes import (
     fuse_all,
     fuse_allreduce_residual_rmsnorm,
     fuse_allreduce_residual_rmsnorm_quant_fp8,
 )
 from fusecheck.graph.plan import GraphPlan, ReaderPlan, SitePlan
-from fusecheck.graph.rows import ROWS, Row
 from fusecheck.graph.structure import signature
 from fusecheck.interface import FusionOp
 
@@ -79,37 +75,6 @@ def test_the_quantising_pass_alone_finds_nothing_to_do() -> None:
     assert signature(gm) == before
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_a_row_is_rewritten_as_predicted_without_being_run(row: Row) -> None:
-    plan, world_size = row.plan, row.world_size or 2
-    scales_differ = any(reader.scale_kind == "per_rank" for site in plan.sites for reader in site.readers)
-    gm = fuse_all(build(plan, 0, world_size).module, SharedConfig(world_size=world_size))
-    wanted = [expectation(plan, index, world_size).fused for index in range(len(plan.sites))]
-    # Whether ranks differ can only be known by asking them.
-    assert scales_differ or ops_of(gm) == [op for op in wanted if op is not None]
-    gm.graph.lint()
-    assert all("val" in node.meta for node in gm.graph.nodes if roles.fused_op(node) is not None)
-
-
-def test_the_residual_moves_from_index_one_to_two_with_both_outputs() -> None:
-    plan = GraphPlan(sites=(SitePlan(readers=(ReaderPlan(), ReaderPlan(kind="router"))), SitePlan()))
-    gm = rewritten(plan)
-    assert ops_of(gm) == [OUT_QUANT, QUANT]
-    first, second = fused_nodes(gm)
-    residual = second.args[1]
-    assert isinstance(residual, torch.fx.Node)
-    assert (residual.target, residual.args) == (operator.getitem, (first, 2))
-    dtypes = [entry.dtype for entry in first.meta["val"]]
-    assert dtypes == [torch.bfloat16, torch.float8_e4m3fn, torch.bfloat16]
-
-
-def test_layers_get_the_out_dtype_of_the_activations() -> None:
-    gm = rewritten(replace(PLAIN, dtype="float16"))
-    layers = [node for node in gm.graph.nodes if node.target == own.fp8_prequant_linear.default]
-    assert len(layers) == 2
-    assert {node.args[5] for node in layers} == {"float16"}
-
-
 def test_every_refusal_has_its_reason() -> None:
     plan = GraphPlan(sites=(SitePlan(add="alpha"), SitePlan(readers=(ReaderPlan(), ReaderPlan(scale=1)))))
     norm, quant, _ = rewritten(plan).meta["transform_history"]
@@ -152,21 +117,6 @@ def test_listed_batch_sizes_are_fused(tokens: int, *, fused: bool) -> None:
 def test_compile_ranges_that_end_below_the_threshold_are_fused(largest: int, *, fused: bool) -> None:
     shared = replace(quantising(FusionPolicy(PolicyKind.PER_RANGE, max_tokens=128)), max_tokens=largest)
     assert ops_of(rewritten(PLAIN, shared)) == [QUANT if fused else FusionOp.RESIDUAL_RMS_NORM] * 2
-
-
-def test_a_model_of_many_layers_has_no_collective_left() -> None:
-    plan = GraphPlan(sites=(SitePlan(),) * 12)
-    assert count_roles(rewritten(plan)) == {"all_reduce": 0, "norm": 0, QUANT.value: 12}
-
-
-def test_a_configuration_file_switches_transforms_on_with_a_policy(tmp_path: Path) -> None:
-    path = tmp_path / "model.yaml"
-    path.write_text(
-        f"transforms:\n  {QUANT_PASS}:\n    stage: post_load_fusion\n    enabled: true\n"
-        "    policy: {kind: per_batch_size, batch_sizes: [1, 2, 4]}\n"
-    )
-    policy = FusionPolicy(PolicyKind.PER_BATCH_SIZE, batch_sizes=(1, 2, 4))
-    assert load_transforms(path) == {QUANT_PASS: TransformConfig(enabled=True, policy=policy)}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fusecheck.case.run import Outcome, collect, request, run_case
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Backend
 from fusecheck.problem import Problem
-from fusecheck.ranks import Pool, Request, map_cases
+from fusecheck.ranks import Pool, Reply, Request, map_cases
 
 WORKER = "fusecheck.property_tests.kernel.relation_worker:RelationWorker"
 
@@ -156,6 +156,12 @@ class Bench:
         if findings:
             self._fail(Failure(problem, self._lines(case, findings), replays=False))
         return [reply.value for reply in replies]
+
+    def judge(self, problem: Problem, answers: Sequence[dict[str, Any]], what: str = "") -> None:
+        """Report what is wrong with the `calls` of the ranks' answers to `ask`, said of `what`."""
+        replies = [Reply(rank, answer) for rank, answer in enumerate(answers)]
+        for finding in collect({"problem": problem.to_json()}, replies).findings:
+            self.fail(problem, what + finding.line())
 
     def fail(self, problem: Problem, line: str) -> NoReturn:
         """Report a failure that a test found itself."""

@@ -6,66 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fusecheck.interface import RankInputs
 
 
-def _gamma_in_float32(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, gamma=inputs.gamma.float())
-
-
-def _short_gamma(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, gamma=inputs.gamma[:-8].clone())
-
-
-def _scale_in_float64(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, scale=inputs.scale.double())
-
-
-def _scale_in_the_activations_dtype(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, scale=inputs.scale.to(inputs.partial.dtype))
-
-
-def _scale_per_channel(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, scale=inputs.scale.expand(len(inputs.gamma)).contiguous())
-
-
-def _residual_in_float32(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, residual=inputs.residual.float())
-
-
-def _residual_of_the_other_format(inputs: RankInputs) -> RankInputs:
-    other = torch.float16 if inputs.residual.dtype is torch.bfloat16 else torch.bfloat16
-    return replace(inputs, residual=inputs.residual.to(other))
-
-
-def _short_residual(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, residual=inputs.residual[:-1].clone())
-
-
-def _narrow_residual(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, residual=inputs.residual[:, :-8].contiguous())
-
-
-def _partial_in_float32(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, partial=inputs.partial.float())
-
-
-def _flat_partial(inputs: RankInputs) -> RankInputs:
-    return replace(inputs, partial=inputs.partial.reshape(-1))
+def _other(tensor: Tensor) -> torch.dtype:
+    return torch.float16 if tensor.dtype is torch.bfloat16 else torch.bfloat16
 
 
 SPOILERS: dict[str, Callable[[RankInputs], RankInputs]] = {
-    "gamma in float32": _gamma_in_float32,
-    "gamma too short": _short_gamma,
-    "scale in float64": _scale_in_float64,
-    "scale in the activations' dtype": _scale_in_the_activations_dtype,
-    "a scale for each channel": _scale_per_channel,
-    "residual in float32": _residual_in_float32,
-    "residual of the other format": _residual_of_the_other_format,
-    "residual with a row missing": _short_residual,
-    "residual too narrow": _narrow_residual,
-    "partial sums in float32": _partial_in_float32,
-    "partial sums in one dimension": _flat_partial,
+    "gamma in float32": lambda given: replace(given, gamma=given.gamma.float()),
+    "gamma too short": lambda given: replace(given, gamma=given.gamma[:-8].clone()),
+    "scale in float64": lambda given: replace(given, scale=given.scale.double()),
+    "scale in the activations' dtype": lambda given: replace(given, scale=given.scale.to(given.partial.dtype)),
+    "a scale for each channel": lambda given: replace(given, scale=given.scale.repeat(len(given.gamma))),
+    "residual in float32": lambda given: replace(given, residual=given.residual.float()),
+    "residual of the other format": lambda given: replace(given, residual=given.residual.to(_other(given.residual))),
+    "residual with a row missing": lambda given: replace(given, residual=given.residual[:-1].clone()),
+    "residual too narrow": lambda given: replace(given, residual=given.residual[:, :-8].contiguous()),
+    "partial sums in float32": lambda given: replace(given, partial=given.partial.float()),
+    "partial sums in one dimension": lambda given: replace(given, partial=given.partial.reshape(-1)),
 }
 """How an operand is spoilt, by what is wrong with it."""

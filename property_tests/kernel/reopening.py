@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fusecheck.case.run import collect
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.kernel.bench import Bench
-from fusecheck.ranks import Reply
 
 FIRST = 3
 """Openings after which all that is made once is made."""
@@ -21,8 +19,7 @@ def check_that_closing_gives_everything_back(bench: Bench, strategy: Strategy) -
     if not bench.accepts(problem):
         pytest.skip(f"{bench.backend} does not take {strategy.value} at {problem.tokens} x {problem.hidden}")
     answers = bench.ask("reopen", problem, FIRST + MORE)
-    for finding in collect({"problem": problem.to_json()}, [Reply(r, a) for r, a in enumerate(answers)]).findings:
-        bench.fail(problem, finding.line())
+    bench.judge(problem, answers)
     for rank, answer in enumerate(answers):
         early, late = answer["held"][FIRST - 1], answer["held"][-1]
         grown = {kind: late[kind] - early[kind] for kind in early if late[kind] > early[kind]}

@@ -10,13 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fusecheck.case.run import collect
 from fusecheck.interface import FusionOp
 from fusecheck.problem import Problem
 from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.strategies import scales
-from fusecheck.ranks import Reply
 
 both = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 PATTERNS = 65536
@@ -35,9 +33,7 @@ def sweep(bench: Bench, problem: Problem) -> bytes:
     seen = np.zeros(PATTERNS, dtype=np.uint8)
     for first in range(0, PATTERNS, problem.hidden):
         answers = bench.ask("sweep", problem, first)
-        replies = [Reply(rank, answer) for rank, answer in enumerate(answers)]
-        for finding in collect({"problem": problem.to_json()}, replies).findings:
-            bench.fail(problem, f"values from {first:#06x}: {finding.line()}")
+        bench.judge(problem, answers, f"values from {first:#06x}: ")
         seen |= np.frombuffer(answers[0]["seen"], dtype=np.uint8)
     return seen.tobytes()
 

@@ -6,14 +6,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fusecheck.case.run import collect
 from fusecheck.interface import Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.effort import share
 from fusecheck.property_tests.kernel.bench import Bench
 from fusecheck.property_tests.kernel.refusals import SPOILERS
 from fusecheck.property_tests.strategies import PLAIN, problems
-from fusecheck.ranks import Reply
 
 few = share(8, least=3)
 WILD = (8, 16, 8192, 8200, 8216, 16384, 16392, 32768, 65536, 65544, 131072)
@@ -34,9 +32,7 @@ def test_an_operand_that_would_be_misread_is_refused_and_does_no_harm(
     for rank, answer in enumerate(answers):
         if not answer["refused"]:
             bench.fail(problem, f"{spoiler}: rank {rank} took it, expected an error")
-    replies = [Reply(rank, answer) for rank, answer in enumerate(answers)]
-    for finding in collect({"problem": problem.to_json()}, replies).findings:
-        bench.fail(problem, f"after {spoiler} was refused: {finding.line()}")
+    bench.judge(problem, answers, f"after {spoiler} was refused: ")
 
 
 @share(3, least=6)

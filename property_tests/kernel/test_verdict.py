@@ -25,6 +25,8 @@ from fusecheck.property_tests.strategies import (
     token_counts,
 )
 
+SMALL = st.integers(1, 64).map(lambda lanes: 8 * lanes)
+
 
 def judge(bench: Bench, problem: Problem, checks: Sequence[str] = ()) -> None:
     assume(bench.accepts(problem))
@@ -46,18 +48,20 @@ def test_every_kind_of_input_is_computed_rightly(bench: Bench, family: str, data
     judge(bench, data.draw(problems(bench.world_size, families=[family]), label="problem"))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "hidden"),
+    [
+        pytest.param(None, st.sampled_from(model_sizes()), id="widths of real models"),
+        pytest.param(None, st.sampled_from(ODD_HIDDEN), id="odd multiples of eight lanes"),
+        pytest.param(st.integers(LIMIT - 1, LIMIT + 1), SMALL, id="one-shot's limit"),
+    ],
+)
 @share(4)
 @given(data=st.data())
-def test_the_widths_of_real_models_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
-    hidden = st.sampled_from(model_sizes())
-    judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
-
-
-@share(4)
-@given(data=st.data())
-def test_odd_multiples_of_eight_lanes_are_computed_rightly(bench: Bench, data: st.DataObject) -> None:
-    hidden = st.sampled_from(ODD_HIDDEN)
-    judge(bench, data.draw(problems(bench.world_size, hidden=hidden), label="problem"))
+def test_sizes_at_which_kernels_change_are_computed_rightly(
+    bench: Bench, tokens: st.SearchStrategy[int] | None, hidden: st.SearchStrategy[int], data: st.DataObject
+) -> None:
+    judge(bench, data.draw(problems(bench.world_size, tokens=tokens, hidden=hidden), label="problem"))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -67,17 +71,7 @@ def test_every_token_is_computed_when_the_ranks_share_them_unevenly(
 ) -> None:
     few = st.integers(1, 2 * bench.world_size + 1)
     uneven = st.one_of(few, token_counts(bench.world_size, 64).filter(lambda t: t % bench.world_size != 0))
-    small = st.integers(1, 64).map(lambda lanes: 8 * lanes)
-    strategies = [strategy]
-    judge(bench, data.draw(problems(bench.world_size, strategies=strategies, tokens=uneven, hidden=small)))
-
-
-@share(4)
-@given(data=st.data())
-def test_nothing_changes_at_the_limit_of_the_one_shot_kernel(bench: Bench, data: st.DataObject) -> None:
-    around = st.integers(LIMIT - 1, LIMIT + 1)
-    small = st.integers(1, 64).map(lambda lanes: 8 * lanes)
-    judge(bench, data.draw(problems(bench.world_size, tokens=around, hidden=small), label="problem"))
+    judge(bench, data.draw(problems(bench.world_size, strategies=[strategy], tokens=uneven, hidden=SMALL)))
 
 
 @pytest.mark.parametrize("op", list(STATIC_OPS))

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from fusecheck.backends import backend
 from fusecheck.backends.emulated import EmulatedBackend, EmulatedKernel
 from fusecheck.backends.emulated_protocol import Lamport
 from fusecheck.interface import FusionOp, Limits, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.property_tests.suite.lone_rank import LoneRank
 
 Floats = NDArray[np.float64]
 Outputs = dict[str, NDArray[np.uint8]]
@@ -99,19 +99,6 @@ class BackendCalls:
         return returned
 
 
-class LoneRank:
-    """A group of one, in this process."""
-
-    def __init__(self) -> None:
-        self.index, self.world_size = 0, 1
-        self.device = torch.device("cpu")
-        self.group: ProcessGroup | None = None
-        self._buffers: dict[str, Tensor] = {}
-
-    def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        return [self._buffers.setdefault(name, torch.zeros(nbytes, dtype=torch.uint8))]
-
-
 class PublishingRaw(Lamport):
     """One-shot that forgets to make +0.0 of -0.0."""
 
@@ -186,6 +173,6 @@ def e4m3_codes(x: Floats) -> NDArray[np.uint8]:
 
 def kernel(dataflow_name: str = "trtllm", tokens: int = 64, hidden: int = 256) -> EmulatedKernel:
     """A workspace for a group of one, in this process."""
-    opened = EmulatedBackend(dataflow_name).open(LoneRank(), Limits(tokens, hidden, torch.bfloat16))
+    opened = EmulatedBackend(dataflow_name).open(LoneRank(world_size=1), Limits(tokens, hidden, torch.bfloat16))
     assert isinstance(opened, EmulatedKernel)
     return opened

@@ -35,50 +35,24 @@ class ImportFails(Backend):
         raise ImportError("libmykernel.so: cannot open shared object file")
 
 
-class ReturnsKernel(Kernel):
-    """Returns what `wrong` makes of the right outputs."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> Any:
-        return self.wrong(super().run(inputs, op=op, strategy=strategy))
-
-    def wrong(self, made: RankOutputs) -> Any:
-        return made
-
-
-class NothingKernel(ReturnsKernel):
-    def wrong(self, made: RankOutputs) -> Any:
+class ReturnsNothing(Backend):
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
         return None
 
 
-class ReturnsNothing(Backend):
-    kernel = NothingKernel
-
-
-class TupleKernel(ReturnsKernel):
-    def wrong(self, made: RankOutputs) -> Any:
-        return made.residual, made.norm
-
-
 class ReturnsTuple(Backend):
-    kernel = TupleKernel
-
-
-class FlatKernel(ReturnsKernel):
-    def wrong(self, made: RankOutputs) -> Any:
-        return RankOutputs(made.residual.float().flatten(), made.norm, made.quant)
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
+        return outputs.residual, outputs.norm
 
 
 class ReturnsFlat(Backend):
-    kernel = FlatKernel
-
-
-class MetaKernel(ReturnsKernel):
-    def wrong(self, made: RankOutputs) -> Any:
-        return RankOutputs(made.residual.to("meta"), made.norm, made.quant)
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
+        return RankOutputs(outputs.residual.float().flatten(), outputs.norm, outputs.quant)
 
 
 class ReturnsMeta(Backend):
-    kernel = MetaKernel
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
+        return RankOutputs(outputs.residual.to("meta"), outputs.norm, outputs.quant)
 
 
 class BoomKernel(Kernel):
@@ -96,6 +70,14 @@ class Boom(Backend):
     kernel = BoomKernel
 
 
+class Flushing(Backend):
+    """Leaves flush-to-zero on, as a library linked with -ffast-math does."""
+
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
+        torch.set_flush_denormal(True)
+        return outputs
+
+
 class DoubleFreeKernel(Kernel):
     def close(self) -> None:
         raise RuntimeError("double free")
@@ -103,16 +85,3 @@ class DoubleFreeKernel(Kernel):
 
 class DoubleFree(Backend):
     kernel = DoubleFreeKernel
-
-
-class FlushingKernel(Kernel):
-    """Leaves flush-to-zero on, as a library linked with -ffast-math does."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        torch.set_flush_denormal(True)
-        return made
-
-
-class Flushing(Backend):
-    kernel = FlushingKernel

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusecheck.backends.emulated_arithmetic import Arithmetic
 from fusecheck.backends.emulated_quantise import Quantising
-from fusecheck.case.returned import decoded, layout_of
+from fusecheck.case.returned import decoded, layout_of, misshapen
 from fusecheck.dataflow import Dataflow, ExpertFlow
 from fusecheck.inputs.rank_inputs import EXPERTS, Inputs
 from fusecheck.interface import Operation, RankInputs, RankOutputs
@@ -93,8 +93,13 @@ def computed(
 def judged(
     problem: Problem, flow: Dataflow, outputs: RankOutputs, *, operands: Operands | None = None
 ) -> dict[Stage, Tally]:
-    """The tallies of all rows, stage by stage, those of one stage added up; `operands` spares making them again."""
-    operands = operands or Inputs(problem, CPU).operands(range(problem.tokens))
+    """The tallies of all rows, stage by stage, those of one stage added up; `operands` spares making them again.
+
+    Raises:
+        AssertionError: an output is missing, or is not of the shape and dtype that the operation returns.
+    """
+    assert misshapen(outputs, problem, CPU) == []
+    operands = operands or Inputs(problem, CPU).operands(range(problem.tokens), flow.experts)
     tallies: dict[Stage, Tally] = {}
     for tally in judge_rows(Oracle(flow, operands), decoded(outputs, problem), 0):
         tallies.setdefault(tally.stage, Tally(tally.stage)).add(tally)

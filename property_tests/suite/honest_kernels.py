@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,52 +18,49 @@ from fusecheck.property_tests.suite.example_backend import ExampleBackend, Examp
 
 
 class Kernel(ExampleKernel):
-    """The example's kernel, call by call."""
+    """The example's kernel, with what its backend makes of each call."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: Rank, backend: Backend) -> None:
         super().__init__(rank)
-        self.calls = 0
+        self.backend, self.calls = backend, 0
 
     def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
         self.calls += 1
-        return super().run(inputs, op=op, strategy=strategy)
+        made: RankOutputs = self.backend.made(super().run(inputs, op=op, strategy=strategy), inputs, self)
+        return made
 
 
 class Backend(ExampleBackend):
-    """The example's backend with another kernel."""
+    """The example's backend but for what it makes of a call, or for its kernel."""
 
-    kernel: type[ExampleKernel] = Kernel
+    kernel: type[Kernel] = Kernel
 
     def __init__(self) -> None:
         self.name = f"honest-{type(self).__name__}"
 
     def open(self, rank: Rank, limits: Limits) -> ExampleKernel:
-        return self.kernel(rank)
+        return self.kernel(rank, self)
 
-
-class InPlaceKernel(Kernel):
-    """Writes the residual stream over the residual and the norm over the partial sum, as `fused_add_rms_norm` does."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        inputs.residual.copy_(made.residual)
-        if made.norm is not None:
-            inputs.partial.copy_(made.norm)
-            return replace(made, residual=inputs.residual, norm=inputs.partial)
-        return replace(made, residual=inputs.residual)
-
-
-class InPlace(Backend):
-    """Says so."""
-
-    kernel = InPlaceKernel
-    overwrites = ("residual", "partial")
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> Any:
+        """What a call returns instead of the right outputs."""
+        return outputs
 
 
 class InPlaceUnsaid(Backend):
-    """Does not say so."""
+    """Writes the residual stream over the residual and the norm over the partial sum, as `fused_add_rms_norm` does."""
 
-    kernel = InPlaceKernel
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> RankOutputs:
+        inputs.residual.copy_(outputs.residual)
+        if outputs.norm is not None:
+            inputs.partial.copy_(outputs.norm)
+            return replace(outputs, residual=inputs.residual, norm=inputs.partial)
+        return replace(outputs, residual=inputs.residual)
+
+
+class InPlace(InPlaceUnsaid):
+    """Says so."""
+
+    overwrites = ("residual", "partial")
 
 
 class AnyOrderKernel(Kernel):
@@ -98,48 +96,32 @@ class AnyOrderUnsaid(AnyOrder):
     reproducible = True
 
 
-class UnsaturatedKernel(Kernel):
+class Unsaturated(Backend):
     """Casts without clamping: what is beyond the largest code becomes 0xFF, which is also the poison."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        if made.norm is None or made.quant is None:
-            return made
-        beyond = (made.norm.float() * inputs.scale.reciprocal()).abs() > 464
-        made.quant.view(torch.uint8)[beyond] = 0xFF
-        return made
-
-
-class Unsaturated(Backend):
-    kernel = UnsaturatedKernel
-
-
-class HalfWrittenKernel(Kernel):
-    """Leaves the second half of each row of the norm as it was allocated."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        norm = torch.empty_like(made.residual)
-        if made.norm is not None:
-            half = norm.shape[1] // 2
-            norm[:, :half] = made.norm[:, :half]
-        return replace(made, norm=norm if op.returns_norm else None)
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> RankOutputs:
+        if outputs.norm is not None and outputs.quant is not None:
+            beyond = (outputs.norm.float() * inputs.scale.reciprocal()).abs() > 464
+            outputs.quant.view(torch.uint8)[beyond] = 0xFF
+        return outputs
 
 
 class HalfWritten(Backend):
-    kernel = HalfWrittenKernel
+    """Leaves the second half of each row of the norm as it was allocated."""
 
-
-class ForgetfulKernel(Kernel):
-    """Copies a view before the exchange and returns the residual as it was: Megatron-LM issue 5337."""
-
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        return made if inputs.partial.is_contiguous() else replace(made, residual=inputs.residual.clone())
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> RankOutputs:
+        if outputs.norm is None:
+            return outputs
+        norm, half = torch.empty_like(outputs.norm), outputs.norm.shape[1] // 2
+        norm[:, :half] = outputs.norm[:, :half]
+        return replace(outputs, norm=norm)
 
 
 class Forgetful(Backend):
-    kernel = ForgetfulKernel
+    """Copies a view before the exchange and returns the residual as it was: Megatron-LM issue 5337."""
+
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> RankOutputs:
+        return outputs if inputs.partial.is_contiguous() else replace(outputs, residual=inputs.residual.clone())
 
 
 class OtherExchangeKernel(Kernel):
@@ -155,18 +137,13 @@ class OtherExchange(Backend):
     kernel = OtherExchangeKernel
 
 
-class EverySecondKernel(Kernel):
+class EverySecond(Backend):
     """Every second call is off by one bit in one element."""
 
-    def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
-        made = super().run(inputs, op=op, strategy=strategy)
-        bits: Tensor = made.residual.view(torch.int16)
-        bits[0, 0] ^= self.calls % 2
-        return made
-
-
-class EverySecond(Backend):
-    kernel = EverySecondKernel
+    def made(self, outputs: RankOutputs, inputs: RankInputs, kernel: Kernel) -> RankOutputs:
+        bits: Tensor = outputs.residual.view(torch.int16)
+        bits[0, 0] ^= kernel.calls % 2
+        return outputs
 
 
 class NativeSumsKernel(AnyOrderKernel):

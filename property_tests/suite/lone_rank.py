@@ -1,8 +1,8 @@
-"""A rank of two whose peer is not there, for adapters that are tested without their library."""
+"""A rank whose peers are not there, for backends that are tested in one process."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,13 +13,16 @@ CPU = torch.device("cpu")
 
 @dataclass
 class LoneRank:
-    """As `fusecheck.interface.Rank` says; its memory is its own."""
+    """As `fusecheck.interface.Rank` says; alone, its memory is shared with nobody."""
 
     index: int = 0
     world_size: int = 2
     device: torch.device = CPU
     group: ProcessGroup | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def symmetric(self, name: str, nbytes: int) -> list[Tensor]:
-        """There is nobody to share it with."""
-        raise RuntimeError(f"{name} {nbytes}")
+        """This rank's buffer by name; there are no peers' to return."""
+        if self.world_size > 1:
+            raise RuntimeError(f"{name} {nbytes}")
+        return [self.buffers.setdefault(name, torch.zeros(nbytes, dtype=torch.uint8))]

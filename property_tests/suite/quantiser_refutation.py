@@ -9,10 +9,9 @@ which must be caught: slack taken away where a flow has it, another rule declare
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -20,43 +19,40 @@ import torch
 from torch import Tensor
 
 from fusecheck.numerics.enclosure import Interval, U, corners, widen
-from fusecheck.property_tests.suite import legal_quantisers
+from fusecheck.property_tests.suite import legal_quantisers, refuting
 from fusecheck.property_tests.suite.legal_quantisers import Doubles, Quantised
 from fusecheck.property_tests.suite.quantiser_cases import SPECS, draw_given, draw_groups
 from fusecheck.property_tests.suite.rational_quantisers import Spec
+from fusecheck.property_tests.suite.refuting import Tallies
 from fusecheck.quantflow import QUANT_FLOWS, CodeRule, PowerOfTwo, QuantFlow, ScaleRule
 from fusecheck.quantisers import nvfp4, scaled, scales
 from fusecheck.quantisers.known import QUANTISERS
 from fusecheck.quantisers.quantiser import Quantiser
 from fusecheck.quantisers.scaled import Scaled
 
-CHECKS = ("scale", "value", "code")
 SIZES = {"static-fp8": (64, 128), "dynamic-fp8": (64, 128, 576), "group-fp8": (64, 128), "group-fp8-packed": (64, 128)}
 """Elements of a group that are drawn; those of the others are fixed."""
 
 
 @dataclass
-class Tally:
-    """What one bound was tried on.
+class Tally(refuting.Tally):
+    """What one bound was tried on; an element is judged by its value and its code, and scales on top.
 
     Attributes:
-        elements: judged, each by its value and its code; scales on top.
         groups: scales judged.
-        violations: by what was compared.
         codes: elements with more than one admissible code.
         scales: groups with more than one admissible scale.
     """
 
-    elements: int = 0
     groups: int = 0
-    violations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CHECKS, 0))
     codes: int = 0
     scales: int = 0
 
-    @property
-    def total(self) -> int:
-        """Violations of any kind."""
-        return sum(self.violations.values())
+    def rest(self) -> dict[str, str]:
+        return {
+            ">1 scale": f"{self.scales / max(self.groups, 1):.1e}",
+            ">1 code": f"{self.codes / self.elements:.1e}",
+        }
 
 
 @dataclass(frozen=True)
@@ -199,65 +195,21 @@ def _other_rules(name: str, flow: QuantFlow) -> dict[str, QuantFlow]:
     return told
 
 
-def refute(name: str, checks: int, elements: int, seed: int) -> Iterator[dict[str, Tally]]:
-    """Judge random kernels of every flow of a format; yield the tallies so far, by flow and bound.
-
-    A bound is sound if its name says nothing of what is `declared` or that there is `no error`.
-    """
-    rng = np.random.default_rng(seed)
-    tallies: dict[str, Tally] = {}
-    while sum(tally.elements for key, tally in tallies.items() if is_sound(key)) < checks:
+def refute(name: str, checks: int, elements: int, seed: int) -> Iterator[Tallies[Tally]]:
+    """Judge random kernels of every flow of a format; yield the tallies so far, by flow and bound."""
+    rng, tallies = np.random.default_rng(seed), Tallies[Tally]()
+    while tallies.elements < checks:
         for flow in QUANT_FLOWS[name].values():
             groups = draw(rng, name, flow, elements)
             out = legal_quantisers.run(groups.norm.float().numpy(), groups.spec, flow, groups.given, rng)
-            judge(groups, out, flow, tallies.setdefault(flow.name, Tally()))
-            enclosed = tallies.setdefault(f"{flow.name}: norm enclosed", Tally())
+            judge(groups, out, flow, tallies.sound.setdefault(flow.name, Tally()))
+            enclosed = tallies.sound.setdefault(f"{flow.name}: norm enclosed", Tally())
             judge(groups, out, flow, enclosed, beside(rng, groups.norm))
             if name == "dynamic-fp8" and flow.reads == "unrounded":
-                cancelled(rng, name, flow, elements, tallies.setdefault(f"{flow.name}: root cancels", Tally()))
+                cancelled(rng, name, flow, elements, tallies.sound.setdefault(f"{flow.name}: root cancels", Tally()))
             for broken, (slack, told) in sabotages(name, flow).items():
-                spoilt = tallies.setdefault(f"{flow.name}: {broken}", Tally())
+                spoilt = tallies.broken.setdefault(f"{flow.name}: {broken}", Tally())
                 if spoilt.elements < checks / 16:
                     with without(slack) if slack else ExitStack():
                         judge(groups, out, told, spoilt)
         yield tallies
-
-
-def is_sound(key: str) -> bool:
-    """Whether a bound must hold; the others must be caught."""
-    return "no error" not in key and "declared" not in key
-
-
-def verdict(tallies: dict[str, Tally]) -> tuple[list[str], list[str]]:
-    """The sound bounds that were refuted, and the broken ones that were not caught."""
-    refuted = [key for key, tally in tallies.items() if is_sound(key) and tally.total]
-    missed = [key for key, tally in tallies.items() if not is_sound(key) and not tally.total]
-    return refuted, missed
-
-
-def table(name: str, tallies: dict[str, Tally]) -> str:
-    """One line a bound."""
-    lines = [f"{'bound':58}{'elements':>11}" + "".join(f"{c:>9}" for c in CHECKS) + f"{'>1 scale':>10}{'>1 code':>10}"]
-    for key, tally in tallies.items():
-        counts = "".join(f"{tally.violations[check]:>9}" for check in CHECKS)
-        shares = f"{tally.scales / max(tally.groups, 1):>10.1e}{tally.codes / tally.elements:>10.1e}"
-        lines.append(f"{name + ' ' + key:58}{tally.elements:>11}{counts}{shares}")
-    return "\n".join(lines)
-
-
-def report(names: list[str], checks: int, elements: int, seed: int) -> int:
-    """Refute each format and print its table; 0 if every sound bound held and every broken one was caught, else 1."""
-    failed = False
-    for name in names:
-        start, tallies, shown = time.monotonic(), dict[str, Tally](), 0
-        for tallies in refute(name, checks, elements, seed):
-            judged = sum(tally.elements for key, tally in tallies.items() if is_sound(key))
-            if judged >= shown + checks / 5:
-                shown = judged
-                print(f"... {name}: {judged:.2e} elements, {time.monotonic() - start:.0f} s", flush=True)
-        refuted, missed = verdict(tallies)
-        print(table(name, tallies))
-        print(f"{name}: sound bounds {'REFUTED: ' + ', '.join(refuted) if refuted else 'hold'}", end="; ")
-        print(f"broken bounds {'NOT CAUGHT: ' + ', '.join(missed) if missed else 'caught'}", flush=True)
-        failed |= bool(refuted or missed)
-    return int(failed)

@@ -14,11 +14,11 @@ The numbers that matter are those of the unquantised norm: a code hides nearly e
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -28,36 +28,34 @@ from torch import Tensor
 from fusecheck.dataflow import Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.oracle import Operands, Oracle
-from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation, sum_refutation
+from fusecheck.property_tests.suite import legal_kernels, quantiser_refutation, refuting, sum_refutation
 from fusecheck.property_tests.suite.dataflows import draw_dataflow, draw_native
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
 from fusecheck.property_tests.suite.legal_kernels import Floats, Inputs, Outputs
+from fusecheck.property_tests.suite.refuting import Tallies, report
 from fusecheck.quantflow import QUANT_FLOWS
 
 HIDDEN = (64, 128, 512, 1024, 2048, 2880, 4096, 5120, 7168, 8192)
 STAGES = ("residual", "norm", "quotient", "code")
+KERNELS = 4
+"""For each problem."""
+SEED = 20260822
 
 
 @dataclass
-class Tally:
-    """What one bound was tried on.
+class Tally(refuting.Tally):
+    """What one bound was tried on; an element is judged in four stages.
 
     Attributes:
-        elements: outputs judged; each in four stages.
-        violations: by stage.
         codes: admissible codes, summed over the elements.
         reach: how far from the middle of its interval an unquantised norm was seen, as a share of the radius, at most.
     """
 
-    elements: int = 0
-    violations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     codes: int = 0
     reach: float = 0.0
 
-    @property
-    def total(self) -> int:
-        """Violations of any stage."""
-        return sum(self.violations.values())
+    def rest(self) -> dict[str, str]:
+        return {"codes each": f"{self.codes / self.elements:.5f}", "reach": f"{self.reach:.2f}"}
 
 
 def _native(values: Floats, dtype: torch.dtype) -> Tensor:
@@ -119,23 +117,6 @@ def sabotage() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much to try.
-
-    Attributes:
-        checks: elements for each sound bound, at least.
-        elements: outputs of one call, about.
-        kernels: legal kernels for each problem.
-        seed: of everything.
-    """
-
-    checks: int
-    elements: int = 1 << 18
-    kernels: int = 4
-    seed: int = 20260822
-
-
 def _problem(rng: np.random.Generator, index: int, elements: int) -> tuple[Dataflow, Inputs]:
     hidden = int(rng.choice(HIDDEN))
     flow = draw_dataflow(rng)
@@ -143,41 +124,34 @@ def _problem(rng: np.random.Generator, index: int, elements: int) -> tuple[Dataf
     return flow, draw(rng, DISTRIBUTIONS[index % len(DISTRIBUTIONS)], *shape, draw_native(rng, flow))
 
 
-def refute(plan: Plan) -> Iterator[dict[str, Tally]]:
-    """Run the plan; yield the tallies so far after every problem, by the name of the bound."""
-    rng = np.random.default_rng(plan.seed)
-    tallies = {name: Tally() for name in ("any order", "depth declared", "sabotaged")}
-    index = 0
-    while tallies["depth declared"].elements < plan.checks:
-        flow, inputs = _problem(rng, index, plan.elements)
+def refute(checks: int, elements: int, seed: int) -> Iterator[Tallies[Tally]]:
+    """Judge so many outputs by each sound bound, in calls of about so many; yields the tallies after every problem."""
+    rng = np.random.default_rng(seed)
+    free, declared, spoilt = Tally(), Tally(), Tally()
+    tallies = Tallies({"any order": free, "depth declared": declared}, {"sabotaged": spoilt})
+    for index in itertools.count():
+        flow, inputs = _problem(rng, index, elements)
         given = operands(inputs)
-        for turn in range(plan.kernels):
+        for turn in range(KERNELS):
             # One kernel in four adds up in sequence, the order whose error grows fastest.
             order = "sequential" if turn == 0 else str(rng.choice(legal_kernels.ORDERS))
             out, depth = legal_kernels.run(inputs, flow, rng, order)
-            judge(flow, given, out, tallies["any order"])
-            judge(replace(flow, depth=depth), given, out, tallies["depth declared"])
+            judge(flow, given, out, free)
+            judge(replace(flow, depth=depth), given, out, declared)
             if turn == 0:
                 with sabotage():
-                    judge(flow, given, out, tallies["sabotaged"])
-        index += 1
+                    judge(flow, given, out, spoilt)
         yield tallies
-
-
-def _table(tallies: dict[str, Tally]) -> str:
-    lines = [f"{'bound':16}{'elements':>14}" + "".join(f"{s:>12}" for s in STAGES) + f"{'codes each':>13}{'reach':>8}"]
-    for name, tally in tallies.items():
-        counts = "".join(f"{tally.violations[stage]:>12}" for stage in STAGES)
-        lines.append(f"{name:16}{tally.elements:>14}{counts}{tally.codes / tally.elements:>13.5f}{tally.reach:>8.2f}")
-    return "\n".join(lines)
+        if declared.elements >= checks:
+            return
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; 0 if no sound bound was violated and the broken one was caught, else 1."""
+    """Run from the command line; 0 if no sound bound was violated and each broken one was caught, else 1."""
     parser = argparse.ArgumentParser(description="Try to refute the oracle's bounds with random legal kernels.")
     parser.add_argument("--checks", type=float, default=1e8, help="elements to judge by each sound bound")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--elements", type=int, default=Plan.elements, help="outputs of one call")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--elements", type=int, default=1 << 18, help="outputs of one call")
     parser.add_argument(
         "--format",
         choices=[*QUANT_FLOWS, "sums", "all"],
@@ -185,27 +159,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.format:
-        names = [*QUANT_FLOWS, "sums"] if options.format == "all" else [options.format]
-        asked = [name for name in names if name != "sums"]
-        failed = quantiser_refutation.report(asked, int(options.checks), options.elements, options.seed)
-        if "sums" in names:
-            failed |= sum_refutation.report(int(options.checks), min(options.elements, 1 << 14), options.seed)
-        return failed
-    start = time.monotonic()
-    tallies: dict[str, Tally] = {}
-    problems = 0
-    for tallies in refute(Plan(int(options.checks), options.elements, seed=options.seed)):
-        problems += 1
-        if problems % 20 == 0:
-            seconds = time.monotonic() - start
-            print(f"... {problems} problems, {tallies['any order'].elements:.2e} elements, {seconds:.0f} s", flush=True)
-    print(f"{problems} problems, seed {options.seed}, {time.monotonic() - start:.0f} s; violations by stage:")
-    print(_table(tallies))
-    sound = tallies["any order"].total == 0 and tallies["depth declared"].total == 0
-    caught = tallies["sabotaged"].violations["norm"] > 0
-    print(f"sound bounds {'hold' if sound else 'REFUTED'}; sabotaged bound {'caught' if caught else 'NOT CAUGHT'}")
-    return 0 if sound and caught else 1
+    checks, elements, seed = int(options.checks), options.elements, options.seed
+    if not options.format:
+        return int(report("norms", refute(checks, elements, seed), checks))
+    names = [*QUANT_FLOWS, "sums"] if options.format == "all" else [options.format]
+    failed = False
+    for name in names:
+        if name == "sums":
+            failed |= report(name, sum_refutation.refute(checks, min(elements, 1 << 14), seed), checks)
+        else:
+            failed |= report(name, quantiser_refutation.refute(name, checks, elements, seed), checks)
+    return int(failed)
 
 
 if __name__ == "__main__":

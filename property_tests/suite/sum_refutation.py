@@ -9,9 +9,8 @@ sums are judged again by bounds that are broken on purpose, each of which must b
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -20,8 +19,9 @@ import torch
 from fusecheck.declaration import Accumulate, Dataflow, Order, SumRounding
 from fusecheck.numerics import enclosure, sums
 from fusecheck.oracle import Operands
-from fusecheck.property_tests.suite import legal_kernels
+from fusecheck.property_tests.suite import legal_kernels, refuting
 from fusecheck.property_tests.suite.legal_kernels import Floats, Generator, Inputs
+from fusecheck.property_tests.suite.refuting import Tallies
 from fusecheck.stages.residual import Residual
 
 ACCUMULATES: tuple[Accumulate, ...] = ("fp32", "native", "exact")
@@ -38,20 +38,13 @@ SPREADS = {False: (0, 0, 6, 16, 60), True: (16, 18, 20, 60)}
 
 
 @dataclass
-class Tally:
-    """Sums judged by one bound; those outside; those with more than one admissible value."""
+class Tally(refuting.Tally):
+    """Sums judged by one bound; `open` are those with more than one admissible value."""
 
-    elements: int = 0
-    outside: int = 0
     open: int = 0
 
-
-@dataclass
-class Tallies:
-    """By the name of the sound bound, and by that of the broken one."""
-
-    sound: dict[str, Tally] = field(default_factory=dict)
-    broken: dict[str, Tally] = field(default_factory=dict)
+    def rest(self) -> dict[str, str]:
+        return {">1 value": f"{self.open / self.elements:.1e}"}
 
 
 def draw(rng: Generator, flow: Dataflow, elements: int) -> Inputs:
@@ -79,7 +72,7 @@ def judge(flow: Dataflow, inputs: Inputs, got: Floats, tally: Tally) -> None:
         low, high = enclosure.sum_ends(torch.stack(partials).double(), flow, stage.operands.format)
     value = torch.from_numpy(got).double()
     tally.elements += value.numel()
-    tally.outside += int((~((low <= value) & (value <= high))).sum())
+    tally.violations["outside"] += int((~((low <= value) & (value <= high))).sum())
     tally.open += int((low < high).sum())
 
 
@@ -102,10 +95,10 @@ def broken(flow: Dataflow) -> Iterator[tuple[str, Dataflow, float]]:
             yield "exact declared", replace(flow, accumulate="exact"), enclosure.TRUNCATION
 
 
-def refute(checks: int, elements: int, seed: int) -> Iterator[Tallies]:
+def refute(checks: int, elements: int, seed: int) -> Iterator[Tallies[Tally]]:
     """Judge random sums of every flow in turn; yields the tallies so far."""
-    rng, tallies = np.random.default_rng(seed), Tallies()
-    while sum(tally.elements for tally in tallies.sound.values()) < checks:
+    rng, tallies = np.random.default_rng(seed), Tallies[Tally]()
+    while tallies.elements < checks:
         for flow in FLOWS:
             inputs = draw(rng, flow, elements)
             with np.errstate(over="ignore"):
@@ -115,26 +108,3 @@ def refute(checks: int, elements: int, seed: int) -> Iterator[Tallies]:
                 with mock.patch.object(enclosure, "TRUNCATION", granted):
                     judge(told, inputs, got, tallies.broken.setdefault(f"{flow.name}: {name}", Tally()))
         yield tallies
-
-
-def verdict(tallies: Tallies) -> tuple[list[str], list[str]]:
-    """The sound bounds that were refuted, and the broken ones that were not caught."""
-    refuted = [name for name, tally in tallies.sound.items() if tally.outside]
-    return refuted, [name for name, tally in tallies.broken.items() if not tally.outside]
-
-
-def report(checks: int, elements: int, seed: int) -> int:
-    """Print a table; 0 if every sound bound held and every broken one was caught, else 1."""
-    start, tallies, shown = time.monotonic(), Tallies(), 0.0
-    for tallies in refute(checks, elements, seed):
-        judged = sum(tally.elements for tally in tallies.sound.values())
-        if judged >= shown + checks / 5:
-            shown = judged
-            print(f"... sums: {judged:.2e} elements, {time.monotonic() - start:.0f} s", flush=True)
-    print(f"{'bound':60}{'elements':>12}{'outside':>10}{'>1 value':>10}")
-    for name, tally in {**tallies.sound, **tallies.broken}.items():
-        print(f"{name:60}{tally.elements:>12}{tally.outside:>10}{tally.open / tally.elements:>10.1e}")
-    refuted, missed = verdict(tallies)
-    print(f"sums: sound bounds {'REFUTED: ' + ', '.join(refuted) if refuted else 'hold'}", end="; ")
-    print(f"broken bounds {'NOT CAUGHT: ' + ', '.join(missed) if missed else 'caught'}", flush=True)
-    return int(bool(refuted or missed))

@@ -17,7 +17,6 @@ from fusecheck.interface import FusionOp, Limits, RankInputs, Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.backend_calls import (
     Call,
-    LoneRank,
     Outputs,
     as_bytes,
     e4m3_codes,
@@ -29,6 +28,7 @@ from fusecheck.property_tests.suite.backend_calls import (
     rounded,
     steps_apart,
 )
+from fusecheck.property_tests.suite.lone_rank import LoneRank
 from fusecheck.ranks import FailureKind, Pool, culprits, values
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
@@ -197,7 +197,7 @@ def test_without_canonical_zeros_the_receivers_wait_for_ever() -> None:
 
 def test_a_kept_sign_of_zero_goes_twoshot_and_refuses_oneshot() -> None:
     backend = EmulatedBackend(flow=replace(DATAFLOWS["trtllm"], name="kept", zero_sign="kept"))
-    opened = backend.open(LoneRank(), Limits(8, 64, torch.bfloat16))
+    opened = backend.open(LoneRank(world_size=1), Limits(8, 64, torch.bfloat16))
     inputs = Call(2, 64, bits=0x8000).inputs(0, 1)
     inputs.residual.fill_(-0.0)
     outputs = opened.run(inputs, op=BOTH, strategy=Strategy.AUTO)
@@ -294,7 +294,7 @@ def test_what_supports_refuses_the_kernel_refuses_too(tokens: int, hidden: int, 
     assert told in support.reason
     if strategy is Strategy.AUTO:
         with pytest.raises(ValueError, match=told):
-            backend.open(LoneRank(), Limits(tokens, hidden, torch.bfloat16))
+            backend.open(LoneRank(world_size=1), Limits(tokens, hidden, torch.bfloat16))
     else:
         assert backend.supports(Problem(world_size=8, tokens=tokens, hidden=hidden, strategy=Strategy.AUTO)).ok
 

@@ -17,7 +17,6 @@ from fusecheck.interface import STATIC_OPS, FusionOp, Limits, RankInputs, Strate
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite.backend_calls import (
     Call,
-    LoneRank,
     Outputs,
     as_bytes,
     e4m3_codes,
@@ -28,6 +27,7 @@ from fusecheck.property_tests.suite.backend_calls import (
     rounded,
     steps_apart,
 )
+from fusecheck.property_tests.suite.lone_rank import LoneRank
 from fusecheck.ranks import Pool, values
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
@@ -70,7 +70,9 @@ def test_every_stage_conforms_on_every_rank(pool: Pool, dtype: str) -> None:
 
 def test_a_group_of_one_needs_no_process_group() -> None:
     call = Call(4, 64, seed=5)
-    outputs = UnfusedBackend().open(LoneRank(), LIMITS).run(call.inputs(0, 1), op=BOTH, strategy=Strategy.AUTO)
+    outputs = (
+        UnfusedBackend().open(LoneRank(world_size=1), LIMITS).run(call.inputs(0, 1), op=BOTH, strategy=Strategy.AUTO)
+    )
     expected = residual_in_rank_order(call, 1, accumulate="native")
     assert np.array_equal(outputs.residual.double().numpy(), expected)
     assert_stages_conform(call, as_bytes(outputs))
@@ -80,7 +82,7 @@ def test_a_group_of_one_needs_no_process_group() -> None:
 def test_each_op_returns_its_outputs_and_leaves_the_inputs_alone(op: FusionOp) -> None:
     inputs = Call(4, 64).inputs(0, 1)
     before = inputs.partial.clone()
-    outputs = UnfusedBackend().open(LoneRank(), LIMITS).run(inputs, op=op, strategy=Strategy.AUTO)
+    outputs = UnfusedBackend().open(LoneRank(world_size=1), LIMITS).run(inputs, op=op, strategy=Strategy.AUTO)
     assert (outputs.norm is not None) == op.returns_norm
     assert (outputs.quant is not None) == op.returns_quant
     assert torch.equal(inputs.partial, before)
@@ -102,14 +104,12 @@ def test_operands_that_torch_would_promote_or_broadcast_are_refused(change: obje
     assert callable(change)
     inputs: RankInputs = change(Call(4, 64).inputs(0, 1))
     with pytest.raises(ValueError, match="expected"):
-        UnfusedBackend().open(LoneRank(), LIMITS).run(inputs, op=BOTH, strategy=Strategy.AUTO)
+        UnfusedBackend().open(LoneRank(world_size=1), LIMITS).run(inputs, op=BOTH, strategy=Strategy.AUTO)
 
 
 def test_several_ranks_without_a_process_group_are_refused() -> None:
-    alone = LoneRank()
-    alone.world_size = 2
     with pytest.raises(ValueError, match="no process group for 2 ranks"):
-        UnfusedBackend().open(alone, LIMITS)
+        UnfusedBackend().open(LoneRank(), LIMITS)
 
 
 def test_every_problem_is_supported() -> None:

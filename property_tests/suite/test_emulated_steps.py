@@ -15,11 +15,11 @@ from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.interface import FusionOp, Limits, Strategy
 from fusecheck.property_tests.suite.backend_calls import (
     Call,
-    LoneRank,
     e4m3_codes,
     float32,
     kernel,
 )
+from fusecheck.property_tests.suite.lone_rank import LoneRank
 
 BOTH = FusionOp.RESIDUAL_RMS_NORM_OUT_QUANT_FP8
 QUANT = FusionOp.RESIDUAL_RMS_NORM_QUANT_FP8
@@ -39,7 +39,7 @@ def test_oneshot_leaves_every_third_but_the_last_one_clean() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
 def test_token_shards_cover_every_token_once_with_the_rest_at_the_first_ranks(world_size: int) -> None:
-    shots = TwoShot(LoneRank(), Limits(1, 8, torch.bfloat16))
+    shots = TwoShot(LoneRank(world_size=1), Limits(1, 8, torch.bfloat16))
     shots.world_size = world_size
     for tokens in range(1, 3 * world_size + 2):
         shards = [shots.token_shard(rank, tokens) for rank in range(world_size)]
@@ -118,7 +118,7 @@ def test_any_order_means_a_ring_that_is_the_same_on_every_rank() -> None:
 
 def test_an_unrounded_sum_stays_float32_through_both_protocols() -> None:
     flow = replace(DATAFLOWS["trtllm-fp32"], name="unrounded", round_sum=False)
-    opened = EmulatedBackend(flow=flow).open(LoneRank(), Limits(8, 64, torch.bfloat16))
+    opened = EmulatedBackend(flow=flow).open(LoneRank(world_size=1), Limits(8, 64, torch.bfloat16))
     arithmetic = Arithmetic(flow, 0, 2)
     partials = [torch.tensor([[1.0]]).bfloat16(), torch.tensor([[2.0**-12]]).bfloat16()]
     assert arithmetic.total(partials).item() == 1 + 2**-12
@@ -132,7 +132,7 @@ class HalvedMeanSquare(Arithmetic):
 
 
 def test_one_overridden_step_changes_what_comes_after_it_and_nothing_before() -> None:
-    faulty = EmulatedBackend(arithmetic=HalvedMeanSquare).open(LoneRank(), Limits(4, 64, torch.bfloat16))
+    faulty = EmulatedBackend(arithmetic=HalvedMeanSquare).open(LoneRank(world_size=1), Limits(4, 64, torch.bfloat16))
     inputs = Call(4, 64).inputs(0, 1)
     right, wrong = (k.run(inputs, op=BOTH, strategy=Strategy.ONESHOT) for k in (kernel(), faulty))
     assert torch.equal(right.residual, wrong.residual)

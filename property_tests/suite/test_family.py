@@ -64,10 +64,12 @@ def large_ones(family: str, gamma: str, seed: int) -> tuple[list[Tensor], Tensor
     return source.partials(rows), source.residual(rows)
 
 
+@pytest.mark.parametrize("moe", ["", "MOE_FINALIZE_"])
 @pytest.mark.parametrize("quantiser", [name for name in QUANT_FLOWS if name != "static-fp8"])
-def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: str) -> None:
+def test_the_twin_that_does_not_return_the_norm_gives_the_same_bits(quantiser: str, moe: str) -> None:
     flow = DATAFLOWS["flashinfer-fp32"]
-    problems = [problem_of(quantiser, norm_out=norm_out, family="outliers") for norm_out in (True, False)]
+    twins = [problem_of(quantiser, norm_out=norm_out, family="outliers") for norm_out in (True, False)]
+    problems = [replace(twin, op=Operation.named(f"{moe}{twin.op.name}")) for twin in twins]
     with_norm, without = (decoded(emulated(problem, flow), problem) for problem in problems)
     assert with_norm.norm is not None
     assert without.norm is None
@@ -216,6 +218,12 @@ def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it()
 @pytest.mark.parametrize(
     ("name", "neighbour", "quantiser", "stage"),
     [
+        ("trtllm", "trtllm-fp32", "static-fp8", "residual"),
+        ("trtllm-fp32", "trtllm", "static-fp8", "residual"),
+        ("vllm-native", "vllm-c", "static-fp8", "norm"),
+        ("vllm-c", "vllm-native", "static-fp8", "norm"),
+        ("trtllm-fp32", "flashinfer-mnnvl-oneshot", "static-fp8", "norm"),
+        ("trtllm", "trtllm-ub", "static-fp8", "quant"),
         ("multimem-fp32", "torch-symm", "none", "residual"),
         ("multimem-bf16", "unfused", "none", "residual"),
         ("nccl-nvls", "torch-symm", "none", "residual"),
@@ -224,7 +232,7 @@ def test_a_scale_that_was_made_of_the_unrounded_norm_bounds_the_root_behind_it()
         ("flashinfer-mnnvl-chunked", "flashinfer", "mxfp8", "residual"),
         ("flashinfer-cutedsl", "flashinfer-cake-fp4", "dynamic-fp8", "residual"),
         ("flashinfer-cake-fp4", "flashinfer-cutedsl", "nvfp4", "residual"),
-        ("flashinfer-norm-block", "flashinfer-norm-quant", "group-fp8-128", "code"),
+        ("flashinfer-norm-block", "flashinfer-norm-quant", "group-fp8-128", "scale"),
         ("vllm-fused-quant", "vllm-c", "group-fp8-128", "norm"),
         ("vllm-fused-quant", "vllm-c", "dynamic-fp8", "norm"),
         ("sglang", "vllm-c", "group-fp8-128", "norm"),
@@ -236,11 +244,13 @@ def test_the_emulated_kernel_conforms_to_each_producers_dataflow_and_not_to_a_ne
     name: str, neighbour: str, quantiser: str, stage: str
 ) -> None:
     """Family 4.2: what one kernel returns is rejected by the declaration of the one most like it."""
-    op = Operation.RESIDUAL_RMS_NORM if quantiser == "none" else problem_of(quantiser).op
-    problem = Problem(op=op, tokens=16, hidden=1024, world_size=4, scale=700.0)
+    ops = {"none": Operation.RESIDUAL_RMS_NORM, "static-fp8": Operation.RESIDUAL_RMS_NORM_OUT_QUANT_FP8}
+    op = ops.get(quantiser) or problem_of(quantiser).op
+    scale = 0.02 if quantiser == "static-fp8" else 700.0
+    problem = Problem(op=op, tokens=16, hidden=1024, world_size=4, scale=scale)
     outputs = emulated(problem, DATAFLOWS[name])
     assert outside(problem, DATAFLOWS[name], outputs) == {}
-    assert outside(problem, DATAFLOWS[neighbour], outputs).get(stage, 0) > 0
+    assert next(iter(outside(problem, DATAFLOWS[neighbour], outputs))) == stage
 
 
 def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, Unified
 from fusecheck.backends.flashinfer_limits import ONESHOT_BYTES, picks_oneshot, shape_support
 from fusecheck.backends.flashinfer_norm import FlashInferNormBackend, FlashInferNormKernel
 from fusecheck.backends.flashinfer_patterns import declared, op_support, shares_memory
+from fusecheck.backends.packages import release_of
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.inputs.rank_inputs import Inputs
@@ -58,7 +61,6 @@ def test_both_apis_pass_the_same_arguments_and_give_everything_back(
     kernel = kind(Options(fp32=True, pdl=True, early=True), LoneRank(), LIMITS)
     for strategy in Strategy:
         outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
-        assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
         assert outside(problem, DATAFLOWS["flashinfer-fp32"], outputs) == {}
     kernel.close()
     pattern = next(number for number, each in PATTERNS.items() if each == op)
@@ -99,7 +101,6 @@ def test_norm_kernels_work_on_copies_and_pass_under_their_dataflow(
     outputs = FlashInferNormKernel(LoneRank(world_size=1)).run(made, op=op, strategy=problem.strategy)
     for tensor, kept in zip((made.partial, made.residual, made.gamma), before, strict=True):
         assert torch.equal(tensor, kept)
-    assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
     assert outside(problem, chosen.dataflow(problem), outputs) == {}
     if op.returns_quant:
         assert outside(problem, replace(chosen.dataflow(problem), round_norm=True), outputs) != {}
@@ -140,6 +141,31 @@ def test_releases_before_the_first_that_was_tried_are_refused(version: str | Non
     reason = refused_here(version)
     assert (reason is None) == (told is None)
     assert told is None or told in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [("0.7.4", "0.7.4"), (None, "unknown")], ids=["installed", "without metadata"]
+)
+def test_the_release_is_looked_up_once_for_all_the_cases_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, found: str
+) -> None:
+    asked: list[str] = []
+
+    def answer(name: str) -> str:
+        asked.append(name)
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", answer)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    for cached in (flashinfer.installed, release_of):
+        cached.cache_clear()
+    told = [flashinfer.installed() for _ in range(5)]
+    for cached in (flashinfer.installed, release_of):
+        cached.cache_clear()
+    assert told == [found] * 5
+    assert asked == ["flashinfer-python"]
 
 
 def test_a_gpu_that_the_kernel_is_not_built_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,13 @@ from fusecheck.backends import flashinfer
 from fusecheck.backends.flashinfer import FlashInferBackend
 from fusecheck.backends.flashinfer_experts import expert_refusal
 from fusecheck.backends.flashinfer_kernels import LegacyKernel, Options, UnifiedKernel
-from fusecheck.dataflow import Dataflow
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import Limits, RankOutputs, Strategy
+from fusecheck.interface import Limits, Strategy
 from fusecheck.operations import Operation
-from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
+from fusecheck.property_tests.suite.family import outside
 from fusecheck.property_tests.suite.flashinfer_stand_in import FlashInfer
 from fusecheck.property_tests.suite.lone_rank import LoneRank
-from fusecheck.verdict import judge_rows
 
 CPU = torch.device("cpu")
 REDUCTION, FINALIZE = (Operation.named(f"MOE_{kind}_RESIDUAL_RMS_NORM") for kind in ("REDUCTION", "FINALIZE"))
@@ -32,12 +30,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInfer]:
     yield from FlashInfer().lent(monkeypatch)
 
 
-def _outside(problem: Problem, outputs: RankOutputs, flow: Dataflow) -> int:
-    source, rows = Inputs(problem, CPU), range(problem.tokens)
-    operands = replace(source.operands(rows), partials=source.partials(rows, flow.experts))
-    return sum(tally.outside for tally in judge_rows(Oracle(flow, operands), outputs, 0))
-
-
 @pytest.mark.parametrize("variant", KINDS)
 @pytest.mark.parametrize("op", [REDUCTION, FINALIZE], ids=str)
 def test_experts_are_summed_as_declared_through_either_api(library: FlashInfer, variant: str, op: Operation) -> None:
@@ -47,9 +39,9 @@ def test_experts_are_summed_as_declared_through_either_api(library: FlashInfer, 
     kernel = KINDS[variant](Options(pdl=True), LoneRank(), Limits(16, 256, torch.bfloat16))
     for strategy in (Strategy.ONESHOT, Strategy.AUTO):
         outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
-        assert _outside(problem, outputs, flow) == 0
+        assert outside(problem, flow, outputs) == {}
     other = replace(flow, experts=replace(flow.experts, accumulate="fp32", product_rounded=False))
-    assert _outside(problem, outputs, other) > 0
+    assert outside(problem, other, outputs) != {}
     alone = kernel.run(
         replace(source.of_rank(0), experts=replace(source.experts(0), shared=None)), op=op, strategy=strategy
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,18 +33,17 @@ class _Graph:
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
 
+    def capture_begin(self, *, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        _Graph.recording = self
+
+    def capture_end(self) -> None:
+        _Graph.recording = None
+
     def replay(self) -> None:
         _Graph.replays += 1
         for call in self.calls:
             call()
-
-
-@contextmanager
-def _recorded(graph: _Graph, capture_error_mode: str) -> Iterator[None]:
-    assert capture_error_mode == "thread_local"
-    _Graph.recording = graph
-    yield
-    _Graph.recording = None
 
 
 class _Kernel:
@@ -135,7 +134,8 @@ def _overwrite(outputs: RankOutputs, fresh: RankOutputs) -> None:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Graph, "replays", 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
-    monkeypatch.setattr(torch.cuda, "graph", _recorded)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: setattr(_Graph, "waited", True))
 
 

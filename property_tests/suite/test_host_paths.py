@@ -30,11 +30,14 @@ def test_thirteen_bits_and_a_sticky_one_decide_the_code_of_any_float32(saturate:
     beside = [torch.nextafter(edges, torch.tensor(way)) for way in (torch.inf, -torch.inf)]
     anything = torch.randint(-(2**31), 2**31 - 1, (1 << 20,), generator=torch.Generator().manual_seed(5))
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-45])
-    x = torch.cat((edges, *beside, special, anything.to(torch.int32).view(torch.float32)))
+    ones = torch.tensor([2**31 - 1, -1], dtype=torch.int32).view(torch.float32)  # NaN of all ones
+    x = torch.cat((edges, *beside, special, ones, anything.to(torch.int32).view(torch.float32)))
     for code_of_nan in ("nan", "+max", "-max"):
         exact = E4M3.encode(x.double(), saturate=saturate, code_of_nan=code_of_nan)
         assert torch.equal(E4M3.encode_float32(x, saturate=saturate, code_of_nan=code_of_nan), exact)
         assert torch.equal(element._encode_bits(E4M3, x, saturate, code_of_nan, "even"), exact)
+        table = element._codes_on(x.device, E4M3, saturate, code_of_nan, "even")
+        assert torch.equal(element._look_up_torch(table, x, E4M3._below), exact)
 
 
 def test_a_digest_is_the_sum_of_its_words_by_weight_modulo_2_to_the_64() -> None:

@@ -266,6 +266,35 @@ def test_a_zygote_that_is_killed_is_reported_and_replaced() -> None:
     assert wait_until_gone(mark) == set()
 
 
+BEGUN = """
+import sys, psutil
+from fusecheck.ranks.zygote import ZYGOTE
+ZYGOTE.begin(("fusecheck.property_tests.suite.workers",))
+print([x.pid for x in psutil.Process().children()])
+if sys.argv[1:]:
+    from fusecheck.ranks import Pool, values
+    with Pool("fusecheck.property_tests.suite.workers:Doomed", 1) as pool:
+        rank = values(pool.call("place", timeout=60.0))[0][3]
+        print([psutil.Process(rank).parent().parent().pid])
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["used"]], ids=["not used", "used"])
+def test_a_zygote_that_begins_before_it_is_needed_serves_the_pools_and_ends_with_its_parent(words: list[str]) -> None:
+    mark, environment = marked_environment()
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", BEGUN, *words], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    begun, *serving = done.stdout.splitlines()
+    assert begun != "[]"
+    assert serving == [begun] * len(words)
+    assert wait_until_gone(mark) == set()
+    if not words:
+        assert time.monotonic() - began < 5, "nobody waits for its imports"
+
+
 PROGRAM = """
 import os, sys, time
 from fusecheck.ranks import Pool

@@ -13,28 +13,29 @@ from fusecheck.dataflow import DATAFLOWS, Dataflow
 from fusecheck.numerics import enclosure
 from fusecheck.property_tests.suite import legal_kernels, refutation, sum_refutation
 from fusecheck.property_tests.suite.legal_inputs import DISTRIBUTIONS, draw
-from fusecheck.property_tests.suite.refutation import Plan, Tally
+from fusecheck.property_tests.suite.refutation import SEED, Tally
+from fusecheck.property_tests.suite.refuting import Tallies
 
 
 @pytest.fixture(scope="module")
-def tallies() -> dict[str, Tally]:
+def tallies() -> Tallies[Tally]:
     torch.set_num_threads(1)
-    *_, last = refutation.refute(Plan(checks=1_000_000, elements=1 << 14))
+    *_, last = refutation.refute(1_000_000, 1 << 14, SEED)
     return last
 
 
 @pytest.mark.parametrize("bound", ["any order", "depth declared"])
-def test_no_legal_kernel_of_a_million_outputs_is_outside_a_sound_bound(tallies: dict[str, Tally], bound: str) -> None:
-    assert tallies[bound].elements >= 1_000_000
-    assert tallies[bound].violations == {"residual": 0, "norm": 0, "quotient": 0, "code": 0}
+def test_no_legal_kernel_of_a_million_outputs_is_outside_a_sound_bound(tallies: Tallies[Tally], bound: str) -> None:
+    assert tallies.sound[bound].elements >= 1_000_000
+    assert tallies.sound[bound].violations == {"residual": 0, "norm": 0, "quotient": 0, "code": 0}
 
 
-def test_a_bound_without_the_error_of_the_sum_of_squares_is_caught(tallies: dict[str, Tally]) -> None:
-    assert tallies["sabotaged"].violations["norm"] > 1000
+def test_a_bound_without_the_error_of_the_sum_of_squares_is_caught(tallies: Tallies[Tally]) -> None:
+    assert tallies.broken["sabotaged"].violations["norm"] > 1000
 
 
-def test_the_sound_bounds_are_used_well_beyond_a_third_of_their_width(tallies: dict[str, Tally]) -> None:
-    assert 0.33 < tallies["depth declared"].reach <= 1
+def test_the_sound_bounds_are_used_well_beyond_a_third_of_their_width(tallies: Tallies[Tally]) -> None:
+    assert 0.33 < tallies.sound["depth declared"].reach <= 1
 
 
 def test_the_swarm_is_varied_so_that_the_bounds_are_tried_on_every_flow_and_distribution() -> None:
@@ -95,7 +96,7 @@ def test_nan_is_never_inside() -> None:
 
 def test_the_command_reports_and_exits_with_zero_when_nothing_is_refuted(capsys: pytest.CaptureFixture[str]) -> None:
     assert refutation.main(["--checks", "2e5", "--elements", "8192"]) == 0
-    assert "sound bounds hold; sabotaged bound caught" in capsys.readouterr().out
+    assert "norms: sound bounds hold; broken bounds caught" in capsys.readouterr().out
 
 
 def test_the_command_exits_with_one_when_a_bound_is_refuted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,4 +112,4 @@ def test_no_legal_sum_over_ranks_is_outside_and_every_broken_bound_of_sums_is_ca
     assert "sums: sound bounds hold; broken bounds caught" in capsys.readouterr().out
     with mock.patch.object(enclosure, "TRUNCATION", 1.0):
         *_, last = sum_refutation.refute(200_000, 1024, seed=1)
-    assert "native any truncate" in sum_refutation.verdict(last)[0]
+    assert "native any truncate" in last.verdict()[0]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import metadata
 
 import pytest
 import torch
 
-from fusecheck.backends import backend, tensorrt_llm, tensorrt_llm_ops
+from fusecheck.backends import backend, tensorrt_llm, tensorrt_llm_ops, tensorrt_llm_release
 from fusecheck.backends.tensorrt_llm import TensorRTLLMBackend, shape_refusal
 from fusecheck.backends.tensorrt_llm_ops import OPERATIONS, number_of, outputs_of
 from fusecheck.backends.tensorrt_llm_release import ACCUMULATE, PDL, WITHOUT_MPI
@@ -219,12 +218,7 @@ def test_the_one_release_that_does_not_tell_is_refused_with_what_to_set(monkeypa
 
 
 def _installed(monkeypatch: pytest.MonkeyPatch, version: str | None, variable: str | None) -> None:
-    def answer(name: str) -> str:
-        if version is None:
-            raise metadata.PackageNotFoundError(name)
-        return version
-
-    monkeypatch.setattr(metadata, "version", answer)
+    monkeypatch.setattr(tensorrt_llm_release, "release_of", {"tensorrt_llm": version}.get)
     monkeypatch.delenv(ACCUMULATE, raising=False)
     if variable is not None:
         monkeypatch.setenv(ACCUMULATE, variable)

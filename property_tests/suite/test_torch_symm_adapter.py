@@ -84,7 +84,6 @@ def test_both_all_reduces_pass_under_the_declared_dataflow_and_under_no_other_or
     kernel = _kernel(Limits(32, 512, BF16))
     outputs = kernel.run(source.of_rank(0), op=op, strategy=strategy)
     assert ops.calls == ["one_shot" if strategy is Strategy.ONESHOT else "two_shot"]
-    assert (outputs.norm is not None, outputs.quant is not None) == (op.returns_norm, op.returns_quant)
     declared = TorchSymmBackend().dataflow(problem)
     assert replace(declared, invariant_below=None) == DATAFLOWS["torch-symm"]
     assert outside(problem, declared, outputs) == {}

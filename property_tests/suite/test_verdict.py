@@ -158,25 +158,6 @@ def test_an_infinite_row_does_not_poison_the_enclosure_of_its_finite_elements() 
         assert tallies[Stage.NORM].outside == 0
 
 
-@pytest.mark.parametrize(
-    ("ran", "declared", "stage"),
-    [
-        ("trtllm", "trtllm-fp32", Stage.RESIDUAL),
-        ("trtllm-fp32", "trtllm", Stage.RESIDUAL),
-        ("vllm-native", "vllm-c", Stage.NORM),
-        ("vllm-c", "vllm-native", Stage.NORM),
-        ("trtllm-fp32", "flashinfer-mnnvl-oneshot", Stage.NORM),
-        ("trtllm", "trtllm-ub", Stage.QUANT),
-    ],
-)
-def test_outputs_of_another_dataflow_are_rejected_where_the_two_part(ran: str, declared: str, stage: Stage) -> None:
-    problem = Problem(world_size=8, tokens=TOKENS, hidden=1024, seed=4)
-    outputs = nominal_outputs(oracle_of(problem, dataflow(ran)))
-    tallies = judged(oracle_of(problem, dataflow(declared)), outputs)
-    first = next(tally.stage for tally in tallies.values() if tally.outside)
-    assert first is stage
-
-
 def test_a_norm_that_skips_its_rounding_before_the_cast_is_rejected() -> None:
     problem = Problem(tokens=TOKENS, hidden=1024, seed=4)
     outputs = nominal_outputs(oracle_of(problem, Dataflow("direct", round_norm=False)))

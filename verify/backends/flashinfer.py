@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import re
 from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from fusecheck.backends.flashinfer_experts import expert_refusal
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
+from fusecheck.backends.packages import release_of
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
@@ -35,14 +35,12 @@ CAPABILITIES = (9, 10, 12)
 """Major compute capabilities for which FlashInfer builds the kernel; 12 from release 0.7 on."""
 
 
+@functools.cache
 def installed() -> str | None:
     """FlashInfer's version, or None."""
     if importlib.util.find_spec("flashinfer") is None:
         return None
-    try:
-        return metadata.version("flashinfer-python")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return release_of("flashinfer-python") or "unknown"
 
 
 def numbers_of(version: str | None) -> tuple[int, ...] | None:
@@ -50,6 +48,7 @@ def numbers_of(version: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in re.findall(r"\d+", version or "")[:3]) or None
 
 
+@functools.cache
 @functools.cache
 def capability() -> int | None:
     """The major compute capability of the first GPU, or None."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from importlib import metadata
 from typing import Literal
+
+from fusecheck.backends.packages import release_of
 
 ACCUMULATE = "ALL_REDUCE_FUSION_KERNEL_ACC_FP32"
 MERGED_IN, FP32_SINCE = (1, 3, 0, 23), (1, 3, 0, 24)
@@ -21,9 +22,8 @@ WITHOUT_MPI = "TLLM_DISABLE_MPI"
 
 def release() -> tuple[float, ...]:
     """The numbers of the installed release, (1, 3, 0, 24) for 1.3.0rc24; beyond all where there is none."""
-    try:
-        text = metadata.version("tensorrt_llm")
-    except metadata.PackageNotFoundError:
+    text = release_of("tensorrt_llm")
+    if text is None:
         return (math.inf,)
     final, _, candidate = text.partition("rc")
     numbers = [float(number) for number in re.findall(r"\d+", final)[:3]]

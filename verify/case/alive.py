@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fusecheck.case.compare import same_bits
 from fusecheck.case.returned import named
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import OPERANDS, RankInputs, RankOutputs
@@ -74,6 +76,11 @@ class Arena:
         mine = any(block.data_ptr() <= address < block.data_ptr() + block.numel() for _, block in self.blocks)
         return POISONS[self.poison][1] if mine else None
 
+    def margins(self) -> list[tuple[Tensor, Tensor]]:
+        """The memory around the buffers, and what must be there."""
+        whole = canary(self.device)[:MARGIN]
+        return [(part, whole) for _, block in self.blocks for part in (block[:MARGIN], block[-MARGIN:])]
+
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
         if self.device.type == "cpu":
@@ -89,6 +96,12 @@ def _margins_intact(block: Tensor) -> bool:
     """Whether both margins of a block in host memory are as they were made; bytes compare faster than tensors."""
     data = block.numpy()
     return data[:MARGIN].tobytes() == data[-MARGIN:].tobytes() == _CANARIES
+
+
+@lru_cache(maxsize=16)
+def canary(device: torch.device) -> Tensor:
+    """What must lie in a margin, [2 * MARGIN] bytes."""
+    return torch.full((2 * MARGIN,), CANARY, dtype=torch.uint8, device=device)
 
 
 class Poisoned(TorchFunctionMode):
@@ -127,13 +140,10 @@ def suspects(outputs: RankOutputs, problem: Problem) -> dict[str, Tensor]:
 
     Of codes and scales only where a NaN among them would be wrong: one is the poison.
     """
-    found = {}
-    for name, tensor in named(outputs).items():
-        if FAMILIES[problem.family].finite or name not in ("quant", "scale"):
-            held = unwritten(tensor)
-            if bool(held.any()):
-                found[name] = held
-    return found
+    finite = FAMILIES[problem.family].finite
+    held = {name: unwritten(x) for name, x in named(outputs).items() if finite or name not in ("quant", "scale")}
+    found = torch.stack([where.any() for where in held.values()]).tolist() if held else []
+    return {name: where for (name, where), any_held in zip(held.items(), found, strict=True) if any_held}
 
 
 def never_written(outputs: RankOutputs, suspected: dict[str, Tensor], problem: Problem) -> Tally | None:
@@ -148,6 +158,23 @@ def never_written(outputs: RankOutputs, suspected: dict[str, Tensor], problem: P
             row, column = (int(i[0]) for i in torch.nonzero(held, as_tuple=True))
             tally.shown.append(Element(row, column, f"{name} not written", "written", f"{count} elements"))
     return tally if tally.outside else None
+
+
+def untouched(
+    arena: Arena,
+    made: RankInputs,
+    inputs: RankInputs,
+    overwrites: frozenset[str],
+    others: Sequence[tuple[Tensor, Tensor]] = (),
+) -> bool:
+    """Whether one look at a GPU shows that nothing is wrong, also with `others`, each with what it must be.
+
+    Arguments as for `intact`. Each look waits for the device; in host memory the places are compared one by one.
+    """
+    if arena.device.type == "cpu":
+        return False
+    kept = [(getattr(made, name), getattr(inputs, name)) for name in OPERANDS if name not in overwrites]
+    return same_bits([*arena.margins(), *kept, *others])
 
 
 def intact(
@@ -168,6 +195,8 @@ def intact(
         problem: the call.
         overwrites: operands that it may change.
     """
+    if untouched(arena, made, inputs, overwrites):
+        return None
     tally = Tally(Stage.ALIVE, elements=problem.elements)
     trampled = arena.trampled()
     if trampled is not None:

@@ -68,10 +68,15 @@ class Step:
         """Its own Problem as JSON."""
         return self.problem.to_json()
 
+    def decoded(self) -> RankOutputs:
+        """What the call returned, with one code a byte and scales [tokens, groups]."""
+        assert self.outputs is not None
+        return returned.decoded(self.outputs, self.problem)
+
     def done(self) -> Done:
         """The call that returned."""
         assert self.outputs is not None
-        outputs, layout = returned.decoded(self.outputs, self.problem), None
+        outputs, layout = self.decoded(), None
         if self.outputs.scale is not None:
             stored = self.outputs.scale
             where = returned.layout_of(self.problem, self.flow)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from fusecheck.dataflow import Dataflow
 from fusecheck.formats.element import E4M3
 from fusecheck.interface import RankOutputs
 from fusecheck.verdict import Element, Tally, differing, raw
+
+COPIED = 2**26
+"""Bytes of each side that are compared at a time."""
 
 
 def code_differences(
@@ -54,6 +59,40 @@ def comparable(outputs: dict[str, Tensor], flow: Dataflow) -> dict[str, Tensor]:
     if flow.nan_payload == "kept":
         return outputs
     return {name: one_nan(tensor) for name, tensor in outputs.items()}
+
+
+def same_bits(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the tensors of every pair have the same shape, dtype and bits; the device is waited for once."""
+    if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return False
+    flags = [(_joined(a for a, _ in part) != _joined(b for _, b in part)).any() for part in _parts(pairs)]
+    return not flags or not bool(flags[0] if len(flags) == 1 else torch.stack(flags).any())
+
+
+def _parts(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The pairs in groups, as many as are copied at a time."""
+    part: list[tuple[Tensor, Tensor]] = []
+    held = 0
+    for pair in pairs:
+        if part and held + pair[0].nbytes > COPIED:
+            yield part
+            part, held = [], 0
+        part.append(pair)
+        held += pair[0].nbytes
+    if part:
+        yield part
+
+
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
+    """The bytes of tensors one behind the other; several may be the same one."""
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    parts = []
+    for tensor in tensors:
+        if id(tensor) not in kept:
+            flat = tensor.dtype is torch.uint8 and tensor.dim() == 1
+            kept[id(tensor)] = tensor, tensor if flat else tensor.contiguous().view(torch.uint8).view(-1)
+        parts.append(kept[id(tensor)][1])
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def compare_bits(tally: Tally, what: str, first: Tensor, second: Tensor, *, payloads: bool = False) -> None:

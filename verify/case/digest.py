@@ -58,6 +58,12 @@ def whole(tensor: Tensor) -> int:
     return int(lazily(tensor))
 
 
+def whole_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The same of several tensors, by name; the device is waited for once."""
+    found = torch.stack([lazily(tensor) for tensor in tensors.values()]).tolist() if tensors else []
+    return dict(zip(tensors, found, strict=True))
+
+
 def lazily(tensor: Tensor) -> Tensor:
     """The same, int64 without a dimension, where the tensor lies: nothing waits for the device."""
     each = _by_row(tensor)

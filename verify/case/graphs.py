@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from fusecheck.case.calls import Step
-from fusecheck.case.eager import called, compare_outputs, copied, finished
+from fusecheck.case.eager import Pair, called, compare_outputs, copied, finished
 from fusecheck.case.variants import another, fill, first_rows, held
 from fusecheck.interface import Kernel, RankInputs
 from fusecheck.verdict import Stage, Tally
@@ -16,6 +19,8 @@ REPLAYS = 3
 TURNS = 64
 """Pairs of calls without a wait between them, as far as their outputs fit `KEPT` elements."""
 KEPT = 2**27
+IDLE = 2**30
+"""Bytes that the allocator may keep while nobody uses them: of graphs that are gone, no later call takes them."""
 
 
 def replay_graphs(kernel: Kernel, step: Step) -> Tally:
@@ -25,6 +30,8 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
     """
     tally, made = Tally(Stage.AGAIN), step.made
     other = another(made)
+    if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > IDLE:
+        torch.cuda.empty_cache()  # graphs of earlier cases held it
     for calls in CALLS:
         graphs = [_Graph(kernel, step, [first_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
         for turn in range(REPLAYS):
@@ -43,17 +50,33 @@ def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankI
     given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
     returned = [called(kernel, inputs, step) for inputs in given]
     torch.cuda.synchronize()
-    for turn in range(turns):
-        compare_outputs(tally, f"few rows, turn {turn}:", step, expected[0], returned[2 * turn])
-        compare_outputs(
-            tally, f"right after a call of few rows, turn {turn}:", step, expected[1 + turn % 2], returned[2 * turn + 1]
-        )
+    pairs: list[Pair] = []
+    for turn, (after, behind) in enumerate(zip(returned[::2], returned[1::2], strict=True)):
+        pairs.append((f"few rows, turn {turn}:", expected[0], after))
+        pairs.append((f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], behind))
+    compare_outputs(tally, step, pairs)
 
 
 def _counts(step: Step) -> list[int]:
     """The call's own number of rows, and about half of it where two-shot takes so few."""
     tokens, fewer = step.problem.tokens, max(step.problem.world_size + 1, step.problem.tokens // 2)
     return [tokens, fewer] if fewer < tokens else [tokens]
+
+
+@contextmanager
+def _captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture what is launched within.
+
+    As `torch.cuda.graph` does it, which besides empties the allocator's cache at each capture: to free all of it and to
+    ask for it again takes longer than the capture.
+    """
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        # The process group's own thread asks for events meanwhile, which the default mode forbids.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 class _Graph:
@@ -66,20 +89,20 @@ class _Graph:
         self._static = held(sets[0])
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # The process group's own thread asks for events meanwhile, which the default mode forbids.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._captured = [called(kernel, self._static, step) for _ in range(calls)]
+        with _captured(self._graph):
+            self._outputs = [called(kernel, self._static, step) for _ in range(calls)]
 
     def replay(self, turn: int, tally: Tally) -> None:
         """Replay with one set of inputs, and compare what every captured call left."""
         fill(self._static, self._sets[turn % 2])
         self._graph.replay()
         torch.cuda.synchronize()
-        for outputs in self._captured:
-            compare_outputs(tally, f"{self._name}, replay {turn}:", self._step, self._expected[turn % 2], outputs)
+        what, expected = f"{self._name}, replay {turn}:", self._expected[turn % 2]
+        # Now: the next replay writes over them.
+        compare_outputs(tally, self._step, [(what, expected, outputs) for outputs in self._outputs])
 
     def call_eagerly(self, turn: int, tally: Tally) -> None:
         """A call of the same shape between the replays."""
         outputs = finished(self._kernel, self._sets[turn % 2], self._step)
         what = f"eager after the {self._name}, replay {turn}:"
-        compare_outputs(tally, what, self._step, self._expected[turn % 2], outputs)
+        compare_outputs(tally, self._step, [(what, self._expected[turn % 2], outputs)])

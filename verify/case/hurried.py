@@ -58,7 +58,13 @@ def hurry(kernel: Kernel, step: Step, rank: int, rows: int) -> Tally:
                 torch.cuda._sleep(LATE)  # type: ignore[no-untyped-call]
             returned.append(called(kernel, sets[call % 2], step))
         torch.cuda.synchronize()
-        for call, outputs in enumerate(returned):
-            what = f"{rows if call % 2 else len(few.partial)} rows, rank {late} late, call {call}:"
-            compare_outputs(tally, what, step, expected[call % 2], outputs)
+        pairs = [
+            (
+                f"{rows if call % 2 else len(few.partial)} rows, rank {late} late, call {call}:",
+                expected[call % 2],
+                outputs,
+            )
+            for call, outputs in enumerate(returned)
+        ]
+        compare_outputs(tally, step, pairs)
     return tally

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from fusecheck.case import digest, returned
 from fusecheck.case.calls import Done, Step, blocks, part_of, rows_of, shard, within
 from fusecheck.case.compare import comparable
-from fusecheck.dataflow import Dataflow
+from fusecheck.dataflow import Dataflow, ExpertFlow
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.properties import Sample
 from fusecheck.inputs.rank_inputs import Inputs
-from fusecheck.interface import Rank, RankOutputs
+from fusecheck.interface import Rank, RankInputs, RankOutputs
 from fusecheck.oracle import Operands, Oracle
+from fusecheck.problem import Problem
 from fusecheck.stages.experts import WRONG
 from fusecheck.verdict import Stage, Tally, admissible_codes, judge_rows, off_nominal_share
 
@@ -33,6 +34,20 @@ def promised(done: Done) -> dict[str, Tensor]:
     return outputs if FAMILIES[done.problem.family].finite else comparable(outputs, done.flow)
 
 
+@dataclass(frozen=True)
+class Made:
+    """The operands that were made last, and of what; another kernel may be called on the same."""
+
+    inputs: RankInputs
+    problem: Problem
+    experts: ExpertFlow
+    judged: tuple[range, Operands]
+
+    def of(self, done: Done) -> bool:
+        """Whether they are those of a call."""
+        return self.inputs is done.inputs and (self.problem, self.experts) == (done.problem, done.flow.experts)
+
+
 class Judge:
     """Judges what one rank's kernels returned.
 
@@ -42,6 +57,7 @@ class Judge:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
+        self._last: Made | None = None
 
     def share(self, tokens: int) -> range:
         """The rows that this rank judges."""
@@ -61,7 +77,7 @@ class Judge:
             "dataflow": done.flow.name,
             "off_nominal_share": off_nominal_share(done.flow, done.problem.format, done.problem.hidden),
             "judge_seconds": time.perf_counter() - began,
-            "digests": {name: digest.whole(tensor) for name, tensor in promised(done).items()},
+            "digests": digest.whole_of(promised(done)),
             "tallies": [t.to_record() for t in tallies],
             "codes": codes,
         }
@@ -99,13 +115,14 @@ class Judge:
         rows = share[: max(1, min(SAMPLED_ROWS, SAMPLED // hidden))]
         if not rows:
             return {"codes": 0, "elements": 0, "property": None}
-        operands = self._operands(done, rows)
+        operands = _on_host(self._operands(done, rows))
         codes, elements = 0, 0
         # One rank's sample is enough: the ranks take turns.
         if done.outputs.quant is not None and done.problem.seed % self._rank.world_size == self._rank.index:
             counted = rows[: max(1, COUNTED // hidden)]
             oracle = Oracle(done.flow, part_of(operands, slice(len(counted))))
-            codes, elements = admissible_codes(oracle, rows_of(done.outputs, counted))
+            seen = returned.mapped(rows_of(done.outputs, counted), Tensor.cpu)
+            codes, elements = admissible_codes(oracle, seen)
         sample = Sample(
             torch.stack(operands.partials).to(torch.float64),
             operands.residual.to(torch.float64),
@@ -120,6 +137,9 @@ class Judge:
 
     def _operands(self, done: Done, rows: range) -> Operands:
         """What the oracle reads for some rows; this rank's own share of it was made before the call."""
+        last = self._last
+        if done.judged is None and last is not None and last.of(done):
+            done.judged = last.judged
         if done.judged is not None and within(rows, done.judged[0]):
             return part_of(done.judged[1], slice(rows.start - done.judged[0].start, rows.stop - done.judged[0].start))
         problem, made, part = done.problem, done.inputs, slice(rows.start, rows.stop)
@@ -139,4 +159,15 @@ class Judge:
             op=problem.op,
         )
         done.judged = rows, operands
+        self._last = Made(made, problem, done.flow.experts, done.judged)
         return operands
+
+
+def _on_host(operands: Operands) -> Operands:
+    """The same in host memory, where a hundred operations on few elements take less time than their launches."""
+    return replace(
+        operands,
+        partials=[partial.cpu() for partial in operands.partials],
+        residual=operands.residual.cpu(),
+        gamma=operands.gamma.cpu(),
+    )

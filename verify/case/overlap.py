@@ -51,9 +51,11 @@ def between_neighbours(kernel: Kernel, step: Step) -> Tally:
             outputs = called(kernel, inputs, step)
             _read_behind(getattr(outputs, output), seen)
             torch.cuda.synchronize()
-            compare_outputs(tally, f"{name} written by the kernel before:", step, expected, outputs)
             behind: dict[str, Any] = {output: seen}
-            compare_outputs(tally, f"{output} read by the kernel behind:", step, expected, replace(alone, **behind))
+            before = (f"{name} written by the kernel before:", expected, outputs)
+            compare_outputs(
+                tally, step, [before, (f"{output} read by the kernel behind:", expected, replace(alone, **behind))]
+            )
     return tally
 
 
@@ -127,5 +129,5 @@ def _take_turns(
         return
     finally:
         torch.cuda.synchronize()
-    for call, outputs in enumerate(returned):
-        compare_outputs(tally, f"{what}, call {call}:", step, expected[call % 2], outputs)
+    pairs = [(f"{what}, call {call}:", expected[call % 2], outputs) for call, outputs in enumerate(returned)]
+    compare_outputs(tally, step, pairs)

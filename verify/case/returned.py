@@ -29,11 +29,11 @@ def mapped(outputs: RankOutputs, change: Callable[[Tensor], Tensor]) -> RankOutp
     return RankOutputs(**{"residual": None} | {name: change(tensor) for name, tensor in named(outputs).items()})
 
 
-def layout_of(problem: Problem, flow: Dataflow | None = None) -> Layout:
-    """How the scales of a case lie; padding as the dataflow declares it, if one is given."""
+def layout_of(problem: Problem, flow: Dataflow | None = None, tokens: int | None = None) -> Layout:
+    """How the scales of a case lie, or of so many rows; padding as the dataflow declares it, if one is given."""
     name = problem.op.quantiser
     rules = flow.quant(name) if flow is not None else QuantFlow()
-    return _layout(name, problem.tokens, problem.hidden, rules, problem.layout)
+    return _layout(name, problem.tokens if tokens is None else tokens, problem.hidden, rules, problem.layout)
 
 
 @lru_cache(maxsize=64)
@@ -43,14 +43,31 @@ def _layout(name: str, tokens: int, hidden: int, rules: QuantFlow, layout: str) 
 
 def decoded(outputs: RankOutputs, problem: Problem) -> RankOutputs:
     """The outputs with one code a byte, and with scales [tokens, groups]; of the first op as they are."""
-    if problem.op.quantiser in ("none", GIVEN_SCALE):
+    return unpacked(read(outputs, problem), problem)
+
+
+def read(outputs: RankOutputs, problem: Problem, tokens: int | None = None) -> RankOutputs:
+    """The outputs with scales [tokens, groups], without what lies around them; of so many rows, if that is given."""
+    if not makes_scales(problem):
+        return outputs
+    assert outputs.scale is not None
+    return replace(outputs, scale=layout_of(problem, tokens=tokens).read(outputs.scale))
+
+
+def unpacked(outputs: RankOutputs, problem: Problem) -> RankOutputs:
+    """The outputs with one code a byte."""
+    if not makes_scales(problem):
         return outputs
     assert outputs.quant is not None
-    assert outputs.scale is not None
     codes = outputs.quant.view(torch.uint8)
     if codes.shape[-1] != problem.hidden:
         codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
-    return replace(outputs, quant=codes, scale=layout_of(problem).read(outputs.scale))
+    return replace(outputs, quant=codes)
+
+
+def makes_scales(problem: Problem) -> bool:
+    """Whether a call returns scales beside its codes."""
+    return problem.op.quantiser not in ("none", GIVEN_SCALE)
 
 
 def misshapen(outputs: RankOutputs, problem: Problem, device: torch.device) -> list[str]:

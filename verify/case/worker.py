@@ -42,8 +42,9 @@ class CaseWorker:
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
         self.workspaces = Workspaces(rank)
+        self._own = Workspaces(rank)
+        """Those of a case that has its own; the others stay open meanwhile."""
         self.judge = Judge(rank)
-        self._checker = Checker(self.workspaces, self.judge)
         self._last: list[Done] = []
         self._suspected: list[dict[str, Tensor]] = []
 
@@ -65,9 +66,10 @@ class CaseWorker:
         self._last, self._suspected = [], []
         steps = self._calls(case, problem, backend)
         records = [self._record(step) for step in steps]
-        records += [self._checker.check(check, backend, steps[-1]) for check in case.get("checks", ())]
+        checker = Checker(self._workspaces(case, problem), self.judge)
+        records += [checker.check(check, backend, steps[-1]) for check in case.get("checks", ())]
         if _fresh(case, problem):
-            self.workspaces.close(backend.name)
+            self._own.close(backend.name)
         if words := noticed():
             tally = Tally(Stage.ALIVE, elements=problem.elements, outside=1)
             tally.shown.append(whole("; ".join(words), "the floating-point state as it was; it was set back here"))
@@ -145,12 +147,17 @@ class CaseWorker:
     def _calls(self, case: dict[str, Any], problem: Problem, backend: Backend, poison: int = 0) -> list[Step]:
         """Make every call of a case, one right after the other."""
         if _fresh(case, problem):
-            self.workspaces.close(backend.name)
-        limits = limits_of(problem, case.get("limits"))
+            self._own.close(backend.name)
+            if getattr(backend, "one_workspace", False):
+                self.workspaces.close(backend.name)
+        limits, workspaces = limits_of(problem, case.get("limits")), self._workspaces(case, problem)
         steps = [self._prepare(call, step, backend, case, poison) for call, step in problem.calls()]
         for step in steps:
-            self._call(backend, limits, step)
+            self._call(workspaces, backend, limits, step)
         return steps
+
+    def _workspaces(self, case: dict[str, Any], problem: Problem) -> Workspaces:
+        return self._own if _fresh(case, problem) else self.workspaces
 
     def _prepare(self, call: Call, problem: Problem, backend: Backend, case: dict[str, Any], poison: int) -> Step:
         flow = self._flow(problem, backend, case)
@@ -165,15 +172,15 @@ class CaseWorker:
         named = case.get("dataflow")
         return dataflow(named) if named else backend.dataflow(problem)
 
-    def _call(self, backend: Backend, limits: Limits, step: Step) -> None:
+    def _call(self, workspaces: Workspaces, backend: Backend, limits: Limits, step: Step) -> None:
         call = step.call
         if call.reopen:
-            self.workspaces.close(backend.name, call.workspace)
-        kernel = self.workspaces.kernel(backend, limits, call.workspace)
+            workspaces.close(backend.name, call.workspace)
+        kernel = workspaces.kernel(backend, limits, call.workspace)
         delay = call.delay_ms if call.delayed == self.rank.index else 0
         pause(call.idle_ms + (0 if call.late else delay))
         began = time.perf_counter()
-        step.outputs = self.workspaces.call(kernel, step.guarded, step.problem, step.arena)
+        step.outputs = workspaces.call(kernel, step.guarded, step.problem, step.arena)
         step.seconds = time.perf_counter() - began
         if call.overwrite:
             step.overwrite()
@@ -199,4 +206,4 @@ def _fresh(case: dict[str, Any], problem: Problem) -> bool:
 
 
 def _digests(done: Done) -> dict[str, int]:
-    return {name: digest.whole(tensor) for name, tensor in promised(done).items()}
+    return digest.whole_of(promised(done))

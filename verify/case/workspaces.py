@@ -23,9 +23,12 @@ from fusecheck.verdict import Tally
 ROOM = 2**22
 """Elements up to which a new workspace is made for the rows and the columns of the one before as well."""
 
+Key = tuple[str, int, torch.dtype, bool]
+"""Of an open kernel: backend, number of the workspace, dtype, and whether it stands beside one that has no room."""
+
 
 class Workspaces:
-    """The open kernels of one rank: of a backend one or two for each dtype.
+    """The open kernels of one rank: of a backend one or two for each dtype, each with one beside it for what is larger.
 
     Args:
         rank: this process's place in the group.
@@ -33,7 +36,7 @@ class Workspaces:
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self._kernels: dict[tuple[str, int, torch.dtype], tuple[Limits, Kernel]] = {}
+        self._kernels: dict[Key, tuple[Limits, Kernel]] = {}
         self._backends: dict[str, Backend] = {}
 
     def backend(self, name: str) -> Backend:
@@ -43,19 +46,22 @@ class Workspaces:
         return self._backends[name]
 
     def kernel(self, backend: Backend, limits: Limits, workspace: int = 0) -> Kernel:
-        """The open workspace if it is large enough, else a new one; the same decision on every rank.
+        """An open workspace that is large enough, else a new one; the same decision on every rank.
 
-        On a GPU, to open one takes longer than most calls, so a new one has room for small calls of both shapes.
+        On a GPU, to open one takes longer than most calls. So one that takes the place of another has room for the
+        calls of both and for somewhat longer ones; where that is more than `ROOM`, the new one stands beside it, unless
+        the backend has but one.
         """
-        key = backend.name, workspace, limits.dtype
-        if key in self._kernels:
-            have, kernel = self._kernels[key]
-            if have.max_tokens >= limits.max_tokens and have.hidden >= limits.hidden:
-                return kernel
-            self._kernels.pop(key)
-            kernel.close()
-            both = Limits(max(have.max_tokens, limits.max_tokens), max(have.hidden, limits.hidden), limits.dtype)
-            limits = both if both.max_tokens * both.hidden <= ROOM else limits
+        name = backend.name, workspace, limits.dtype
+        for beside in (False, True):
+            if (opened := self._kernels.get((*name, beside))) and _within(limits, opened[0]):
+                return opened[1]
+        first = self._kernels.get((*name, False))
+        roomy = _roomy(limits, first[0] if first else limits)
+        key = (*name, roomy is None and not getattr(backend, "one_workspace", False))
+        if replaced := self._kernels.pop(key, None):
+            replaced[1].close()
+        limits = roomy or limits
         kernel = backend.open(self.rank, limits)
         self._kernels[key] = (limits, kernel)
         return kernel
@@ -97,10 +103,26 @@ class Workspaces:
         arena, overwrites = alive.Arena(self.rank.device), overwritten(backend)
         inputs, laid = (arena.guard(made), None) if layout is None else lay(arena, made, *layout)
         outputs = self.call(self.kernel(backend, limits_of(problem, None)), inputs, problem, arena)
+        in_place = layout is not None and layout[1] in overwrites
+        others = [] if laid is None else [(laid.whole, laid.before)]
+        if not in_place and alive.untouched(arena, made, inputs, overwrites, others):
+            return decoded(outputs, problem)
         wrong = alive.intact(arena, made, inputs, outputs, problem, overwrites)
         found = [] if wrong is None else wrong.shown
-        if laid is not None and layout is not None and laid.changed(values=layout[1] not in overwrites):
+        if laid is not None and layout is not None and laid.changed(values=not in_place):
             found = [*found, whole(f"memory around {layout[1]} ({layout[0]}) was written", "gaps intact")]
         tally.outside += len(found)
         tally.shown += [replace(element, context=what) for element in found]
         return None if found else decoded(outputs, problem)
+
+
+def _within(limits: Limits, have: Limits) -> bool:
+    return limits.max_tokens <= have.max_tokens and limits.hidden <= have.hidden
+
+
+def _roomy(limits: Limits, have: Limits) -> Limits | None:
+    """Limits for the calls of both, in powers of two where these differ and there is room; None beyond `ROOM`."""
+    both = max(have.max_tokens, limits.max_tokens), max(have.hidden, limits.hidden)
+    powers = both if limits == have else (1 << (both[0] - 1).bit_length(), 1 << (both[1] - 1).bit_length())
+    fitting = next((each for each in (powers, both) if each[0] * each[1] <= ROOM), None)
+    return None if fitting is None else Limits(*fitting, limits.dtype)

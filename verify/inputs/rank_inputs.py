@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fusecheck.dataflow import ExpertFlow
 from fusecheck.inputs.cells import Cells
-from fusecheck.inputs.expert_inputs import expert_inputs
+from fusecheck.inputs.expert_inputs import TERMS, expert_inputs
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.gammas import GAMMAS
 from fusecheck.interface import RankInputs
@@ -24,6 +25,11 @@ EXPERTS = ExpertFlow()
 
 BLOCK = 2**17
 """Elements made at a time, so that the intermediate words stay in cache."""
+
+FEW = 2**15
+"""Elements that are made in host memory and copied: to launch some thirty kernels on a GPU takes longer."""
+
+CPU = torch.device("cpu")
 
 
 class Inputs:
@@ -57,7 +63,9 @@ class Inputs:
     def experts(self, rank: int) -> Experts:
         """A rank's expert tensors, all tokens."""
         if rank not in self._experts:
-            self._experts[rank] = expert_inputs(self.problem, self._family.partial, rank, self.device)
+            place = self._place(TERMS * self.problem.elements)
+            made = expert_inputs(self.problem, self._family.partial, rank, place)
+            self._experts[rank] = made.mapped(lambda _, tensor: tensor.to(self.device))
         return self._experts[rank]
 
     def addends(self, rank: int) -> Sequence[int]:
@@ -74,17 +82,19 @@ class Inputs:
 
     @cached_property
     def _gamma(self) -> Tensor:
-        return GAMMAS[self.problem.gamma](self._cells(range(1))).reshape(-1)
+        place = self._place(self.problem.hidden)
+        return GAMMAS[self.problem.gamma](self._cells(range(1), place)).reshape(-1).to(self.device)
 
     def scale(self) -> Tensor:
         """The dequantisation scale, [1], float32."""
-        return torch.tensor([self.problem.scale], dtype=torch.float32, device=self.device)
+        # Filled where it is: a copy from the host would wait for the device.
+        return torch.full((1,), float(np.float32(self.problem.scale)), dtype=torch.float32, device=self.device)
 
-    def operands(self, rows: range) -> Operands:
-        """What the oracle reads for the given rows."""
+    def operands(self, rows: range, flow: ExpertFlow = EXPERTS) -> Operands:
+        """What the oracle reads for the given rows; experts are summed as `flow` says."""
         problem = self.problem
         return Operands(
-            partials=self.partials(rows),
+            partials=self.partials(rows, flow),
             residual=self.residual(rows),
             gamma=self._gamma,
             scale=float(self.scale()),
@@ -112,16 +122,21 @@ class Inputs:
         shape = (self.problem.tokens, self.problem.hidden)
         return torch.full(shape, torch.nan, dtype=self.problem.format.dtype, device=self.device)
 
-    def _cells(self, rows: range) -> Cells:
-        return Cells(self.problem.seed, rows.start, len(rows), self.problem.hidden, self.problem.format, self.device)
+    def _place(self, elements: int) -> torch.device:
+        """Where so many elements are made; the bits are the same anywhere."""
+        return CPU if elements <= FEW else self.device
+
+    def _cells(self, rows: range, place: torch.device) -> Cells:
+        return Cells(self.problem.seed, rows.start, len(rows), self.problem.hidden, self.problem.format, place)
 
     def _blocks(self, rows: range | None, make: Callable[[Cells], Tensor]) -> Tensor:
         rows = rows if rows is not None else range(self.problem.tokens)
-        step = max(1, BLOCK // self.problem.hidden) if self.device.type == "cpu" else len(rows)
+        place = self._place(len(rows) * self.problem.hidden)
+        step = max(1, BLOCK // self.problem.hidden) if place.type == "cpu" else len(rows)
         if len(rows) <= step:
-            return make(self._cells(rows)).contiguous()
+            return make(self._cells(rows, place)).contiguous().to(self.device)
         out = torch.empty(len(rows), self.problem.hidden, dtype=self.problem.format.dtype, device=self.device)
         for start in range(rows.start, rows.stop, step):
             part = range(start, min(start + step, rows.stop))
-            out[part.start - rows.start : part.stop - rows.start] = make(self._cells(part))
+            out[part.start - rows.start : part.stop - rows.start] = make(self._cells(part, place))
         return out

@@ -96,6 +96,7 @@ def kernel(
     them hundreds of calls on one workspace. Behind it --seconds or --cases draw more. A pass has reached every cell of
     the core plan that the kernel takes. A finding ends with a line that `fusecheck replay` takes.
     """
+    _begin()
     from fusecheck.inputs.families import FAMILIES
     from fusecheck.kernel.plan import Plan
     from fusecheck.kernel.report import Subject
@@ -161,6 +162,7 @@ def replay(
 
     A line is whole; one of an earlier version, which names no backend, needs --backend.
     """
+    _begin()
     from fusecheck.invariance.replaying import is_question
     from fusecheck.kernel.given import read_questions, run_of
     from fusecheck.kernel.session import run_kernel
@@ -175,6 +177,13 @@ def replay(
         return
     questions = read_questions(problem, backend=backend, flow=dataflow_name, device=device)
     _finish(run_kernel("replay", run_of(questions, case_timeout), run_dir, json_file, markdown))
+
+
+def _begin() -> None:
+    """Have the process that starts ranks import what they need while this one does."""
+    from fusecheck.ranks.zygote import ZYGOTE
+
+    ZYGOTE.begin(("fusecheck.case.worker",))
 
 
 def _replay_invariance(

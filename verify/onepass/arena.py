@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusecheck.case.alive import CANARY, MARGIN, POISONS, Arena
+from fusecheck.case.alive import CANARY, MARGIN, POISONS, Arena, canary
 from fusecheck.problem import Problem
 
 _BUFFERS = 7
@@ -50,13 +50,22 @@ class FlatArena(Arena):
 
     def canaries_lost(self) -> Tensor:
         """How many bytes between the buffers were written, as a tensor on the device."""
-        gaps = (*self._gaps, (self._used, min(self._used + MARGIN, len(self._flat))))
-        return (self._flat[_index(gaps, self.device)] != CANARY).sum()
+        return (self._flat[_index(tuple(self._all_gaps()), self.device)] != CANARY).sum()
+
+    def margins(self) -> list[tuple[Tensor, Tensor]]:
+        """The memory around the buffers, and what must be there."""
+        whole = canary(self.device)
+        return [
+            *super().margins(),
+            *((self._flat[start:stop], whole[: stop - start]) for start, stop in self._all_gaps()),
+        ]
+
+    def _all_gaps(self) -> list[tuple[int, int]]:
+        return [*self._gaps, (self._used, min(self._used + MARGIN, len(self._flat)))]
 
     def trampled(self) -> str | None:
         """The name of a buffer with a write beyond its end or before its start; None when all are intact."""
-        gaps = [*self._gaps, (self._used, min(self._used + MARGIN, len(self._flat)))]
-        for number, (start, stop) in enumerate(gaps):
+        for number, (start, stop) in enumerate(self._all_gaps()):
             if bool((self._flat[start:stop] != CANARY).any()):
                 return self._names[min(number, len(self._names) - 1)]
         return super().trampled()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from fusecheck.quantflow import QuantFlow
 
 DATA, PROMISED, UNTOUCHED = 0, 1, 2
 """The class of a slot."""
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,15 @@ class Layout:
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """The slot of each scale, [tokens, columns], int64."""
-        return _places(self.name, self.tokens, self.columns).to(device or "cpu")
+        return _places(self.name, self.tokens, self.columns, device or CPU, get_ident())
 
     def classes(self, device: torch.device | None = None) -> Tensor:
         """The class of each slot, [size], uint8."""
-        return _classes(self).to(device or "cpu")
+        return _classes(self, device or CPU, get_ident())
+
+    def count(self, kind: int) -> int:
+        """How many slots are of a class."""
+        return _counts(self)[kind]
 
     def allocate(self, fill: int, device: torch.device | None = None) -> Tensor:
         """A tensor to be filled, every byte of its storage `fill`."""
@@ -89,38 +96,18 @@ def _up(x: int, to: int) -> int:
     return -(-x // to) * to
 
 
-def _linear(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return t * columns + c
-
-
-def _column_major(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return c * tokens + t
-
-
-def _column_major_aligned(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return c * _up(tokens, 4) + t
-
-
-def _packed(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return 4 * ((c // 4) * _up(tokens, 4) + t) + c % 4
-
-
 def _swizzled_128x4(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
     tile = (t // 128) * (_up(columns, 4) // 4) + c // 4
     return tile * 512 + (t % 32) * 16 + (t % 128) // 32 * 4 + c % 4
 
 
-def _swizzled_8x4(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return ((t // 8) * (_up(columns, 4) // 4) + c // 4) * 32 + (t % 8) * 4 + c % 4
-
-
 _PLACE: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
-    "linear": _linear,
-    "column-major": _column_major,
-    "column-major-aligned": _column_major_aligned,
-    "packed": _packed,
+    "linear": lambda t, c, tokens, columns: t * columns + c,
+    "column-major": lambda t, c, tokens, columns: c * tokens + t,
+    "column-major-aligned": lambda t, c, tokens, columns: c * _up(tokens, 4) + t,
+    "packed": lambda t, c, tokens, columns: 4 * ((c // 4) * _up(tokens, 4) + t) + c % 4,
     "128x4": _swizzled_128x4,
-    "8x4": _swizzled_8x4,
+    "8x4": lambda t, c, tokens, columns: ((t // 8) * (_up(columns, 4) // 4) + c // 4) * 32 + (t % 8) * 4 + c % 4,
 }
 """The slot of (token, column), by the name of the layout."""
 
@@ -128,14 +115,20 @@ _TILES = {"packed": (4, 4), "128x4": (128, 4), "8x4": (8, 4), "column-major-alig
 """Tokens and columns are padded to multiples of these; (1, 1) elsewhere."""
 
 
-@lru_cache(maxsize=32)
-def _places(name: str, tokens: int, columns: int) -> Tensor:
+# Kept on the device, for each copy would wait for it; and for each thread, for virtual ranks have a stream each: what
+# one drops, another may still read.
+@lru_cache(maxsize=64)
+def _places(name: str, tokens: int, columns: int, device: torch.device, thread: int) -> Tensor:
+    if device != CPU:
+        return _places(name, tokens, columns, CPU, thread).to(device)
     t, c = torch.meshgrid(torch.arange(tokens), torch.arange(columns), indexing="ij")
     return _PLACE[name](t, c, tokens, columns)
 
 
-@lru_cache(maxsize=32)
-def _classes(layout: Layout) -> Tensor:
+@lru_cache(maxsize=64)
+def _classes(layout: Layout, device: torch.device, thread: int) -> Tensor:
+    if device != CPU:
+        return _classes(layout, CPU, thread).to(device)
     rows, columns = _TILES.get(layout.name, (1, 1))
     t, c = torch.meshgrid(
         torch.arange(_up(layout.tokens, rows)), torch.arange(_up(layout.columns, columns)), indexing="ij"
@@ -149,6 +142,11 @@ def _classes(layout: Layout) -> Tensor:
     classes = torch.full((layout.size,), UNTOUCHED, dtype=torch.uint8)
     classes[place[there]] = kind[there]
     return classes
+
+
+@lru_cache(maxsize=32)
+def _counts(layout: Layout) -> tuple[int, ...]:
+    return tuple(torch.bincount(layout.classes(), minlength=3).tolist())
 
 
 def layout_of(name: str, tokens: int, columns: int, slot: torch.dtype, flow: QuantFlow) -> Layout:

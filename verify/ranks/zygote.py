@@ -38,7 +38,13 @@ class Zygote:
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._forked = False
         self._guard = threading.Lock()
+
+    def begin(self, preload: Sequence[str] = ()) -> None:
+        """Start it before it is needed, so that it imports torch and these modules while the parent does."""
+        with self._guard, contextlib.suppress(OSError):  # `fork_keeper` tells what keeps it from starting
+            self._ready().send(" ".join(["preload", *preload]).encode())
 
     def fork_keeper(self, up: socket.socket, preload: Sequence[str] = ()) -> None:
         """Have a keeper forked that serves on `up`; the caller's own copy of the socket may be closed after.
@@ -54,6 +60,7 @@ class Zygote:
         with self._guard:
             for _ in range(2):
                 control = self._ready()
+                self._forked = True
                 try:
                     socket.send_fds(control, [" ".join(["keeper", *preload]).encode()], [up.fileno()])
                 except OSError:
@@ -90,12 +97,14 @@ class Zygote:
             self._control.close()
             self._control = None
         if self._process is not None:
+            if not self._forked:
+                self._process.kill()  # it may be in an import, and has nobody to end
             try:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            self._process = None
+            self._process, self._forked = None, False
 
 
 ZYGOTE = Zygote()
@@ -147,6 +156,8 @@ def main(descriptor: int) -> None:
         if not data:
             break
         _preload(data.decode().split()[1:])
+        if not descriptors:  # nothing is to be forked yet
+            continue
         if os.fork() == 0:
             try:
                 die_with(zygote)

@@ -18,12 +18,16 @@ def judge_layout(layout: Layout, stored: Tensor, poison: int | None) -> Tally:
         poison: the byte that filled the memory before the call; None where that is not known.
     """
     slots, classes = raw(layout.slots(stored)), layout.classes(stored.device)
-    tally = Tally(Stage.LAYOUT, elements=int((classes != DATA).sum()))
-    _add(tally, layout, slots, (classes == PROMISED) & (slots != 0), "0 (padding)")
-    if poison is not None:
-        before = raw(torch.full((stored.element_size(),), poison, dtype=torch.uint8).view(stored.dtype))
-        untouched = raw(before.view(torch.uint8)[: slots.element_size()].view(slots.dtype)).to(slots.device)
-        _add(tally, layout, slots, (classes == UNTOUCHED) & (slots != untouched), "not written")
+    tally = Tally(Stage.LAYOUT, elements=layout.size - layout.count(DATA))
+    wrong = []
+    if layout.count(PROMISED):
+        wrong.append(((classes == PROMISED) & (slots != 0), "0 (padding)"))
+    if poison is not None and layout.count(UNTOUCHED):
+        before = int.from_bytes(bytes([poison]) * slots.element_size(), "little", signed=slots.dtype.is_signed)
+        wrong.append(((classes == UNTOUCHED) & (slots != before), "not written"))
+    if wrong and bool(torch.stack([where.any() for where, _ in wrong]).any()):
+        for where, expected in wrong:
+            _add(tally, layout, slots, where, expected)
     return tally
 
 
