@@ -30,6 +30,10 @@ LOSING = {"mmlu_anatomy": choice_rows(300, lambda i: i % 4 != 0 and i % 10 != 1)
 ANSWERS = [(f"so it is {i}", i % 3 > 0) for i in range(200)]
 
 
+Spoil = Callable[[Path], object]
+"""Spoils the run in a folder."""
+
+
 def judge(a: Path, b: Path) -> Comparison:
     return compare(read_run(a), read_run(b), options=Options())
 
@@ -88,86 +92,49 @@ def test_a_line_separator_in_an_answer_does_not_end_the_record(tmp_path: Path) -
     assert run.samples[0, "flexible-extract"].response == "one\u2028two\x85three \x1b[31m 7"
 
 
-def _cut_line(folder: Path) -> None:
-    path = samples_file(folder, "mmlu_anatomy")
-    path.write_text(path.read_text()[:-200])
+def _rows(edit: Callable[[list[Row]], list[Row]]) -> Spoil:
+    return lambda folder: edit_rows(folder, "mmlu_anatomy", edit)
 
 
-def _drop_rows(folder: Path) -> None:
-    edit_rows(folder, "mmlu_anatomy", lambda rows: rows[:-3])
+def _samples(act: Callable[[Path], object]) -> Spoil:
+    return lambda folder: act(samples_file(folder, "mmlu_anatomy"))
 
 
-def _repeat_row(folder: Path) -> None:
-    edit_rows(folder, "mmlu_anatomy", lambda rows: [*rows[:-1], rows[0]])
+def _results(act: Callable[[Path], object]) -> Spoil:
+    return lambda folder: act(next(folder.rglob("results_*.json")))
 
 
-def _other_scores(folder: Path) -> None:
-    def edit(rows: list[Row]) -> list[Row]:
-        return [{**r, "acc": 1.0 - r["acc"]} for r in rows]
-
-    edit_rows(folder, "mmlu_anatomy", edit)
+def _cut(path: Path) -> None:
+    path.write_text(path.read_text()[:-100])
 
 
-def _edited_prompt(folder: Path) -> None:
-    def edit(rows: list[Row]) -> list[Row]:
-        rows[4]["arguments"]["gen_args_0"]["arg_0"] += " "
-        return rows
-
-    edit_rows(folder, "mmlu_anatomy", edit)
-
-
-def _no_samples(folder: Path) -> None:
-    samples_file(folder, "mmlu_anatomy").unlink()
-
-
-def _empty_samples(folder: Path) -> None:
-    samples_file(folder, "mmlu_anatomy").write_text("")
-
-
-def _no_results(folder: Path) -> None:
-    next(folder.rglob("results_*.json")).unlink()
-
-
-def _cut_results(folder: Path) -> None:
-    path = next(folder.rglob("results_*.json"))
-    path.write_text(path.read_text()[:-40])
-
-
-def _results_of_something_else(folder: Path) -> None:
-    next(folder.rglob("results_*.json")).write_text('{"perplexity": 1}')
-
-
-def _not_text(folder: Path) -> None:
-    samples_file(folder, "mmlu_anatomy").write_bytes(b"\xff\xfe{}")
-
-
-def _no_doc_id(folder: Path) -> None:
-    edit_rows(folder, "mmlu_anatomy", lambda rows: [{**r, "doc_id": "x"} for r in rows])
-
-
-def _not_objects(folder: Path) -> None:
-    samples_file(folder, "mmlu_anatomy").write_text("1\n2\n")
+def _edited_prompt(rows: list[Row]) -> list[Row]:
+    rows[4]["arguments"]["gen_args_0"]["arg_0"] += " "
+    return rows
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_cut_line, r"samples_mmlu_anatomy_.*:300: broken JSON .* cut short"),
-        (_drop_rows, r"297 rows under filter none, expected 300; the file is cut short"),
-        (_repeat_row, r":300: doc_id 0, filter none occurs twice"),
-        (_other_scores, r"acc,none over its rows is 0\.25.*the results file says 0\.75"),
-        (_edited_prompt, r":5: prompt_hash does not fit the prompt beside it"),
-        (_no_samples, r"no samples file beside it; run lm_eval again with --log_samples"),
-        (_empty_samples, r"no samples in it; run lm_eval again with --log_samples"),
-        (_no_results, r"1 samples files but no results file"),
-        (_cut_results, r"results_.*: not a JSON file"),
-        (_results_of_something_else, r"has no object 'results'"),
-        (_not_text, r"not UTF-8 text"),
-        (_no_doc_id, r":1: doc_id is 'x', expected an integer"),
-        (_not_objects, r":1: got int, expected an object a line"),
+        (_samples(_cut), r"samples_mmlu_anatomy_.*:300: broken JSON .* cut short"),
+        (_rows(lambda rows: rows[:-3]), r"297 rows under filter none, expected 300; the file is cut short"),
+        (_rows(lambda rows: [*rows[:-1], rows[0]]), r":300: doc_id 0, filter none occurs twice"),
+        (
+            _rows(lambda rows: [{**r, "acc": 1.0 - r["acc"]} for r in rows]),
+            r"acc,none over its rows is 0\.25.*the results file says 0\.75",
+        ),
+        (_rows(_edited_prompt), r":5: prompt_hash does not fit the prompt beside it"),
+        (_samples(Path.unlink), r"no samples file beside it; run lm_eval again with --log_samples"),
+        (_samples(lambda path: path.write_text("")), r"no samples in it; run lm_eval again with --log_samples"),
+        (_results(Path.unlink), r"1 samples files but no results file"),
+        (_results(_cut), r"results_.*: not a JSON file"),
+        (_results(lambda path: path.write_text('{"perplexity": 1}')), r"has no object 'results'"),
+        (_samples(lambda path: path.write_bytes(b"\xff\xfe{}")), r"not UTF-8 text"),
+        (_rows(lambda rows: [{**r, "doc_id": "x"} for r in rows]), r":1: doc_id is 'x', expected an integer"),
+        (_samples(lambda path: path.write_text("1\n2\n")), r":1: got int, expected an object a line"),
     ],
 )
-def test_a_broken_run_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
+def test_a_broken_run_is_refused_in_one_line(tmp_path: Path, spoil: Spoil, message: str) -> None:
     write_run(tmp_path, BASE)
     spoil(tmp_path)
     with pytest.raises(UsageError, match=message) as refusal:

@@ -75,24 +75,17 @@ def _other_target(row: Row) -> None:
     row["target"] = "1"
 
 
-def _swap_documents(folder: Path) -> None:
+def _rows(edit: Callable[[list[Row]], list[Row]]) -> Callable[[Path], None]:
+    return lambda folder: edit_rows(folder, "mmlu_virology", edit)
+
+
+def _swapped(rows: list[Row]) -> list[Row]:
     """Shuffled: the same records, but their doc_ids belong to other documents."""
-
-    def edit(rows: list[Row]) -> list[Row]:
-        return [{**r, "doc_id": rows[-1 - i]["doc_id"]} for i, r in enumerate(rows)]
-
-    edit_rows(folder, "mmlu_virology", edit)
+    return [{**r, "doc_id": rows[-1 - i]["doc_id"]} for i, r in enumerate(rows)]
 
 
-def _no_identity(folder: Path) -> None:
-    def edit(rows: list[Row]) -> list[Row]:
-        return [{k: v for k, v in r.items() if not k.endswith("_hash") and k != "arguments"} for r in rows]
-
-    edit_rows(folder, "mmlu_virology", edit)
-
-
-def _missing_task(folder: Path) -> None:
-    samples_file(folder, "mmlu_virology").unlink()
+def _unproven(rows: list[Row]) -> list[Row]:
+    return [{k: v for k, v in r.items() if not k.endswith("_hash") and k != "arguments"} for r in rows]
 
 
 def _not_a_number(row: Row) -> None:
@@ -106,9 +99,9 @@ def _not_a_number(row: Row) -> None:
         (_edit(_other_choice_text), "mmlu_virology: doc_id 7: another prompt"),
         (_edit(_other_document), "mmlu_virology: doc_id 7: another doc"),
         (_edit(_other_target), "mmlu_virology: doc_id 7: another target"),
-        (_swap_documents, "mmlu_virology: doc_id 0: another doc"),
-        (_no_identity, "mmlu_virology: doc_id 0: nothing proves it the same prompt"),
-        (_missing_task, "mmlu_virology only in baseline"),
+        (_rows(_swapped), "mmlu_virology: doc_id 0: another doc"),
+        (_rows(_unproven), "mmlu_virology: doc_id 0: nothing proves it the same prompt"),
+        (lambda folder: samples_file(folder, "mmlu_virology").unlink(), "mmlu_virology only in baseline"),
         (_edit(_not_a_number), "mmlu_virology, doc_id 7"),
     ],
 )
@@ -120,14 +113,10 @@ def test_other_questions_are_refused(pair: Path, spoil: Callable[[Path], None], 
     assert outcome.tasks == ()
 
 
-def _truncate(results: dict[str, Any]) -> None:
-    results["n-samples"]["mmlu_virology"]["effective"] = 60
-
-
 def test_a_run_with_fewer_questions_is_refused(pair: Path) -> None:
     """Cut short together with its results file, so that the run by itself looks whole."""
     fewer = {**TASKS, "mmlu_virology": TASKS["mmlu_virology"][:60]}
-    write_run(pair / "b", fewer, change=_truncate)
+    write_run(pair / "b", fewer, change=_set(("n-samples", "mmlu_virology", "effective"), 60))
     outcome = judge(pair)
     assert outcome.verdict is Verdict.INVALID
     assert "40 records in one arm only, first doc_id 60" in outcome.reason

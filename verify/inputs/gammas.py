@@ -18,44 +18,27 @@ GAMMA_SEED = 0x9A
 """Makes the seed of a drawn gamma from that of the Problem."""
 
 
-def _for_gamma(cells: Cells) -> Cells:
-    return replace(cells, seed=hash64(cells.seed, GAMMA_SEED))
+def _normal(cells: Cells, deviation: float) -> Tensor:
+    return replace(cells, seed=hash64(cells.seed, GAMMA_SEED)).normal(0, deviation)
 
 
-def _gamma_spread(cells: Cells) -> Tensor:
-    return (1 + _for_gamma(cells).normal(0, 0.15).to(torch.float32)).to(cells.format.dtype)
+def _spread(cells: Cells) -> Tensor:
+    return (1 + _normal(cells, 0.15).to(torch.float32)).to(cells.format.dtype)
 
 
-def _gamma_ones(cells: Cells) -> Tensor:
-    return torch.ones(1, cells.hidden, dtype=cells.format.dtype, device=cells.device)
-
-
-def _gamma_small(cells: Cells) -> Tensor:
-    return _for_gamma(cells).normal(0, 0.02)
-
-
-def _gamma_signed(cells: Cells) -> Tensor:
-    zero = cells.column % 16 == 5
-    return torch.where(zero, 0.0, _for_gamma(cells).normal(0, 1.0)).to(cells.format.dtype)
-
-
-def _gamma_special(cells: Cells) -> Tensor:
-    return special_gamma(_gamma_spread(cells), cells)
-
-
-def _gamma_groups(cells: Cells) -> Tensor:
-    return group_weights(_gamma_spread(cells), cells)
+def _signed(cells: Cells) -> Tensor:
+    return torch.where(cells.column % 16 == 5, 0.0, _normal(cells, 1.0)).to(cells.format.dtype)
 
 
 GAMMAS: dict[str, Callable[[Cells], Tensor]] = {
-    "spread": _gamma_spread,
-    "ones": _gamma_ones,
-    "small": _gamma_small,
-    "signed": _gamma_signed,
+    "spread": _spread,
+    "ones": lambda cells: torch.ones(1, cells.hidden, dtype=cells.format.dtype, device=cells.device),
+    "small": lambda cells: _normal(cells, 0.02),
+    "signed": _signed,
     "captured": captured_gamma,
-    "special": _gamma_special,
+    "special": lambda cells: special_gamma(_spread(cells), cells),
     "edges": edge_weights,
-    "groups": _gamma_groups,
+    "groups": lambda cells: group_weights(_spread(cells), cells),
 }
 """Kinds of norm weight: near one; all one; |gamma| << 1 (for a weight bias of 1); both signs and zeros; a model's; with
 lanes that are no finite numbers; with groups on the boundaries of scales; with groups that are special."""

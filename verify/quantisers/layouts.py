@@ -96,38 +96,18 @@ def _up(x: int, to: int) -> int:
     return -(-x // to) * to
 
 
-def _linear(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return t * columns + c
-
-
-def _column_major(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return c * tokens + t
-
-
-def _column_major_aligned(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return c * _up(tokens, 4) + t
-
-
-def _packed(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return 4 * ((c // 4) * _up(tokens, 4) + t) + c % 4
-
-
 def _swizzled_128x4(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
     tile = (t // 128) * (_up(columns, 4) // 4) + c // 4
     return tile * 512 + (t % 32) * 16 + (t % 128) // 32 * 4 + c % 4
 
 
-def _swizzled_8x4(t: Tensor, c: Tensor, tokens: int, columns: int) -> Tensor:
-    return ((t // 8) * (_up(columns, 4) // 4) + c // 4) * 32 + (t % 8) * 4 + c % 4
-
-
 _PLACE: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
-    "linear": _linear,
-    "column-major": _column_major,
-    "column-major-aligned": _column_major_aligned,
-    "packed": _packed,
+    "linear": lambda t, c, tokens, columns: t * columns + c,
+    "column-major": lambda t, c, tokens, columns: c * tokens + t,
+    "column-major-aligned": lambda t, c, tokens, columns: c * _up(tokens, 4) + t,
+    "packed": lambda t, c, tokens, columns: 4 * ((c // 4) * _up(tokens, 4) + t) + c % 4,
     "128x4": _swizzled_128x4,
-    "8x4": _swizzled_8x4,
+    "8x4": lambda t, c, tokens, columns: ((t // 8) * (_up(columns, 4) // 4) + c // 4) * 32 + (t % 8) * 4 + c % 4,
 }
 """The slot of (token, column), by the name of the layout."""
 
