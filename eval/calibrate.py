@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def read_prompts(path: Path | None, count: int = PROMPTS) -> list[str]:
         lines = [line for line in raw.decode().splitlines() if line.strip()]
     except FileNotFoundError:
         raise UsageError(f"--prompts {path}: no such file; give a text a line, or JSON lines") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UsageError(f"--prompts {path}: not readable text ({error}); give UTF-8, a text a line") from None
     texts = [_text(path, number, line) for number, line in enumerate(lines[:count], 1)]
     if not texts or not all(text.strip() for text in texts):
@@ -206,7 +207,6 @@ def _write_tensors(checkpoint: Checkpoint, form: Form, scales: dict[str, Tensor]
         tensors[f"{module}.{scale_name(form)}"] = scale.reshape(()) if form.weights == "tensor" else scale
         count += 1
     tensors |= {name: checkpoint.whole(name) for name in checkpoint.names() if name not in tensors}
-    out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return count
 

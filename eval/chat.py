@@ -55,12 +55,15 @@ def read_template(folder: Path) -> tuple[str, dict[str, Any]]:
     """The checkpoint's chat template and its tokenizer_config.json.
 
     Raises:
-        UsageError: there is none, or several and none is called `default`.
+        UsageError: there is none, it is no text, or there are several and none is called `default`.
     """
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     beside = folder / "chat_template.jinja"
-    found = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template")
+    try:
+        found = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{beside}: not readable text ({error}); copy the checkpoint again") from None
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     if not isinstance(found, str) or not found.strip():

@@ -9,6 +9,7 @@ import typer
 
 from fusecheck.errors import UsageError
 from fusecheck.eval.progress import Progress
+from fusecheck.ranks.launch import require_gpus
 
 
 def import_checkpoint(
@@ -60,6 +61,10 @@ def calibrate_checkpoint(
 
     if form not in FORMS:
         raise UsageError(f"--form {form}: expected one of: {', '.join(FORMS)}")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}: expected cpu or cuda")
+    if device == "cuda":
+        require_gpus(1)
     if prompts is not None and not FORMS[form].static:
         raise UsageError(f"--prompts: --form {form} reads none, its activations get scales as they arise; leave it out")
     with Progress() as progress:

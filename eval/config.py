@@ -77,13 +77,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UsageError: the file is missing or holds no JSON object.
+        UsageError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; give a folder in Hugging Face's checkpoint layout") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not JSON ({error}); copy the checkpoint again") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: holds a JSON {type(content).__name__}, expected an object")

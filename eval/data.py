@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path}[.gz]: no such file; --data expects mmlu/ and gsm8k/ as eval/data/README.md says"
         ) from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(f"{path}[.gz]: not whole JSON lines ({error}); copy it again") from None
     lacking = next((f for row in rows for f in fields if not isinstance(row, dict) or f not in row), None)
     if not rows or lacking:

@@ -75,8 +75,15 @@ class GgufFile:
         self._fields = reader.fields
 
     def field(self, name: str, default: Any = None) -> Any:
-        """The value of a metadata field."""
-        return self._fields[name].contents() if name in self._fields else default
+        """The value of a metadata field.
+
+        Raises:
+            UsageError: it is a text that is none.
+        """
+        try:
+            return self._fields[name].contents() if name in self._fields else default
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{self.path}: {name} is no text ({error}); copy the file again") from None
 
     def number(self, name: str) -> Any:
         """The value of a numeric field that must be there.
@@ -124,8 +131,7 @@ def import_gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> in
     file = GgufFile(source)
     config = read_config(file)
     tensors = dict(_tensors(file, config))
-    out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(file, out, tokenizer)
+    write_tokenizer(file, out, tokenizer, config["vocab_size"])
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     ends = end_ids(file)
     write_json(out / "generation_config.json", {"eos_token_id": ends, "do_sample": False})
@@ -134,11 +140,17 @@ def import_gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> in
 
 
 def require_empty(out: Path) -> None:
-    """Refuse a folder that holds a checkpoint.
+    """Make a folder for a checkpoint, before the work; one that holds a checkpoint is refused.
 
     Raises:
-        UsageError: it does.
+        UsageError: it does, or it cannot be made or written.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}); give another folder") from None
     if any(out.glob("*.safetensors")) or (out / "config.json").exists():
         raise UsageError(f"{out}: holds a checkpoint already; give a folder that is new or empty")
 

@@ -35,16 +35,24 @@ class Fields(Protocol):
         ...
 
 
-def write_tokenizer(file: Fields, out: Path, given: Path | None) -> None:
+def write_tokenizer(file: Fields, out: Path, given: Path | None, vocabulary: int) -> None:
     """Write tokenizer.json and, where the file has a chat template, tokenizer_config.json.
 
+    Args:
+        file: an open GGUF file.
+        out: the folder.
+        given: a tokenizer.json to take instead of the file's own vocabulary.
+        vocabulary: rows of the embedding.
+
     Raises:
-        UsageError: a vocabulary that is not converted here, or none.
+        UsageError: a vocabulary that is not converted here, or none, or one of another model.
     """
+    from fusecheck.eval.tokens import read_tokenizer
+
     if given is None:
         convert(file).save(str(out / "tokenizer.json"))
     elif given.is_file():
-        (out / "tokenizer.json").write_bytes(given.read_bytes())
+        (out / "tokenizer.json").write_bytes(read_tokenizer(given, vocabulary)[1])
     else:
         raise UsageError(f"--tokenizer {given}: no such file; give the tokenizer.json of the original checkpoint")
     texts = file.field("tokenizer.ggml.tokens") or []

@@ -8,8 +8,9 @@ table: `golden/model/planted.json`.
 
 from __future__ import annotations
 
+import argparse
 import json
-import tempfile
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.backends.emulated_arithmetic import Arithmetic, Row
-from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
-from fusecheck.eval.asked import Asked
+from fusecheck.errors import UsageError
+from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
+from fusecheck.eval.asked import Asked, keep_to
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.planted_tiers import KernelTier, ask_kernel, options_of, table, tiers
+from fusecheck.eval.planted_tiers import KernelTier, answered, ask_kernel, ended, folder_of, options_of, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import FirstScalePath, SpoiledBackend
@@ -150,16 +152,17 @@ def run_planted(
     Arms that `folder` holds already are not run again.
 
     Raises:
-        UsageError: a broken model or limit.
+        UsageError: a broken model or limit, or arms that were run with another limit.
         ArmError: the ranks failed.
     """
 
     def arms(wanted: Sequence[str], backend: str, tp: int, out: Path) -> dict[str, Run]:
-        left = [arm for arm in wanted if not (out / arm / RECORD_NAME).is_file()]
+        left = [arm for arm in wanted if not (out / arm).is_dir()]
         if left:
             run_arms(Asked(tp=tp, backend=backend, tasks=[TASK], limit=limit), left, out)
         return {arm: read_run(out / arm) for arm in wanted}
 
+    keep_to(folder, {"limit": limit})
     base: dict[int, dict[str, Run]] = {}
     for name in names:
         tp = PLANTED[name].tp
@@ -185,38 +188,41 @@ def kernel_tier(name: str) -> KernelTier | None:
 
 def to_json(name: str, outcome: Comparison, kernel: KernelTier | None) -> dict[str, Any]:
     """What the table shows of one candidate."""
-    planted, flips, oracle = PLANTED[name], outcome.tasks[0].judgement.flips, outcome.oracle
-    row: dict[str, Any] = {
+    planted = PLANTED[name]
+    return {
         "name": name,
         "title": planted.title,
         "right": planted.right,
         "tp": planted.tp,
         "kernel": None if kernel is None else asdict(kernel),
-        "questions": flips.n,
-        "accuracy": flips.candidate_right / flips.n,
-        "lost": flips.lost,
-        "gained": flips.gained,
-        "verdict": outcome.verdict.value,
+        **answered(outcome),
         "caught_by": tiers(kernel, outcome),
     }
-    if oracle is not None:
-        row |= {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
-    return row
 
 
-def main() -> None:
-    """Run and print."""
-    options = options_of(__doc__, PLANTED).parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.run_dir or Path(scratch)
-        for name, outcome in run_planted(options.names, options.limit, folder, lambda line: print(line, flush=True)):
-            rows.append(to_json(name, outcome, kernel_tier(name)))
-            if options.json is not None:
-                command = "python -m fusecheck.eval.planted"
-                write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
-    Console(width=180).print(table(rows))
+def run(options: argparse.Namespace) -> None:
+    """Run the candidates, and print the table, also where they end early.
+
+    Raises:
+        UsageError: a broken argument, or a --run-dir whose arms were run with another limit.
+        Inconclusive: a package is missing.
+        ArmError: the ranks failed.
+    """
+    if unknown := [name for name in options.names if name not in PLANTED]:
+        raise UsageError(f"candidate {unknown[0]!r}, expected some of: {', '.join(PLANTED)}")
+    rows: list[dict[str, Any]] = []
+    with folder_of(options) as folder:
+        try:
+            for name, outcome in run_planted(options.names, options.limit, folder, lambda x: print(x, flush=True)):
+                rows.append(to_json(name, outcome, kernel_tier(name)))
+                if options.json is not None:
+                    command = "python -m fusecheck.eval.planted"
+                    write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+        finally:
+            if rows:
+                Console(width=180).print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    given = options_of(__doc__, PLANTED).parse_args()
+    sys.exit(ended("planted", lambda: run(given)))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusecheck.eval.arm import FUSED, ORACLE, RECORD_NAME, UNFUSED
+from fusecheck.eval.arm import FUSED, ORACLE, UNFUSED
+from fusecheck.eval.asked import keep_to
 from fusecheck.eval.compare import compare
 from fusecheck.eval.outcome import Comparison, Options
-from fusecheck.eval.planted_tiers import figures
+from fusecheck.eval.planted_tiers import answered, figures
 from fusecheck.eval.run import Bench, Job, open_bench, through
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import KINDS
@@ -26,9 +27,10 @@ def run_bugs(
     """Yield bug, what the gate says, and what the trace finds; arms that `folder` holds are not run again.
 
     Raises:
-        UsageError: a broken argument, or a bug that cannot show in this checkpoint.
+        UsageError: a broken argument, a bug that cannot show in this checkpoint, or arms that were asked for otherwise.
         ArmError: the ranks failed.
     """
+    keep_to(folder, {**right.identity, "tasks": list(right.asked.tasks)})
     kernel = right.asked.backend.replace(":", "__")
     jobs = {bug: through(right, f"fusecheck.eval.spoiled:{bug}__{kernel}") for bug in bugs}
     with open_bench(right, tell) as bench:
@@ -42,30 +44,25 @@ def run_bugs(
 
 
 def _arm(bench: Bench, job: Job, arm: str, folder: Path) -> Run:
-    if not (folder / RECORD_NAME).is_file():
+    if not folder.is_dir():
         bench.run(job, arm, folder)
     return read_run(folder)
 
 
 def to_json(form: str, bug: str, outcome: Comparison, found: Trace) -> dict[str, Any]:
     """What the table shows of one candidate."""
-    flips, oracle, first = outcome.tasks[0].judgement.flips, outcome.oracle, found.first
-    row: dict[str, Any] = {
+    first, headline = found.first, found.headline(change_of(outcome))
+    return {
         "form": form,
         "bug": bug,
         "title": KINDS[bug].title,
         "right": KINDS[bug].right,
-        "questions": flips.n,
-        "accuracy": flips.candidate_right / flips.n,
-        "lost": flips.lost,
-        "gained": flips.gained,
-        "verdict": outcome.verdict.value,
-        "trace": found.headline(change_of(outcome)),
+        **answered(outcome),
+        "trace": headline if outcome.tasks else f"{outcome.reason}; {headline.partition('; ')[2]}",
         "first": None if first is None else [place(first.site), first.stage],
         "deviating_sites": len({site for site, _, _ in found.places}),
         "sites": found.sites,
     }
-    return row if oracle is None else row | {"kl_ratio": oracle.ratio, "wilcoxon_p": oracle.p}
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -84,10 +81,13 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def collect(rows: Iterable[dict[str, Any]], command: str, out: Path | None) -> None:
-    """Print the rows as a table; `out` gets them as JSON, anew after every row."""
+    """Print the rows as a table, also where they end early; `out` gets them as JSON, anew after every row."""
     made: list[dict[str, Any]] = []
-    for row in rows:
-        made.append(row)
-        if out is not None:
-            write_aside(out, json.dumps({"command": command, "rows": made}, indent=1) + "\n")
-    print(to_markdown(made), end="")
+    try:
+        for row in rows:
+            made.append(row)
+            if out is not None:
+                write_aside(out, json.dumps({"command": command, "rows": made}, indent=1) + "\n")
+    finally:
+        if made:
+            print(to_markdown(made), end="")

@@ -8,9 +8,9 @@ and prints a table. With the same `--run-dir` it goes on where it was broken off
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fusecheck.errors import UsageError
 from fusecheck.eval.asked import Asked
 from fusecheck.eval.calibrate import COPIED, quantise_checkpoint
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.outcome import Comparison
 from fusecheck.eval.planted_arms import collect, run_bugs, to_json
-from fusecheck.eval.planted_tiers import options_of
+from fusecheck.eval.planted_tiers import ended, folder_of, options_of
 from fusecheck.eval.recipe import FORMS
 from fusecheck.eval.run import GOLDEN, open_job
 from fusecheck.eval.trace import Trace
@@ -69,21 +70,29 @@ def run_forms(
     for form in forms:
         model = folder / form / "model"
         if not (model / "config.json").is_file():
+            shutil.rmtree(model, ignore_errors=True)  # of a run that was broken off
             quantise_checkpoint(plain, model, FORMS[form])
         asked = Asked(model, tasks=[TASK], limit=limit)
         for bug, outcome, found in run_bugs(open_job(asked), BUGS[form], folder / form, tell):
             yield form, bug, outcome, found
 
 
-def main() -> None:
-    """Run and print."""
-    options = options_of(__doc__, BUGS).parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Run, and print the table.
+
+    Raises:
+        UsageError: a broken argument, or a --run-dir whose arms were asked for otherwise.
+        Inconclusive: a package is missing.
+        ArmError: the ranks failed.
+    """
+    if unknown := [name for name in options.names if name not in BUGS]:
+        raise UsageError(f"form {unknown[0]!r}, expected some of: {', '.join(BUGS)}")
     limit = "" if options.limit is None else f" --limit {options.limit}"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.run_dir or Path(scratch)
+    with folder_of(options) as folder:
         made = run_forms(options.names, options.limit, folder, lambda line: print(line, file=sys.stderr))
         collect((to_json(*each) for each in made), f"python -m fusecheck.eval.planted_forms{limit}", options.json)
 
 
 if __name__ == "__main__":
-    main()
+    given = options_of(__doc__, BUGS).parse_args()
+    sys.exit(ended("planted_forms", lambda: run(given)))

@@ -8,20 +8,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from fusecheck.errors import Inconclusive, UsageError
+from fusecheck.eval.engine import ArmError
 from fusecheck.eval.gate import Verdict
 from fusecheck.eval.outcome import Comparison
+from fusecheck.eval.session import require_lm_eval
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Subject
 from fusecheck.kernel.run import Run
 from fusecheck.kernel.turn import Budget
+from fusecheck.report import make_run_dir
+from fusecheck.report.places import check_place
 
 MOST_ELEMENTS = 2**17
 CASES = 2 * len(FAMILIES)
@@ -74,6 +81,53 @@ def tiers(kernel: KernelTier | None, outcome: Comparison) -> list[str]:
     return found
 
 
+def ended(name: str, work: Callable[[], None]) -> int:
+    """Do the work; the exit code, and in one line what ended it early."""
+    try:
+        require_lm_eval()
+        work()
+    except UsageError as error:
+        why, code = str(error), 2
+    except Inconclusive as error:
+        why, code = str(error), 3
+    except KeyboardInterrupt:
+        why, code = "interrupted; with the same --run-dir and options it goes on", 3
+    except ArmError as error:
+        why, code = f"an arm died before its last answer: {error}", 1
+    else:
+        return 0
+    print(f"{name}: {' '.join(why.split())}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def folder_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder for the arms: --run-dir, or one that is gone afterwards.
+
+    Raises:
+        UsageError: it, or --json, cannot be written.
+    """
+    if options.json is not None:
+        check_place(options.json)
+    if options.run_dir is not None:
+        yield make_run_dir("planted", options.run_dir)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+
+
+def answered(outcome: Comparison) -> dict[str, Any]:
+    """What a table shows of a comparison: verdict and, unless the runs are no pair, figures over all tasks."""
+    flips = [task.judgement.flips for task in outcome.tasks]
+    row: dict[str, Any] = {"verdict": outcome.verdict.value, "questions": sum(each.n for each in flips)}
+    if flips:
+        row["accuracy"] = sum(each.candidate_right for each in flips) / row["questions"]
+        row |= {"lost": sum(each.lost for each in flips), "gained": sum(each.gained for each in flips)}
+    if outcome.oracle is not None:
+        row |= {"kl_ratio": outcome.oracle.ratio, "wilcoxon_p": outcome.oracle.p}
+    return row
+
+
 def options_of(description: str | None, known: Iterable[str]) -> argparse.ArgumentParser:
     """The command line of a table of planted bugs: names, by default all that are known, limit, run_dir and json."""
     names = list(known)
@@ -86,7 +140,9 @@ def options_of(description: str | None, known: Iterable[str]) -> argparse.Argume
 
 
 def figures(row: Mapping[str, Any]) -> list[str]:
-    """Accuracy, its change in points, lost and gained, KL ratio and p of one row, as text; empty without an oracle."""
+    """Accuracy, its change in points, lost and gained, KL ratio and p of one row, as text; empty where none."""
+    if not row["questions"]:
+        return [""] * 5
     return [
         f"{row['accuracy']:.4f}",
         f"{100 * (row['gained'] - row['lost']) / row['questions']:+.2f}",

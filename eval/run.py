@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ class Job:
         settings = asked.chat.settings(self.folder)
         return prepare(asked.tasks, asked.data, shots=asked.shots, limit=asked.limit, settings=settings)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an arm's answers depend on, but for its tasks, by option; JSON-ready."""
+        asked = {name: value for name, value in asdict(self.asked).items() if name not in ("model", "tasks", "trace")}
+        asked["data"] = None if self.asked.data is None else str(self.asked.data.resolve())
+        return asked | {"weights": self.digest, "tokenizer": self.tokens.digest}
+
     def backend_of(self, arm: str) -> str:
         """The backend that an arm goes through; the oracle goes through none."""
         unfused = UNFUSED_BACKEND if self.form is None or self.form.static else f"{UNFUSED_BACKEND}:{SEPARATE}"
@@ -114,7 +122,7 @@ def _require_backend(job: Job) -> None:
     fused = load_backend(asked.backend)
     op = operation(form or Form(), norm_out=True)
     problem = Problem(op=op, dtype=shape.dtype, world_size=asked.tp, tokens=64, hidden=shape.hidden, eps=shape.eps)
-    check_device(fused, asked.device, 1 if asked.virtual else asked.tp)
+    check_device(fused, asked.device, asked.tp, virtual=asked.virtual)
     support = fused.supports(problem)
     if not support.ok:
         raise UsageError(f"--backend {asked.backend} does not take this model at --tp {asked.tp}: {support.reason}")
@@ -162,7 +170,7 @@ def run_arms(asked: Asked, arms: Sequence[str], run_dir: Path, progress: Tell | 
     if unknown:
         raise UsageError(f"unknown arm {unknown[0]!r}, expected some of: {', '.join(ARMS)}")
     for arm in arms:
-        if any((run_dir / arm).glob("results_*.json")):
+        if (run_dir / arm).exists():
             raise UsageError(f"{run_dir / arm}: holds an earlier run; give another --run-dir, or delete that folder")
     with open_bench(job := open_job(asked), progress) as bench:
         return [bench.run(job, arm, run_dir / arm) for arm in arms]
@@ -185,11 +193,17 @@ class Bench:
     tell: Tell
 
     def run(self, job: Job, arm: str, folder: Path) -> ArmRun:
-        """Run one arm into `folder`; `job` may name another backend than the one that the ranks were started for."""
+        """Run one arm; `job` may name another backend than the one that the ranks were started for.
+
+        `folder` is made when all of its files are written, so that what it holds is whole.
+        """
         self.engine.watch = _counting(self.tell, f"arm {arm}, {self.prepared.questions:,} questions")
         self.engine.watch(0)
-        record = _run_arm(job, self.engine, self.prepared, arm, folder)
-        write_arm_record(folder, replace(record, seconds={"prompts": self.built, **record.seconds}))
+        aside = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was broken off
+        record = _run_arm(job, self.engine, self.prepared, arm, aside)
+        write_arm_record(aside, replace(record, seconds={"prompts": self.built, **record.seconds}))
+        aside.rename(folder)
         return ArmRun(arm, folder)
 
 

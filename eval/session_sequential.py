@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def _judge(
         margin=settings.margin(name),
         alpha=settings.alpha,
         block=block,
-        identity=f"{asker.job.digest} {asked.backend} tp {asked.tp} shots {asked.shots}",
+        identity=json.dumps(asker.job.identity, sort_keys=True),
     )
     answers = Answers.load(folder / f"answers_{name}.jsonl")
 

@@ -19,6 +19,28 @@ BLOCK = 1000
 """Texts that are encoded at once: the library keeps much more of each than its tokens."""
 
 
+def read_tokenizer(path: Path, vocabulary: int) -> tuple[Tokenizer, bytes]:
+    """A tokenizer.json, and its content.
+
+    Raises:
+        UsageError: there is none, a broken one, or one with more tokens than the embedding has rows.
+    """
+    try:
+        content = path.read_bytes()
+        read: Tokenizer = Tokenizer.from_buffer(content)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; the checkpoint must come with its tokenizer") from None
+    except Exception as error:  # the library raises Exception itself
+        raise UsageError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); copy it again") from None
+    largest = max(read.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < vocabulary:
+        raise UsageError(
+            f"{path}: token ids go up to {largest}, but the embedding has {vocabulary} rows; "
+            "this tokenizer belongs to another model"
+        )
+    return read, content
+
+
 class Tokens:
     """Text to tokens and back; every distinct prompt is encoded once for all arms.
 
@@ -33,19 +55,7 @@ class Tokens:
             UsageError: no tokenizer.json, a broken one, or one with more tokens than the embedding has rows.
         """
         path = folder / "tokenizer.json"
-        try:
-            content = path.read_bytes()
-            self._tokenizer: Tokenizer = Tokenizer.from_buffer(content)
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file; the checkpoint must come with its tokenizer") from None
-        except Exception as error:  # the library raises Exception itself
-            raise UsageError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); copy it again") from None
-        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if not 0 <= largest < shape.vocabulary:
-            raise UsageError(
-                f"{path}: token ids go up to {largest}, but the embedding has {shape.vocabulary} rows; "
-                "this tokenizer belongs to another model"
-            )
+        self._tokenizer, content = read_tokenizer(path, shape.vocabulary)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.digest = hashlib.sha256(content).hexdigest()

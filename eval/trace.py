@@ -81,9 +81,12 @@ def place(site: int) -> str:
 
 
 def choose(outcome: Comparison, baseline: Run, candidate: Run) -> list[Question]:
-    """The questions to trace: those that flipped, and some that did not, over all judged tasks."""
+    """The questions to trace: those that flipped, and some that did not, over all judged tasks; of no pair any."""
     flipped: list[Question] = []
     steady: list[Question] = []
+    if not outcome.tasks:
+        asked = dict.fromkeys((name, doc) for name, task in baseline.tasks.items() for doc, _ in task.samples)
+        steady = [Question(name, doc, flipped=False) for name, doc in asked]
     for task in outcome.tasks:
         pairs = join(task.endpoint, baseline, candidate)
         moved = pairs.right(pairs.baseline) != pairs.right(pairs.candidate)

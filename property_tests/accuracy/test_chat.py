@@ -72,6 +72,12 @@ def test_a_template_beside_and_a_default_among_several_are_found(tmp_path: Path)
     assert ChatTemplate(write_template(tmp_path, several)).render(TURNS) == "one"
     (tmp_path / "chat_template.jinja").write_text("two", encoding="utf-8")
     assert ChatTemplate(tmp_path).render(TURNS) == "two"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"chat_template.jinja: not readable text"):
+        ChatTemplate(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"tokenizer_config.json: not JSON"):
+        ChatTemplate(tmp_path)
 
 
 @pytest.mark.parametrize(

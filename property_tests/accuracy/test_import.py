@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from fusecheck.errors import UsageError
 from fusecheck.eval.calibrate import calibrate, read_prompts
 from fusecheck.eval.checkpoint import Checkpoint
 from fusecheck.eval.config import read_shape
+from fusecheck.eval.data import read_rows
 from fusecheck.eval.gguf_import import INNER, OUTER, import_gguf
 from fusecheck.eval.tokens import Tokens
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, hugging_face_model, write_checkpoint
+from fusecheck.property_tests.suite import command_line
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF needs pip install fusecheck[eval]")
 
@@ -159,6 +162,14 @@ def test_a_cut_file_an_unknown_quantisation_and_a_missing_tokenizer_are_said(tmp
     whole = path.read_bytes()
     with pytest.raises(UsageError, match=r"--tokenizer .*: no such file"):
         import_gguf(path, tmp_path / "a", tokenizer=tmp_path / "tokenizer.json")
+    with pytest.raises(UsageError, match=r"config.json: not a tokenizer"):
+        import_gguf(path, tmp_path / "a", tokenizer=made / "config.json")
+    assert not (tmp_path / "a" / "tokenizer.json").exists()
+    with pytest.raises(UsageError, match=r"model.gguf: cannot be written"):
+        import_gguf(path, path)
+    path.write_bytes(whole.replace(b"<|im_end|>", b"<|im\xff\xff\xff\xff|>"))
+    with pytest.raises(UsageError, match=r"tokenizer.ggml.tokens is no text"):
+        import_gguf(path, tmp_path / "a")
     path.write_bytes(whole[:-5000])
     with pytest.raises(UsageError, match="not a whole GGUF file"):
         import_gguf(path, tmp_path / "b")
@@ -221,6 +232,35 @@ def test_prompts_that_are_none_are_refused(content: str, said: str, tmp_path: Pa
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         read_prompts(path)
+
+
+def test_a_compressed_file_whose_bits_are_damaged_is_refused(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b'{"question": "a"}', mtime=0))
+    packed[10] = 0xFF  # a type of block that there is not
+    for path in (tmp_path / "prompts.jsonl.gz", tmp_path / "test.jsonl.gz"):
+        path.write_bytes(packed)
+    with pytest.raises(UsageError, match="not readable text"):
+        read_prompts(tmp_path / "prompts.jsonl.gz")
+    with pytest.raises(UsageError, match="not whole JSON lines"):
+        read_rows(tmp_path / "test.jsonl", ("question",))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--device", "tpu"), 2, "--device tpu: expected cpu or cuda"),
+        (("--device", "cuda"), 3, "0 CUDA GPUs here, 1 needed"),
+        (("--form", "none"), 2, "--form none: expected one of"),
+    ],
+)
+def test_calibrating_says_in_one_line_what_it_cannot_do(
+    options: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    made = write_checkpoint(tmp_path / "made", layout="plain")
+    assert command_line.run(monkeypatch, "accuracy", "calibrate", made, tmp_path / "out", *options) == code
+    assert said in capsys.readouterr().err
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path) -> None:

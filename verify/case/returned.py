@@ -17,11 +17,12 @@ from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
 from fusecheck.quantisers.layouts import Layout
 
+_NAMES = tuple(field.name for field in fields(RankOutputs))
+
 
 def named(outputs: RankOutputs) -> dict[str, Tensor]:
     """The outputs that are there, contiguous, by name."""
-    all_of_them = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
-    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
+    return {name: tensor.contiguous() for name in _NAMES if (tensor := getattr(outputs, name)) is not None}
 
 
 def mapped(outputs: RankOutputs, change: Callable[[Tensor], Tensor]) -> RankOutputs:

@@ -73,7 +73,7 @@ class Run:
         """
         for subject in self.subjects:
             backend = backends.backend(subject.backend)
-            check_device(backend, self.device, 1 if self.virtual else subject.world_size)
+            check_device(backend, self.device, subject.world_size, virtual=self.virtual)
             reasons: Counter[str] = Counter()
             for case in self._samples(subject):
                 support = self.supports(backend, case.problem)
@@ -146,15 +146,17 @@ class Run:
         return next(refused, backend.supports(problem))
 
 
-def check_device(backend: Backend, device: str, gpus: int) -> None:
+def check_device(backend: Backend, device: str, world_size: int, *, virtual: bool) -> None:
     """Check that the backend runs on the device, and that there are as many GPUs as it needs.
 
     Raises:
-        UsageError: it runs on another device.
+        UsageError: it runs on another device, or virtual ranks are to share one that is no GPU.
         Inconclusive: there are fewer GPUs.
     """
     needed = getattr(backend, "device", None)
     if needed is not None and needed != device:
         raise UsageError(f"backend {backend.name} runs on {needed}, got --device {device}; give --device {needed}")
+    if virtual and device != "cuda":
+        raise UsageError(f"virtual ranks share a GPU, got --device {device}; give --device cuda, or leave them out")
     if device == "cuda":
-        require_gpus(gpus)
+        require_gpus(1 if virtual else world_size)
