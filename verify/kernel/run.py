@@ -20,7 +20,7 @@ from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.shares import Share, given_shares, joint_shares, own_shares
 from fusecheck.kernel.table import Case
-from fusecheck.kernel.turn import Budget, Conditions, Turn
+from fusecheck.kernel.turn import Budget, Turn
 from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
 from fusecheck.problem import Problem
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
@@ -65,6 +65,11 @@ class Run:
     diagnose: bool = True
     progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
 
+    @property
+    def apart(self) -> bool:
+        """Whether each case runs in processes of its own."""
+        return self.given is not None
+
     def validate(self) -> None:
         """Refuse what cannot run, before anything is started or written.
 
@@ -97,32 +102,17 @@ class Run:
         report = KernelReport(accept_refusals=self.accept_refusals)
         report.groups = {subject: Group(subject) for subject in self.subjects}
         began = time.monotonic()
-        shares, isolation, how = self.shares(), Isolation(self.timeout), self._conditions()
+        shares, isolation = self.shares(), Isolation(self.timeout)
         report.coverages = list({id(share.coverage): share.coverage for share in shares.values()}.values())
         with Interruption() as stop:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
                 with self._open(world_size) as pools:
                     for subject in mine:
-                        Turn(how, shares[subject], report, isolation, stop).run(pools.pools)
+                        Turn(self, shares[subject], report, isolation, stop).run(pools.pools)
         report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
-
-    def _conditions(self) -> Conditions:
-        return Conditions(
-            self.plan,
-            self.budget,
-            self.supports,
-            self.device,
-            self.virtual,
-            self.timeout,
-            self.journal,
-            self.skip,
-            self.given is not None,
-            self.diagnose,
-            self.progress,
-        )
 
     def shares(self) -> dict[Subject, Share]:
         """Which cases each subject runs."""

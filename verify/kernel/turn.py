@@ -6,23 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusecheck import backends
 from fusecheck.case.question import Question
 from fusecheck.case.run import Outcome, explain, request, run_case
 from fusecheck.errors import BreachError
-from fusecheck.interface import Backend, Support
 from fusecheck.interrupts import Interruption
-from fusecheck.journal import Journal
 from fusecheck.kernel.gpu_checks import GpuChecks
 from fusecheck.kernel.isolation import Isolation, Restartable
-from fusecheck.kernel.plan import Plan
-from fusecheck.kernel.report import KernelReport, Subject
+from fusecheck.kernel.report import KernelReport
 from fusecheck.kernel.shares import Share
 from fusecheck.kernel.table import Case, Cell
-from fusecheck.problem import Problem
 from fusecheck.verdict import Stage
+
+if TYPE_CHECKING:
+    from fusecheck.kernel.run import Run
 
 MOST_FINDINGS = 50
 """After so many failing cases the run stops: more say nothing new."""
@@ -60,37 +59,18 @@ class Budget:
         return self.cases is None and self.drawn is None
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """How the cases of a run are run; see `fusecheck.kernel.run.Run`."""
-
-    plan: Plan
-    budget: Budget
-    supports: Callable[[Backend, Problem], Support]
-    device: str
-    virtual: bool
-    timeout: float
-    journal: Journal | None
-    skip: frozenset[str]
-    apart: bool
-    diagnose: bool
-    progress: Callable[[KernelReport, Subject], None]
-
-
 class Turn:
     """Runs the cases of one subject.
 
     Args:
-        how: the conditions.
+        how: the run that it is part of.
         share: whose cases, and which.
         report: where they are counted.
         isolation: what makes failing cases smaller; shared by all subjects of a run.
         stop: Ctrl-C.
     """
 
-    def __init__(
-        self, how: Conditions, share: Share, report: KernelReport, isolation: Isolation, stop: Interruption
-    ) -> None:
+    def __init__(self, how: Run, share: Share, report: KernelReport, isolation: Isolation, stop: Interruption) -> None:
         self._how, self._share, self._report = how, share, report
         self._isolation, self._stop = isolation, stop
         self._subject, self._group = share.subject, report.groups[share.subject]
