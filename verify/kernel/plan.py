@@ -11,9 +11,9 @@ import numpy as np
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
+from fusecheck.interface import STATIC_OPS, Backend, Operation
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, composition_cases, fitting, group_cases
+from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, Axes, composition_cases, fitting, group_cases
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Call, Problem
 
@@ -37,38 +37,24 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which cases to run; empty tuples mean the whole table.
+class Plan(Axes):
+    """Which cases to run.
 
     Attributes:
-        seed: of the data, and of what is drawn.
-        tokens: rows to choose from.
-        hidden: columns to choose from.
         ops: fused operations.
-        strategies: exchanges.
-        dtypes: activation formats.
-        families: input families by name.
         eps: values of eps.
         weight_bias: None draws it (mostly 0).
         most_elements: tokens * hidden of the largest call; what is larger is left out, and said to be.
         schedules: whether there are call patterns.
         mixes_dtypes: whether calls of several dtypes may share a workspace.
-        others: operations beyond the first one, each with every dtype, exchange and layout of its scales.
     """
 
-    seed: int = 0
-    tokens: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = ()
     ops: tuple[Operation, ...] = STATIC_OPS
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
-    dtypes: tuple[str, ...] = ("bf16", "fp16")
-    families: tuple[str, ...] = tuple(FAMILIES)
     eps: tuple[float, ...] = (1e-5, 1e-6)
     weight_bias: float | None = None
     most_elements: int = 2**26
     schedules: bool = True
     mixes_dtypes: bool = False
-    others: tuple[Operation, ...] = ()
 
     def of_others(self, world_size: int, turn: int = 0) -> list[Case]:
         """The cases of the operations beyond the first one; with other data at every turn."""
