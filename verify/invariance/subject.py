@@ -19,9 +19,9 @@ from fusecheck.invariance.calls import Call, Seen
 from fusecheck.invariance.orders import Mask
 from fusecheck.invariance.squares import UNCLEAR
 from fusecheck.invariance.trees import Question
-from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
+from fusecheck.kernel.virtual import VirtualPool, open_ranks, residency
 from fusecheck.problem import Problem
-from fusecheck.ranks.launch import Pools, open_pools, require_gpus
+from fusecheck.ranks.launch import Pools, require_gpus
 from fusecheck.ranks.replies import culprits
 
 WORKER = "fusecheck.invariance.worker:InvarianceWorker"
@@ -51,7 +51,7 @@ class Kernels:
     timeout: float = 60.0
     calls: int = 0
     _together: int = 1
-    _open: dict[int, Pools | VirtualPools] = field(default_factory=dict)
+    _open: dict[int, Pools | VirtualPool] = field(default_factory=dict)
 
     def __enter__(self) -> Kernels:
         return self
@@ -141,15 +141,11 @@ class Kernels:
             raise Inconclusive(f"{self.backend}{where}: {failures[0]}; `fusecheck kernel` judges such a call")
         return [reply.value for reply in replies]
 
-    def _pools(self, world_size: int) -> Pools | VirtualPools:
+    def _pools(self, world_size: int) -> Pools | VirtualPool:
         if world_size not in self._open:
             if self.device == "cuda":
                 require_gpus(1 if self.virtual else world_size)
-            options: dict[str, Any] = {"device": self.device}
-            if self.virtual:
-                self._open[world_size] = VirtualPools(VirtualPool(world_size, WORKER, **options))
-            else:
-                self._open[world_size] = open_pools(WORKER, world_size, **options)
+            self._open[world_size] = open_ranks(world_size, WORKER, virtual=self.virtual, device=self.device)
         return self._open[world_size]
 
 

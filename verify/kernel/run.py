@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from fusecheck import backends
-from fusecheck.case.run import WORKER
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend
 from fusecheck.interrupts import Interruption
@@ -17,8 +16,8 @@ from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.shares import Share, given_shares, joint_shares, own_shares
 from fusecheck.kernel.table import Case
 from fusecheck.kernel.turn import Conditions, Turn
-from fusecheck.kernel.virtual import VirtualPool, VirtualPools
-from fusecheck.ranks.launch import Pools, open_pools, require_gpus
+from fusecheck.kernel.virtual import VirtualPool, open_ranks
+from fusecheck.ranks.launch import Pools, require_gpus
 
 SAMPLES = 64
 """Cases that a kernel may refuse until it is said to refuse all."""
@@ -78,12 +77,10 @@ class Run(Conditions):
         deal = joint_shares if self.joint else own_shares
         return deal(self.plan, self.subjects, lambda backend, problem: self.supports(backend, problem).ok)
 
-    def _open(self, world_size: int) -> Pools | VirtualPools:
+    def _open(self, world_size: int) -> Pools | VirtualPool:
         options: dict[str, Any] = {"device": self.device}
         options["output"] = None if self.logs is None else self.logs / f"tp{world_size}"
-        if self.virtual:
-            return VirtualPools(VirtualPool(world_size, **options))
-        return open_pools(WORKER, world_size, **options)
+        return open_ranks(world_size, virtual=self.virtual, **options)
 
 
 def check_device(backend: Backend, device: str, world_size: int, *, virtual: bool) -> None:

@@ -7,13 +7,13 @@ device is watched from outside and killed like any other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.case.run import WORKER
 from fusecheck.interface import Support
 from fusecheck.problem import Problem
 from fusecheck.ranks import Pool, Reply
+from fusecheck.ranks.launch import Pools, open_pools
 from fusecheck.ranks.plan import split_worker
 from fusecheck.ranks.virtual import EAGER_MODULES, PEER_SECONDS
 
@@ -65,9 +65,20 @@ class VirtualPool:
             return [Reply(rank, failure=reply.failure) for rank in range(self.world_size)][:1]
         return [Reply(rank, value=value) for rank, value in enumerate(_as_list(reply.value))]
 
+    @property
+    def pools(self) -> tuple[VirtualPool]:
+        """Itself, as `fusecheck.ranks.launch.Pools` offers its own."""
+        return (self,)
+
     def close(self) -> None:
         """End the process."""
         self._pool.close()
+
+    def __enter__(self) -> VirtualPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _as_list(value: Any) -> Sequence[Any]:
@@ -75,19 +86,6 @@ def _as_list(value: Any) -> Sequence[Any]:
     return value
 
 
-@dataclass(frozen=True)
-class VirtualPools:
-    """The one virtual pool, as `fusecheck.ranks.launch.Pools` offers its own."""
-
-    pool: VirtualPool
-
-    @property
-    def pools(self) -> tuple[VirtualPool, ...]:
-        """That pool."""
-        return (self.pool,)
-
-    def __enter__(self) -> VirtualPools:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.close()
+def open_ranks(world_size: int, worker: str = WORKER, *, virtual: bool, **options: Any) -> Pools | VirtualPool:
+    """Ranks in one process on one GPU, or a process each; a context manager. Options as for `Pool`."""
+    return VirtualPool(world_size, worker, **options) if virtual else open_pools(worker, world_size, **options)
