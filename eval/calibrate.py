@@ -97,7 +97,7 @@ def read_prompts(path: Path | None, count: int = PROMPTS) -> list[str]:
         return texts[:: max(1, len(texts) // count)][:count]
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = [line for line in raw.decode().splitlines() if line.strip()]
+        lines = [line.rstrip("\r") for line in raw.decode().split("\n") if line.strip()]
     except FileNotFoundError:
         raise UsageError(f"--prompts {path}: no such file; give a text a line, or JSON lines") from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:

@@ -234,6 +234,14 @@ def test_prompts_that_are_none_are_refused(content: str, said: str, tmp_path: Pa
         read_prompts(path)
 
 
+def test_only_a_line_feed_ends_a_prompt_or_a_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "a\u2028b\x85c"}\r\n', encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "rows.jsonl") == ["a\u2028b\x85c"]
+    assert read_rows(tmp_path / "rows.jsonl", ("question",)) == [{"question": "a\u2028b\x85c"}]
+    (tmp_path / "texts.txt").write_text("one\x0ctwo\r\n\nthree\n", encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "texts.txt") == ["one\x0ctwo", "three"]
+
+
 def test_a_compressed_file_whose_bits_are_damaged_is_refused(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(b'{"question": "a"}', mtime=0))
     packed[10] = 0xFF  # a type of block that there is not
