@@ -262,6 +262,13 @@ class Choosy(Company):
         return made
 
 
+class TakesFew(Choosy):
+    """Takes no batch of nine rows."""
+
+    def __init__(self) -> None:
+        super().__init__(refused=(9,), raising=())
+
+
 class EveryFiftieth(Company):
     """One call in fifty goes another way."""
 

@@ -214,6 +214,29 @@ def test_two_certificates_are_compared_both_ways_by_what_was_tried_too_and_a_bro
             certificate.read_certificate(broken)
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--device", "cuda"), 3, "0 CUDA GPUs here, 2 needed"),
+        (("--device", "cuda", "--virtual-ranks"), 3, "0 CUDA GPUs here, 1 needed"),
+        (("--virtual-ranks",), 2, "virtual ranks share a GPU, got --device cpu"),
+        (("--backend", "flashinfer", "--device", "cpu"), 2, "runs on cuda, got --device cpu"),
+        (("--multiprocessors", "-3"), 2, "--multiprocessors"),
+        (("--backend", f"{WHERE}:TakesFew", "--tokens", "9"), 2, "refuses a batch of 9 rows: tokens=9"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_anything_is(
+    options: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    assert command_line.run(monkeypatch, "invariance", *options) == code
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.out == ""
+
+
 def test_rows_of_a_few_elements_are_watched_too() -> None:
     assert choose(Problem(hidden=8, world_size=2), 4).rows
     assert len(sharp_rows(torch.ones(2), 1e-5)) == 16

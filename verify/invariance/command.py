@@ -103,6 +103,7 @@ def invariance(
     if not case_timeout > 0:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
     from fusecheck.invariance.subject import Kernels
+    from fusecheck.kernel.run import check_device
     from fusecheck.problem import Problem
 
     where = device or backends.device_of(backend)
@@ -111,6 +112,7 @@ def invariance(
     every = [tuple(sorted(set(numbers("--tp", tp))))] if tp else [(world,) for world in WORLDS]
     usual = Problem(op=Operation.named(ops[0]), dtype=dtype, world_size=every[0][0], tokens=tokens, hidden=hidden)
     worlds, problem = next(_taken(kernel, usual, ops, every), (every[0], usual))
+    check_device(kernel, where, worlds[-1], virtual=virtual_ranks)
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_batch_of(1)):
