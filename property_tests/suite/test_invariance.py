@@ -179,6 +179,18 @@ def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_n
     assert "Choosy in a batch of 5 rows on 1 ranks: error: rank 0: raised ValueError" in claims[3]["untold"]
 
 
+def test_a_probe_that_a_kernel_does_not_bear_is_not_told_and_the_claims_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("invariance", "--backend", f"{WHERE}:Finite", "--tokens", "2", "--rows", "4", "--tp", "1")
+    code, out = command_line.told(monkeypatch, capsys, *asked, "--run-dir", str(tmp_path))
+    assert code == 3, out
+    claims = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["claims"]
+    assert claims[3]["verdict"] == "invariant"
+    assert [each["claim"] for each in claims[-2:]] == [ORDER, TREE]
+    assert "a sum of squares is infinite" in claims[-1]["untold"]
+
+
 def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_else_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

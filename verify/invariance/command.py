@@ -164,6 +164,7 @@ def _ask(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """The certificate, the findings, and why not all was asked: Ctrl-C, or a call that failed."""
     from fusecheck.invariance import certificate
+    from fusecheck.invariance.probes import ORDER, TREE
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
 
@@ -188,6 +189,7 @@ def _ask(
     read: list[dict[str, Any]] = []
     if not stopped:
         stopped = _until_it_fails(lambda: read.extend(_probe(kernels, worlds, answers, extent.probe_calls)))
+        read += [certificate.unasked(claim, stopped) for claim in (ORDER, TREE) if stopped]
     records = [*certificate.claims(kernels, done), *read]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)

@@ -142,7 +142,7 @@ class Probes:
                     "mask": asdict(replace(mask, pair=pairs(mask.world_size)[pair], rows=(mask.rows[row],)))
                 }
                 where |= {"rank": rank, "column": column}
-                how = f"rank {rank} adds element {column} of row {mask.rows[row]} {order.words}"
+                how = f"element {column} of row {mask.rows[row]} on rank {rank}: {order.words}"
                 return {"size": mask.tokens, "output": "residual", "how": how, "probe": where}
         return {}
 
