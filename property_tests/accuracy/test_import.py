@@ -22,7 +22,7 @@ from fusecheck.eval.data import read_rows
 from fusecheck.eval.gguf_import import INNER, OUTER, import_gguf
 from fusecheck.eval.tokens import Tokens
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, hugging_face_model, write_checkpoint
-from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.command_line import refused
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF needs pip install fusecheck[eval]")
 
@@ -262,13 +262,11 @@ def test_a_compressed_file_whose_bits_are_damaged_is_refused(tmp_path: Path) -> 
     ],
 )
 def test_calibrating_says_in_one_line_what_it_cannot_do(
-    options: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    options: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     made = write_checkpoint(tmp_path / "made", layout="plain")
-    assert command_line.run(monkeypatch, "accuracy", "calibrate", made, tmp_path / "out", *options) == code
-    assert said in capsys.readouterr().err
+    assert said in refused("accuracy", "calibrate", made, tmp_path / "out", *options, code=code)
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path) -> None:

@@ -13,18 +13,17 @@ from fusecheck.case import alive, digest, returned
 from fusecheck.case.calls import limits_of, rows_of, shard
 from fusecheck.case.compare import compare_bits
 from fusecheck.case.returned import decoded
+from fusecheck.case.variants import held
 from fusecheck.case.worker import CaseWorker
 from fusecheck.dataflow import Dataflow, dataflow
 from fusecheck.interface import Backend, RankInputs, RankOutputs
 from fusecheck.oracle import Oracle
 from fusecheck.problem import Problem
 from fusecheck.property_tests.kernel.given import Given
-from fusecheck.property_tests.kernel.layouts import LAYOUTS, with_operand
+from fusecheck.property_tests.kernel.layouts import LAYOUTS
 from fusecheck.property_tests.kernel.refusals import SPOILERS
 from fusecheck.property_tests.kernel.relations import RELATIONS
 from fusecheck.verdict import Stage, Tally, judge_rows, raw
-
-OPERANDS = ("partial", "residual", "gamma", "scale")
 
 
 def holdings(device: torch.device) -> dict[str, int]:
@@ -172,9 +171,7 @@ class RelationWorker(CaseWorker):
     ) -> tuple[RankOutputs, dict[str, Any]]:
         """Run on `inputs`, which hold what `given` says, and judge this rank's share of the rows."""
         problem = given.problem
-        before = inputs
-        for name in OPERANDS:
-            before = with_operand(before, name, getattr(inputs, name).clone())
+        before = held(inputs)
         arena = alive.Arena(self.rank.device)
         kernel = self.workspaces.kernel(backend, limits_of(problem, None))
         outputs = self.workspaces.call(kernel, inputs, problem, arena)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from unittest import mock
 
 import pytest
 
 from fusecheck.cli import main
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def run(*arguments: object) -> int:
     """The exit code of `fusecheck` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["fusecheck", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
+    words = ["fusecheck", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", words), pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
 
 
-def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+def told(*arguments: object) -> tuple[int, str]:
     """The exit code of `fusecheck` with these arguments, and what it printed, on one line."""
-    code = run(monkeypatch, *arguments)
-    return code, " ".join(capsys.readouterr().out.split())
+    with redirect_stdout(StringIO()) as printed:
+        code = run(*arguments)
+    print(printed.getvalue())  # for whoever reads why a test fails
+    return code, " ".join(printed.getvalue().split())
+
+
+def refused(*arguments: object, code: int = 2) -> str:
+    """What `fusecheck` says where it refuses these arguments, which is one line, with this exit code."""
+    with redirect_stderr(StringIO()) as said:
+        assert run(*arguments) == code, said.getvalue()
+    assert said.getvalue().count("\n") == 1, said.getvalue()
+    return said.getvalue()

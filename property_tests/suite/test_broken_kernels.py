@@ -16,7 +16,7 @@ from fusecheck.case.run import Outcome, request, run_case
 from fusecheck.errors import UsageError
 from fusecheck.interface import FusionOp, Strategy
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.command_line import told
 from fusecheck.ranks import Pool
 from fusecheck.verdict import Stage
 
@@ -81,11 +81,11 @@ def test_a_rank_that_raises_is_named_with_method_file_and_line_and_its_traceback
 
 
 def test_a_raising_rank_is_short_on_the_console_and_whole_in_the_files_and_so_is_what_it_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     arguments = ("--backend", BROKEN + "Boom", "--tp", 2, "--cases", 1, "--tokens", 4, "--hidden", 64)
-    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
-    printed = capsys.readouterr().out
+    code, printed = told("kernel", *arguments, "--run-dir", tmp_path)
+    assert code == 1
     assert "alive: rank 1 raised RuntimeError in run (broken_kernels.py:" in printed
     assert "Traceback" not in printed
     assert f"a rank printed: {tmp_path}/ranks/tp2-rank1.log" in printed
@@ -124,19 +124,16 @@ def test_the_state_is_seen_and_set_back() -> None:
         torch.set_flush_denormal(False)
 
 
-def test_a_run_of_a_plug_in_that_breaks_the_interface_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_of_a_plug_in_that_breaks_the_interface_says_so_once(tmp_path: Path) -> None:
     arguments = ("--backend", BROKEN + "ReturnsTuple", "--tp", 2, "--cases", 6, "--run-dir", tmp_path)
-    assert run(monkeypatch, "kernel", *arguments) == 1
-    assert capsys.readouterr().out.count("run returned a tuple") == 1
+    code, printed = told("kernel", *arguments)
+    assert (code, printed.count("run returned a tuple")) == (1, 1)
     assert len(json.loads((tmp_path / "result.json").read_text())["findings"]) == 1
 
 
-def test_pace_of_a_wrong_kernel_shows_the_finding(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pace_of_a_wrong_kernel_shows_the_finding(tmp_path: Path) -> None:
     wrong = "fusecheck.property_tests.suite.honest_kernels:EverySecond"
     arguments = ("--backend", wrong, "--tp", 2, "--tokens", 4, "--hidden", 64, "--seconds", 1, "--run-dir", tmp_path)
-    assert run(monkeypatch, "pace", *arguments) == 1
-    assert "residual: rank 0 element[0,0]" in capsys.readouterr().out
+    code, printed = told("pace", *arguments)
+    assert code == 1
+    assert "residual: rank 0 element[0,0]" in printed

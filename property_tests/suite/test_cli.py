@@ -19,16 +19,16 @@ from fusecheck import DATAFLOWS, Problem
 from fusecheck.journal import FILE_NAME, read
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.screen import show_kernel
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.command_line import refused, run, told
 
 ONE_KERNEL = ("--op", "RESIDUAL_RMS_NORM_QUANT_FP8", "--dtype", "bf16", "--strategy", "ONESHOT", "--tp", 2)
 """What leaves few cells to a core plan, beside --tokens, --hidden and --family."""
 
 
-def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_conforming_kernel_passes_and_leaves_its_files(tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
     arguments = ("--backend", "emulated:flashinfer-fp32", *ONE_KERNEL, "--hidden", 64, "--family", "exact,gaussian")
-    assert run(monkeypatch, "kernel", *arguments, "--tokens", "1,5", "--json", copy, "--run-dir", tmp_path / "run") == 0
+    assert run("kernel", *arguments, "--tokens", "1,5", "--json", copy, "--run-dir", tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result == json.loads(copy.read_text())
     assert (result["schema"], result["command"], result["verdict"]) == (1, "kernel", "pass")
@@ -45,37 +45,31 @@ def test_a_conforming_kernel_passes_and_leaves_its_files(monkeypatch: pytest.Mon
     assert journal.unfinished == []
 
 
-def test_a_core_plan_that_was_not_finished_is_no_pass(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_core_plan_that_was_not_finished_is_no_pass(tmp_path: Path) -> None:
     small = ("kernel", *ONE_KERNEL, "--tokens", "2", "--hidden", "64", "--seed", 9, "--family", "exact")
-    assert run(monkeypatch, *small, "--cases", 4, "--run-dir", tmp_path) == 3
-    told = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"inconclusive \(the core plan has \d+ cases, 4 were run", told)
-    assert run(monkeypatch, *small, "--resume", tmp_path) == 0
+    code, said = told(*small, "--cases", 4, "--run-dir", tmp_path)
+    assert code == 3
+    assert re.search(r"inconclusive \(the core plan has \d+ cases, 4 were run", said)
+    assert run(*small, "--resume", tmp_path) == 0
     record = json.loads((tmp_path / "result.json").read_text())["summary"]
     assert record["cases"] == record["core"]["cases"] - 4
     assert record["core"]["reached"] == record["core"]["cells"]
 
 
-def test_a_core_plan_of_which_most_is_refused_is_no_pass_unless_that_is_accepted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_core_plan_of_which_most_is_refused_is_no_pass_unless_that_is_accepted(tmp_path: Path) -> None:
     wide = ("kernel", *ONE_KERNEL, "--tokens", "2", "--hidden", "64,8200,8216,8232,8248", "--family", "exact")
-    assert run(monkeypatch, *wide, "--run-dir", tmp_path) == 3
-    told = " ".join(capsys.readouterr().out.split())
-    assert "most of the core plan is refused, such as: hidden/8=" in told
-    assert re.search(r"\d+ of \d+ cells of the core plan reached, \d+ refused \(hidden/8", told)
-    assert run(monkeypatch, *wide, "--run-dir", tmp_path / "accepted", "--accept-refusals") == 0
+    code, said = told(*wide, "--run-dir", tmp_path)
+    assert code == 3
+    assert "most of the core plan is refused, such as: hidden/8=" in said
+    assert re.search(r"\d+ of \d+ cells of the core plan reached, \d+ refused \(hidden/8", said)
+    assert run(*wide, "--run-dir", tmp_path / "accepted", "--accept-refusals") == 0
 
 
-def test_a_kernel_judged_by_another_dataflow_fails_and_its_line_alone_fails_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kernel_judged_by_another_dataflow_fails_and_its_line_alone_fails_again(tmp_path: Path) -> None:
     arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
     arguments += ("--tokens", 16, "--hidden", 512, "--family", "gaussian", "--dtype", "bf16", "--cases", 2)
-    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
-    printed = capsys.readouterr().out
+    code, printed = told("kernel", *arguments, "--run-dir", tmp_path)
+    assert code == 1
     assert "residual (computes like trtllm, " in printed
     assert "got 0x" in printed
     line = json.loads((tmp_path / "result.json").read_text())["findings"][0]["question"]
@@ -86,28 +80,25 @@ def test_a_kernel_judged_by_another_dataflow_fails_and_its_line_alone_fails_agai
     assert f"replay='{line}'" in printed
     command = shlex.join(["fusecheck", "replay", line])
     assert all(command in unescape((tmp_path / name).read_text()) for name in ("junit.xml", "report.html"))
-    assert run(monkeypatch, "replay", line, "--run-dir", tmp_path / "again") == 1
-    assert run(monkeypatch, "replay", line, "--backend", "emulated:trtllm-fp32", "--run-dir", tmp_path / "own") == 0
+    assert run("replay", line, "--run-dir", tmp_path / "again") == 1
+    assert run("replay", line, "--backend", "emulated:trtllm-fp32", "--run-dir", tmp_path / "own") == 0
 
 
-def test_an_older_line_is_read_with_a_backend_and_refused_without(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_older_line_is_read_with_a_backend_and_refused_without(tmp_path: Path) -> None:
     line = Problem(world_size=2, tokens=5, hidden=72).to_json()
-    assert run(monkeypatch, "replay", line, "--backend", "emulated", "--run-dir", tmp_path) == 0
-    assert run(monkeypatch, "replay", line) == 2
-    assert "the replay line lacks backend; give --backend" in capsys.readouterr().err
+    assert run("replay", line, "--backend", "emulated", "--run-dir", tmp_path) == 0
+    assert "the replay line lacks backend; give --backend" in refused("replay", line)
 
 
-def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_gives_its_shape(tmp_path: Path) -> None:
     arguments = ("--model", "gpt-oss-20b", "--tokens", "3", "--cases", "3", "--run-dir", tmp_path)
-    assert run(monkeypatch, "kernel", *arguments) == 3
+    assert run("kernel", *arguments) == 3
     coverage = json.loads((tmp_path / "result.json").read_text())["summary"]["coverage"]
     assert {size: number > 0 for size, number in coverage["hidden"].items()} == {"2880": True}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("kernel", "--backend", "nope"), "unknown backend 'nope'"),
         (("kernel", "--quantiser", "mxfp9"), "--quantiser 'mxfp9', expected some of: none, static-fp8, dynamic-fp8"),
@@ -119,7 +110,7 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (("kernel", "--backend", "torch-symm", "--quantiser", "mxfp8"), "expected some of: none, static-fp8"),
         (("kernel", "--backend", "no.such.module:kernel"), "importing 'no.such.module' raised"),
         (
-            ("kernel", "--backend", "fusecheck.property_tests.suite.command_line:run"),
+            ("kernel", "--backend", "fusecheck.journal:read"),
             "cannot be made without arguments",
         ),
         (("kernel", "--model", "llama-9"), "unknown model 'llama-9'"),
@@ -157,54 +148,41 @@ def test_a_model_gives_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2_and_writes_nothing(
-    arguments: tuple[str, ...],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *arguments) == 2
-    captured = capsys.readouterr()
-    assert told in captured.err
-    assert captured.err.count("\n") == 1
+    assert message in refused(*arguments)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("words", [("kernel", "--backend", "flashinfer"), ("graph", "--device", "cuda")], ids=" ".join)
 def test_without_a_gpu_what_needs_one_is_inconclusive_in_one_line(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert run(monkeypatch, *words) == 3
-    told = capsys.readouterr().err
-    assert "0 CUDA GPUs here, 2 needed" in told
-    assert told.count("\n") == 1
+    assert "0 CUDA GPUs here, 2 needed" in refused(*words, code=3)
     assert os.listdir(tmp_path) == []
 
 
-def test_backends_and_version_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "backends") == 0
-    listed = capsys.readouterr().out
+def test_backends_and_version_are_listed() -> None:
+    code, listed = told("backends")
+    assert code == 0
     assert all(name in listed for name in ("emulated", "unfused", "trtllm-fp32", "flashinfer-mnnvl-oneshot"))
-    assert "mxfp8  RESIDUAL_RMS_NORM_QUANT_MXFP8, " in listed
-    assert run(monkeypatch, "--version") == 0
-    assert capsys.readouterr().out.startswith("fusecheck ")
+    assert "mxfp8 RESIDUAL_RMS_NORM_QUANT_MXFP8, " in listed
+    code, version = told("--version")
+    assert (code, version.split()[0]) == (0, "fusecheck")
 
 
-def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+def completed(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
     """What bash would offer for the last of these words."""
     monkeypatch.setenv("_FUSECHECK_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", " ".join(["fusecheck", *words]))
     monkeypatch.setenv("COMP_CWORD", str(len(words)))
-    run(monkeypatch)
-    return capsys.readouterr().out.split()
+    return told()[1].split()
 
 
-def test_a_shell_completes_commands_and_the_names_that_options_take(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shell_completes_commands_and_the_names_that_options_take(monkeypatch: pytest.MonkeyPatch) -> None:
     for words, offered in (
         (("g",), ["graph", "golden"]),
         (("kernel", "--virt"), ["--virtual-ranks"]),
@@ -215,7 +193,7 @@ def test_a_shell_completes_commands_and_the_names_that_options_take(
         (("kernel", "--strategy", "T"), ["TWOSHOT"]),
         (("kernel", "--model", "nothing-like-it"), []),
     ):
-        assert sorted(completed(monkeypatch, capsys, *words)) == sorted(offered), words
+        assert sorted(completed(monkeypatch, *words)) == sorted(offered), words
 
 
 def test_help_folds_to_the_terminal_and_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:

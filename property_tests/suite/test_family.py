@@ -253,16 +253,14 @@ def test_the_emulated_kernel_conforms_to_each_producers_dataflow_and_not_to_a_ne
     assert next(iter(outside(problem, DATAFLOWS[neighbour], outputs))) == stage
 
 
-def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_format_of_ones_own_is_judged_emulated_and_faulted_in_under_60_lines(tmp_path: Path) -> None:
     assert len(Path(toy_format.__file__).read_text(encoding="utf-8").splitlines()) < 60
     asked = ["--tp", "2", "--hidden", "136", "--tokens", "1,5", "--family", "gaussian"]
     for name, code, stages in (("ToyBackend", 0, set()), ("FaultyToy", 1, {"scale"})):
         where = tmp_path / name
         with scope():
             arguments = ["kernel", "--backend", f"{toy_format.__name__}:{name}", *asked, "--run-dir", where]
-            assert run(monkeypatch, *arguments) == code
+            assert run(*arguments) == code
             assert "toy" in QUANTISERS
         result = json.loads((where / "result.json").read_text())
         assert {finding["stage"] for finding in result["findings"]} == stages

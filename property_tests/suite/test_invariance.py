@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from fusecheck.operations import Operation, Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.property_tests.kernel.relations import rows_of_another_batch
-from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.command_line import refused, run, told
 from fusecheck.property_tests.suite.company import PINNED, PLANTED, Choosy, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
 from fusecheck.property_tests.suite.lone_rank import CPU, LoneRank
@@ -144,10 +143,7 @@ def test_a_call_of_a_replay_line_that_is_cut_short_is_refused() -> None:
             Call.from_record(broken)
 
 
-def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_required(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = partial(command_line.told, monkeypatch, capsys)
+def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_required(tmp_path: Path) -> None:
     asked = ("invariance", "--backend", LIKE, "--tokens", "7", "--rows", "4", "--tp", "1", "--multiprocessors", "20")
     code, out = told(*asked, "--run-dir", str(tmp_path / "answer"))
     assert code == 0, out
@@ -166,11 +162,9 @@ def test_a_threshold_is_an_answer_and_a_finding_only_where_it_is_declared_or_req
     assert (code, out) == (0, "the two certificates say the same")
 
 
-def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_names_its_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_names_its_rows(tmp_path: Path) -> None:
     asked = ("invariance", "--backend", f"{WHERE}:Choosy", "--tokens", "7", "--rows", "4", "--tp", "1")
-    code, out = command_line.told(monkeypatch, capsys, *asked, "--run-dir", str(tmp_path))
+    code, out = told(*asked, "--run-dir", str(tmp_path))
     assert code == 3, out
     assert "inconclusive, " in out
     claims = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["claims"]
@@ -179,11 +173,9 @@ def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_n
     assert "Choosy in a batch of 5 rows on 1 ranks: error: rank 0: raised ValueError" in claims[3]["untold"]
 
 
-def test_a_probe_that_a_kernel_does_not_bear_is_not_told_and_the_claims_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_probe_that_a_kernel_does_not_bear_is_not_told_and_the_claims_stand(tmp_path: Path) -> None:
     asked = ("invariance", "--backend", f"{WHERE}:Finite", "--tokens", "2", "--rows", "4", "--tp", "1")
-    code, out = command_line.told(monkeypatch, capsys, *asked, "--run-dir", str(tmp_path))
+    code, out = told(*asked, "--run-dir", str(tmp_path))
     assert code == 3, out
     claims = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["claims"]
     assert claims[3]["verdict"] == "invariant"
@@ -191,10 +183,7 @@ def test_a_probe_that_a_kernel_does_not_bear_is_not_told_and_the_claims_stand(
     assert "a sum of squares is infinite" in claims[-1]["untold"]
 
 
-def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_else_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = partial(command_line.told, monkeypatch, capsys)
+def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_else_is_told(tmp_path: Path) -> None:
     asked = ("invariance", "--backend", f"{WHERE}:EveryFiftieth", "--tokens", "2", "--rows", "8", "--tp", "1")
     code, out = told(*asked, "--run-dir", str(tmp_path / "asked"))
     assert code == 1, out
@@ -238,15 +227,11 @@ def test_two_certificates_are_compared_both_ways_by_what_was_tried_too_and_a_bro
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_is(
-    options: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    options: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.chdir(tmp_path)
-    assert command_line.run(monkeypatch, "invariance", *options) == code
-    told = capsys.readouterr()
-    assert said in told.err
-    assert told.out == ""
+    assert said in refused("invariance", *options, code=code)
 
 
 def test_rows_of_a_few_elements_are_watched_too() -> None:
@@ -277,7 +262,7 @@ def test_ctrl_c_leaves_a_certificate_of_the_claims_that_were_decided(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Search, "run", until_the_second)
-    code = command_line.run(monkeypatch, "invariance", "--hidden", 64, "--tokens", 2, "--run-dir", tmp_path)
+    code = run("invariance", "--hidden", 64, "--tokens", 2, "--run-dir", tmp_path)
     record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     claims = record["summary"]["certificate"]["claims"]
     assert (code, record["verdict"], record["summary"]["interrupted"]) == (3, "inconclusive", True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from fusecheck.invariance.subject import Kernels
 from fusecheck.invariance.sweep import line, shown
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.command_line import told
 from fusecheck.property_tests.suite.company import MULTIPROCESSORS, Choice, Company, Way, Where, flashinfer_like
 from fusecheck.property_tests.suite.in_process import InProcess
 
@@ -164,12 +163,9 @@ class Liar(Company):
         self.binaries = (str(Path(__file__)),)
 
 
-def test_a_refuted_depth_has_a_replay_line_and_stands_in_the_certificate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refuted_depth_has_a_replay_line_and_stands_in_the_certificate(tmp_path: Path) -> None:
     name = "fusecheck.property_tests.suite.test_invariance_liars:Liar"
 
-    told = partial(command_line.told, monkeypatch, capsys)
     question = (
         "--tokens",
         "7",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusecheck.cli import main
+from fusecheck.property_tests.suite.command_line import run
 from fusecheck.property_tests.suite.testing_ranks import EPS, HIDDEN, SCALE, TOKENS, fused, operands
 
 DUMPS = Path(str(resources.files("fusecheck.golden"))) / "dumps"
@@ -20,20 +20,15 @@ RANKS = 2
 
 
 @pytest.fixture
-def judge(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
+def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run the command; its exit code and what it printed."""
-    run_dir = str(tmp_path / "run")
 
-    def run(*arguments: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["fusecheck", "judge", *map(str, arguments), "--run-dir", run_dir])
-        with pytest.raises(SystemExit) as ended:
-            main()
+    def judged(*arguments: str | Path) -> tuple[int, str]:
+        code = run("judge", *arguments, "--run-dir", tmp_path / "run")
         told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out + told.err
+        return code, told.out + told.err
 
-    return run
+    return judged
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fusecheck.golden import check
 from fusecheck.latency import command as latency
 from fusecheck.latency.analysis import Timing
 from fusecheck.problem import Problem
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.command_line import refused, run
 from fusecheck.ranks import Pool
 
 FILES = ("--json", "--markdown", "--html", "--record")
@@ -40,7 +40,7 @@ def options(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 def test_a_file_in_a_missing_folder_is_refused_before_the_run_by_every_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "--version") == 0
+    assert run("--version") == 0
     capsys.readouterr()
     known = [each for each in options(typer.main.get_command(cli.app)) if each[0][0] != "accuracy"]
     assert {words[0] for words, _ in known} == {
@@ -49,7 +49,7 @@ def test_a_file_in_a_missing_folder_is_refused_before_the_run_by_every_command(
     }
     monkeypatch.chdir(tmp_path)
     for words, option in known:
-        assert run(monkeypatch, *words, *ARGUMENTS.get(" ".join(words), ()), option, "absent/file") == 2, words
+        assert run(*words, *ARGUMENTS.get(" ".join(words), ()), option, "absent/file") == 2, words
         told = capsys.readouterr()
         expected = "fusecheck: absent/file: there is no folder absent; make it first, or give another path\n"
         assert (told.err, told.out) == (expected, ""), words
@@ -57,18 +57,16 @@ def test_a_file_in_a_missing_folder_is_refused_before_the_run_by_every_command(
 
 
 def test_a_recording_in_a_missing_folder_and_a_folder_in_place_of_a_file_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "golden", "record", "absent/record.json", "--backend", "emulated") == 2
-    assert "there is no folder absent" in capsys.readouterr().err
-    assert run(monkeypatch, "kernel", "--cases", 1, "--json", tmp_path) == 2
-    assert "is a folder, expected a file" in capsys.readouterr().err
+    assert "there is no folder absent" in refused("golden", "record", "absent/record.json", "--backend", "emulated")
+    assert "is a folder, expected a file" in refused("kernel", "--cases", 1, "--json", tmp_path)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: object) -> dict[str, Any]:
+def interrupted(out: Path, *arguments: object) -> dict[str, Any]:
     """The summary that a command leaves which Ctrl-C ends; it ends as inconclusive, with all its files."""
-    assert run(monkeypatch, *arguments, "--run-dir", out) == 3
+    assert run(*arguments, "--run-dir", out) == 3
     result = json.loads((out / "result.json").read_text())
     assert (result["verdict"], result["findings"], result["summary"]["interrupted"]) == ("inconclusive", [], True)
     assert "interrupted before the last case" in (out / "junit.xml").read_text()
@@ -85,7 +83,7 @@ def test_interrupted_recordings_are_checked_up_to_there(monkeypatch: pytest.Monk
         return answer
 
     monkeypatch.setattr(check, "check_anywhere", check_one)
-    assert [each["entries"] for each in interrupted(monkeypatch, tmp_path, "golden", "check")["records"]] == [7]
+    assert [each["entries"] for each in interrupted(tmp_path, "golden", "check")["records"]] == [7]
 
 
 def test_interrupted_instructions_are_listed_up_to_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,7 +95,7 @@ def test_interrupted_instructions_are_listed_up_to_there(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(exhaust, "check_device", lambda _: None)
     monkeypatch.setattr(exhaust, "on_chip", on_chip)
-    assert interrupted(monkeypatch, tmp_path, "exhaust")["instructions"] == {"div.rn.f32": worst}
+    assert interrupted(tmp_path, "exhaust")["instructions"] == {"div.rn.f32": worst}
 
 
 def test_interrupted_times_are_kept_and_predict_what_they_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,7 +107,7 @@ def test_interrupted_times_are_kept_and_predict_what_they_can(monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(latency, "measure", measure)
-    summary = interrupted(monkeypatch, tmp_path, "latency")
+    summary = interrupted(tmp_path, "latency")
     assert summary["timings"] == times
     assert [row["concurrency"] for row in summary["prediction"]] == [1]
 
@@ -127,5 +125,5 @@ def test_an_interrupted_pace_is_that_of_the_cases_judged(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Pool, "poll", poll)
     arguments = ("--backend", "emulated", "--tokens", 1, "--hidden", 64, "--batch", 3, "--seconds", 60)
-    summary = interrupted(monkeypatch, tmp_path, "pace", *arguments)
+    summary = interrupted(tmp_path, "pace", *arguments)
     assert summary["cases"] == 3

@@ -61,7 +61,7 @@ def test_a_kernel_that_is_wrong_in_one_cell_is_found_there_and_the_right_one_pas
 
 
 def test_a_finding_that_needs_earlier_cases_takes_the_least_of_them_into_its_line_and_fails_when_replayed(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pool: Pool, tmp_path: Path
 ) -> None:
     backend = f"{HERE}:stale_eps"
     wide, narrow = (Problem(tokens=2, hidden=64, world_size=2, seed=3, eps=eps) for eps in (1e-2, 1e-6))
@@ -75,7 +75,8 @@ def test_a_finding_that_needs_earlier_cases_takes_the_least_of_them_into_its_lin
     assert again
     assert len(shown["before"]) == 1
     line = Question.of(shown, "cpu").to_json()
-    assert command_line.run(monkeypatch, "replay", line, "--run-dir", tmp_path / "whole") == 1
-    assert f"{outcome.findings[0].stage.value}: " in capsys.readouterr().out
+    code, said = command_line.told("replay", line, "--run-dir", tmp_path / "whole")
+    assert code == 1
+    assert f"{outcome.findings[0].stage.value}: " in said
     alone = Question.of(asked, "cpu").to_json()
-    assert command_line.run(monkeypatch, "replay", alone, "--run-dir", tmp_path / "alone") == 0
+    assert command_line.run("replay", alone, "--run-dir", tmp_path / "alone") == 0

@@ -23,7 +23,7 @@ from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, Form, Step
 from fusecheck.parts.runner import Steps
 from fusecheck.property_tests.suite import report_records as made
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.command_line import refused, run, told
 from fusecheck.report import Verdict
 
 SCHEMA = json.loads((resources.files("fusecheck.report") / "result.schema.json").read_text(encoding="utf-8"))
@@ -44,15 +44,13 @@ def read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def test_runs_are_merged_into_one_comparison_with_the_worst_verdict(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_are_merged_into_one_comparison_with_the_worst_verdict(tmp_path: Path) -> None:
     good, bad = put(tmp_path / "good", made.kernel()), put(tmp_path / "bad", made.kernel("fail"))
     out, markdown, html = tmp_path / "out", tmp_path / "summary.md", tmp_path / "copy.html"
-    assert run(monkeypatch, "report", good, bad, "--run-dir", out, "--markdown", markdown, "--html", html) == 1
-    printed = capsys.readouterr().out
-    assert "pass  good  kernel: " in printed
-    assert "fail  bad  kernel: " in printed
+    code, printed = told("report", good, bad, "--run-dir", out, "--markdown", markdown, "--html", html)
+    assert code == 1
+    assert "pass good kernel: " in printed
+    assert "fail bad kernel: " in printed
     record = read(out)
     assert (record["command"], record["verdict"]) == ("report", "fail")
     assert [finding["run"] for finding in record["findings"]] == ["bad"]
@@ -68,10 +66,10 @@ def test_runs_are_merged_into_one_comparison_with_the_worst_verdict(
     ]
 
 
-def test_one_run_can_be_shown_again_and_a_comparison_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_run_can_be_shown_again_and_a_comparison_too(tmp_path: Path) -> None:
     whole = put(tmp_path / "whole", made.verify())
-    assert run(monkeypatch, "report", whole / "result.json", "--run-dir", tmp_path / "first") == 1
-    assert run(monkeypatch, "report", tmp_path / "first", "--run-dir", tmp_path / "second") == 1
+    assert run("report", whole / "result.json", "--run-dir", tmp_path / "first") == 1
+    assert run("report", tmp_path / "first", "--run-dir", tmp_path / "second") == 1
     first, second = ((tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("first", "second"))
     for section in ("verify", "graph", "accuracy", "faults"):
         assert f"whole · {section}" in first
@@ -93,36 +91,30 @@ BROKEN: list[tuple[str, dict[str, Any] | str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "told"), BROKEN, ids=[name for name, _, _ in BROKEN])
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[name for name, _, _ in BROKEN])
 def test_a_run_that_cannot_be_read_is_named_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     name: str,
     content: dict[str, Any] | str | None,
-    told: str,
+    message: str,
 ) -> None:
     folder = tmp_path / name
     if content is None:
         folder.mkdir()
     else:
         put(folder, content)
-    assert run(monkeypatch, "report", folder, "--run-dir", tmp_path / "out") == 2
-    complaint = capsys.readouterr().err
-    assert complaint.count("\n") == 1
-    assert told in complaint
+    complaint = refused("report", folder, "--run-dir", tmp_path / "out")
+    assert message in complaint
     assert name in complaint
     assert not (tmp_path / "out").exists()
 
 
-def test_other_wrong_calls_are_one_line_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_wrong_calls_are_one_line_too(tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "cases.jsonl").touch()
     once = put(tmp_path / "once", made.kernel())
-    for arguments, told in (
+    for arguments, message in (
         (("report", tmp_path / "absent"), "no such run"),
         (("report", unfinished), "the run did not end"),
         (("report", once, once), "is given twice"),
@@ -133,10 +125,7 @@ def test_other_wrong_calls_are_one_line_too(
             "--only 'all', expected none or of: graph, protocol, invariance, accuracy, faults, latency",
         ),
     ):
-        assert run(monkeypatch, *arguments) == 2
-        complaint = capsys.readouterr().err
-        assert complaint.count("\n") == 1
-        assert told in complaint
+        assert message in refused(*arguments)
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,18 +139,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fusecheck.kernel.plan.Plan", lambda seed, most_elements: replace(few, seed=seed))
 
 
-def test_verify_writes_one_record_and_says_what_it_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_writes_one_record_and_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small(monkeypatch)
     out, markdown = tmp_path / "run", tmp_path / "summary.md"
     asked = ("verify", "--only", "none", "--cases", 2)
-    assert run(monkeypatch, *asked, "--run-dir", out, "--markdown", markdown) == 0
+    code, printed = told(*asked, "--run-dir", out, "--markdown", markdown)
+    assert code == 0
     record = read(out)
     assert (record["summary"]["core"]["missing_cells"], record["summary"]["parts"]) == ([], {})
     left = {entry["part"]: entry["reason"] for entry in record["summary"]["not_run"]}
     assert set(left) == set(NAMES)
-    printed = capsys.readouterr().out
     page = (out / "report.html").read_text(encoding="utf-8")
     for part, reason in left.items():
         assert f"not run: {part}: {reason}" in printed
@@ -172,20 +159,20 @@ def test_verify_writes_one_record_and_says_what_it_left_out(
 
 
 def test_a_second_run_takes_over_what_passed_and_runs_what_is_asked_differently(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     small(monkeypatch)
     again = ("verify", "--only", "none", "--cases", 2, "--resume", tmp_path)
-    assert run(monkeypatch, *again[:5], "--run-dir", tmp_path) == 0
+    assert run(*again[:5], "--run-dir", tmp_path) == 0
     first, journal = read(tmp_path), (tmp_path / "cases.jsonl").read_bytes()
     assert first["summary"]["reused"] == []
-    capsys.readouterr()
-    assert run(monkeypatch, *again) == 0
+    code, said = told(*again)
+    assert code == 0
     second = read(tmp_path)
     assert second["summary"] == first["summary"] | {"reused": ["kernel"]}
-    assert "of the earlier run: same code, same question" in capsys.readouterr().out
+    assert "of the earlier run: same code, same question" in said
     assert (tmp_path / "cases.jsonl").read_bytes() == journal
-    assert run(monkeypatch, *again, "--seed", 5) == 0
+    assert run(*again, "--seed", 5) == 0
     assert read(tmp_path)["summary"]["reused"] == []
     assert len((tmp_path / "cases.jsonl").read_bytes()) > len(journal)
 
@@ -212,10 +199,10 @@ def test_a_part_is_taken_over_only_if_it_passed_and_the_same_was_asked_of_the_sa
     assert reuse.recall(tmp_path / "other", asked) is None
 
 
-def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(tmp_path: Path) -> None:
     arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
     arguments += ("--tokens", 5, "--hidden", 256, "--family", "gaussian", "--dtype", "bf16", "--cases", 1)
-    assert run(monkeypatch, "kernel", *arguments, "--run-dir", tmp_path) == 1
+    assert run("kernel", *arguments, "--run-dir", tmp_path) == 1
     found = read(tmp_path)["findings"][0]
     assert (found["backend"], found["judged_by"]) == ("emulated:trtllm", "trtllm-fp32")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

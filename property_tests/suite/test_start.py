@@ -79,21 +79,16 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "pace", ("matplotlib_is_not_here", "?"))
     monkeypatch.setattr(cli, "_EXTRAS", {"matplotlib_is_not_here": "latency"})
-    monkeypatch.setattr(sys, "argv", ["fusecheck", "pace"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 3
-    assert "matplotlib_is_not_here is not installed here" in (told := capsys.readouterr().err)
+    told = command_line.refused("pace", code=3)
+    assert "matplotlib_is_not_here is not installed here" in told
     assert "pip install 'fusecheck[latency]'" in told
 
 
 def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     deep, program = tmp_path / "deep.json", tmp_path / "broken.pt2"
     deep.write_text("[" * 100_000)
@@ -105,7 +100,7 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
         (("golden", "check", deep), "is no golden record (RecursionError"),
         (("graph", "--graph", program), "is not a graph of torch.export.save"),
     ):
-        assert command_line.run(monkeypatch, *words) == 2, words
+        assert command_line.run(*words) == 2, words
         printed = capfd.readouterr()
         assert told in printed.err
         assert (printed.err + printed.out).count("\n") == 1, printed
@@ -123,19 +118,11 @@ def test_json_that_is_nested_too_deeply_and_a_broken_program_are_one_line(
     ],
 )
 def test_no_model_is_started_without_the_gpus_and_the_examples_that_it_needs(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    code: int,
-    told: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], code: int, told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert command_line.run(monkeypatch, "accuracy", *words) == code
-    error = capsys.readouterr().err
-    assert told in error
-    assert error.count("\n") == 1
+    assert told in command_line.refused("accuracy", *words, code=code)
 
 
 def test_only_the_tests_import_what_only_the_tests_need() -> None:

@@ -14,6 +14,7 @@ from fusecheck.case.calls import Done, Step, limits_of
 from fusecheck.case.compare import code_differences, compare_bits, same_bits
 from fusecheck.case.judging import Judge
 from fusecheck.case.layouts import layouts_of
+from fusecheck.case.run import ON_GPU
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.dataflow import Dataflow
 from fusecheck.errors import BreachError
@@ -37,7 +38,7 @@ class Checker:
     def check(self, name: str, backend: Backend, step: Step) -> dict[str, Any]:
         """Make one check after the call `step`; all ranks make it, also one whose own outputs are not whole."""
         tally = Tally(Stage.AGAIN)
-        more = _CHECKS[name](self, backend, step, tally) if step.flow.reproducible or name not in _BITS_ALONE else {}
+        more = _CHECKS[name](self, backend, step, tally) if step.flow.reproducible or name not in ON_GPU else {}
         return {"problem": step.line, "check": name, "tallies": [tally.to_record()]} | (more or {})
 
     def repeat(self, backend: Backend, step: Step, tally: Tally) -> None:
@@ -154,9 +155,6 @@ _CHECKS: dict[str, Callable[[Checker, Backend, Step, Tally], dict[str, Any] | No
     "streams": Checker.streams,
     "hurried": Checker.hurried,
 }
-
-_BITS_ALONE = ("graphs", "neighbours", "streams", "hurried")
-"""Checks that compare with other calls' bits, and judge nothing by itself."""
 
 
 def _is_named(flow: Dataflow) -> bool:

@@ -62,5 +62,5 @@ def compare_outputs(tally: Tally, step: Step, pairs: Sequence[Pair]) -> None:
 
 def _codes_in(name: str, tensor: Tensor, step: Step) -> int:
     """How many codes share an element of an output as it is stored."""
-    packed = name == "quant" and returned.makes_scales(step.problem)
+    packed = name == "quant" and step.problem.op.returns_scale
     return step.problem.hidden // tensor.shape[-1] if packed else 1

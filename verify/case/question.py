@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecheck import backends
-from fusecheck.case.run import CHECKS
+from fusecheck.case.run import CHECKS, ON_GPU
 from fusecheck.errors import UsageError
 from fusecheck.problem import Problem
 
 FIELDS = ("backend", "module", "dataflow", "device", "virtual", "checks", "before", "problem")
 NEEDED = ("backend", "dataflow", "device", "checks", "problem")
-ON_GPU = ("graphs", "streams", "hurried", "neighbours")
-"""Checks that only a GPU can make."""
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from fusecheck.dataflow import Dataflow
 from fusecheck.interface import RankOutputs
-from fusecheck.operations import GIVEN_SCALE
 from fusecheck.problem import Problem
 from fusecheck.quantflow import QuantFlow
 from fusecheck.quantisers.known import quantiser
 from fusecheck.quantisers.layouts import Layout
 
+_NAMES = tuple(field.name for field in fields(RankOutputs))
+
 
 def named(outputs: RankOutputs) -> dict[str, Tensor]:
     """The outputs that are there, contiguous, by name."""
-    all_of_them = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
-    return {name: tensor.contiguous() for name, tensor in all_of_them.items() if tensor is not None}
+    return {name: tensor.contiguous() for name in _NAMES if (tensor := getattr(outputs, name)) is not None}
 
 
 def mapped(outputs: RankOutputs, change: Callable[[Tensor], Tensor]) -> RankOutputs:
@@ -48,7 +48,7 @@ def decoded(outputs: RankOutputs, problem: Problem) -> RankOutputs:
 
 def read(outputs: RankOutputs, problem: Problem, tokens: int | None = None) -> RankOutputs:
     """The outputs with scales [tokens, groups], without what lies around them; of so many rows, if that is given."""
-    if not makes_scales(problem):
+    if not problem.op.returns_scale:
         return outputs
     assert outputs.scale is not None
     return replace(outputs, scale=layout_of(problem, tokens=tokens).read(outputs.scale))
@@ -56,18 +56,13 @@ def read(outputs: RankOutputs, problem: Problem, tokens: int | None = None) -> R
 
 def unpacked(outputs: RankOutputs, problem: Problem) -> RankOutputs:
     """The outputs with one code a byte."""
-    if not makes_scales(problem):
+    if not problem.op.returns_scale:
         return outputs
     assert outputs.quant is not None
     codes = outputs.quant.view(torch.uint8)
     if codes.shape[-1] != problem.hidden:
         codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
     return replace(outputs, quant=codes)
-
-
-def makes_scales(problem: Problem) -> bool:
-    """Whether a call returns scales beside its codes."""
-    return problem.op.quantiser not in ("none", GIVEN_SCALE)
 
 
 def misshapen(outputs: RankOutputs, problem: Problem, device: torch.device) -> list[str]:

@@ -19,6 +19,9 @@ WORKER = "fusecheck.case.worker:CaseWorker"
 CHECKS = ("repeat", "strategies", "unfused", "layouts")
 """Stages 5 and 6: what a case may check beyond its own call."""
 
+ON_GPU = ("graphs", "streams", "hurried", "neighbours")
+"""Checks that only a GPU can make; they compare with other calls' bits, and judge nothing by itself."""
+
 REPEATS = 3
 """Further calls that a failing case makes, to see whether it comes out the same."""
 

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusecheck.interface import RankInputs
+from fusecheck.interface import OPERANDS, RankInputs
 from fusecheck.stages.experts import EXPERT_TENSORS, Experts
-
-_OPERANDS = ("partial", "residual", "gamma", "scale")
 
 
 def first_rows(inputs: RankInputs, rows: int) -> RankInputs:
@@ -42,7 +40,7 @@ def another(inputs: RankInputs) -> RankInputs:
 
 def held(inputs: RankInputs) -> RankInputs:
     """The same values in memory of their own."""
-    copies: dict[str, Any] = {name: getattr(inputs, name).clone() for name in _OPERANDS}
+    copies: dict[str, Any] = {name: getattr(inputs, name).clone() for name in OPERANDS}
     if inputs.experts is not None:
         copies["experts"] = inputs.experts.mapped(lambda _, tensor: tensor.clone())
     return replace(inputs, **copies)
@@ -56,7 +54,7 @@ def fill(inputs: RankInputs, values: RankInputs) -> None:
 
 def _tensors(inputs: RankInputs) -> list[Tensor]:
     """All that a kernel reads."""
-    found = [getattr(inputs, name) for name in _OPERANDS]
+    found = [getattr(inputs, name) for name in OPERANDS]
     found += [] if inputs.experts is None else [getattr(inputs.experts, name) for name in EXPERT_TENSORS]
     return [tensor for tensor in found if tensor is not None]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from fusecheck.kernel.plan import fitting
+from fusecheck.kernel.compositions import fitting
 from fusecheck.problem import Call, Problem
 
 TOKENS = (1, 2, 3, 5, 9, 17, 33)

@@ -12,8 +12,8 @@ from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.one_special import rows_of_all
 from fusecheck.interface import Strategy
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.compositions import ROUNDS
-from fusecheck.kernel.plan import Choice, Plan, fitted, fitting
+from fusecheck.kernel.compositions import ROUNDS, fitting
+from fusecheck.kernel.plan import Choice, Plan, fitted
 from fusecheck.kernel.table import Case, Cell
 from fusecheck.problem import Call, Problem
 

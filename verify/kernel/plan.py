@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import STATIC_OPS, Backend, Operation, Strategy
+from fusecheck.interface import STATIC_OPS, Backend, Operation
 from fusecheck.kernel import schedules, table
-from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, composition_cases, group_cases
+from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, Axes, composition_cases, fitting, group_cases
 from fusecheck.kernel.table import Case
 from fusecheck.problem import Call, Problem
-from fusecheck.quantisers.known import quantiser
 
 T = TypeVar("T")
 
@@ -39,58 +37,34 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which cases to run; empty tuples mean the whole table.
+class Plan(Axes):
+    """Which cases to run.
 
     Attributes:
-        seed: of the data, and of what is drawn.
-        tokens: rows to choose from.
-        hidden: columns to choose from.
         ops: fused operations.
-        strategies: exchanges.
-        dtypes: activation formats.
-        families: input families by name.
         eps: values of eps.
         weight_bias: None draws it (mostly 0).
         most_elements: tokens * hidden of the largest call; what is larger is left out, and said to be.
         schedules: whether there are call patterns.
         mixes_dtypes: whether calls of several dtypes may share a workspace.
-        others: operations beyond the first one, each with every dtype, exchange and layout of its scales.
     """
 
-    seed: int = 0
-    tokens: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = ()
     ops: tuple[Operation, ...] = STATIC_OPS
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
-    dtypes: tuple[str, ...] = ("bf16", "fp16")
-    families: tuple[str, ...] = tuple(FAMILIES)
     eps: tuple[float, ...] = (1e-5, 1e-6)
     weight_bias: float | None = None
     most_elements: int = 2**26
     schedules: bool = True
     mixes_dtypes: bool = False
-    others: tuple[Operation, ...] = ()
 
     def of_others(self, world_size: int, turn: int = 0) -> list[Case]:
         """The cases of the operations beyond the first one; with other data at every turn."""
-        given: Any = {"dtypes": self.dtypes, "tokens": self.tokens, "hidden": self.hidden}
-        found = [
-            composition_cases(
-                self.others,
-                world_size,
-                seed=hash64(self.seed, turn, *strategy.value.encode()),
-                strategies=(strategy,),
-                families=self.families,
-                first=index + turn + world_size,
-                step=len(self.strategies),
-                **given,
-            )
-            for index, strategy in enumerate(self.strategies)
-        ]
+        found: list[Case] = []
+        for index, strategy in enumerate(self.strategies):
+            seed = hash64(self.seed, turn, *strategy.value.encode())
+            found += composition_cases(self, world_size, strategy, seed, first=index + turn + world_size)
         if SPECIAL_GROUPS in self.families and turn == 0:
-            found.append(group_cases(self.others, world_size, seed=self.seed, strategies=self.strategies, **given))
-        return [Case(problem, checks) for problem, checks in chain.from_iterable(found)]
+            found += group_cases(self, world_size)
+        return found
 
     def mixing(self, backend: Backend) -> Plan:
         """The plan for a kernel, which says whether calls of several dtypes may share a workspace."""
@@ -168,12 +142,6 @@ class Plan:
 def fitted(call: Call, op: Operation) -> Call:
     """A call whose columns the groups of its quantiser divide; `op` is the Problem's."""
     return replace(call, hidden=fitting(call.hidden, call.op or op)) if call.hidden else call
-
-
-def fitting(hidden: int, op: Operation) -> int:
-    """The next number of columns that the groups of the operation's quantiser divide."""
-    group = 1 if op.quantiser == "none" else quantiser(op.quantiser).group or 1
-    return -(-hidden // group) * group
 
 
 def factor_of(scale: float) -> float:

@@ -4,66 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from fusecheck import backends
 from fusecheck.case.run import WORKER
 from fusecheck.errors import UsageError
-from fusecheck.interface import Backend, Support
+from fusecheck.interface import Backend
 from fusecheck.interrupts import Interruption
-from fusecheck.journal import Journal
 from fusecheck.kernel.isolation import Isolation
-from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.shares import Share, given_shares, joint_shares, own_shares
 from fusecheck.kernel.table import Case
-from fusecheck.kernel.turn import Budget, Conditions, Turn
-from fusecheck.kernel.virtual import VirtualPool, VirtualPools, residency
-from fusecheck.problem import Problem
+from fusecheck.kernel.turn import Conditions, Turn
+from fusecheck.kernel.virtual import VirtualPool, VirtualPools
 from fusecheck.ranks.launch import Pools, open_pools, require_gpus
 
 SAMPLES = 64
 """Cases that a kernel may refuse until it is said to refuse all."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of the kernel question.
-
-    Attributes:
-        subjects: what to test.
-        plan: where the cases come from.
-        budget: for each subject.
-        device: `cpu` or `cuda`.
-        virtual: all ranks of a case in one process on one GPU.
-        timeout: seconds for one case.
-        journal: where each case is noted before it starts.
-        logs: the folder for what the ranks print.
-        skip: cases that passed in an earlier run.
-        joint: the subjects of a world size are variants of one kernel, and run one core plan together.
-        given: the cases of each subject, instead of a plan; each runs in processes of its own.
-        accept_refusals: a core plan of which most is refused may pass.
-        diagnose: whether failing cases are explained and made smaller, which takes seconds each.
-        progress: called after each case with the report so far.
-    """
-
-    subjects: Sequence[Subject]
-    plan: Plan
-    budget: Budget
-    device: str = "cpu"
-    virtual: bool = False
-    timeout: float = 60.0
-    journal: Journal | None = None
-    logs: Path | None = None
-    skip: frozenset[str] = frozenset()
-    joint: bool = False
-    given: Mapping[Subject, Sequence[Case]] | None = None
-    accept_refusals: bool = False
-    diagnose: bool = True
-    progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
+class Run(Conditions):
+    """A run of the kernel question."""
 
     def validate(self) -> None:
         """Refuse what cannot run, before anything is started or written.
@@ -97,32 +59,17 @@ class Run:
         report = KernelReport(accept_refusals=self.accept_refusals)
         report.groups = {subject: Group(subject) for subject in self.subjects}
         began = time.monotonic()
-        shares, isolation, how = self.shares(), Isolation(self.timeout), self._conditions()
+        shares, isolation = self.shares(), Isolation(self.timeout)
         report.coverages = list({id(share.coverage): share.coverage for share in shares.values()}.values())
         with Interruption() as stop:
             for world_size in dict.fromkeys(subject.world_size for subject in self.subjects):
                 mine = [subject for subject in self.subjects if subject.world_size == world_size]
                 with self._open(world_size) as pools:
                     for subject in mine:
-                        Turn(how, shares[subject], report, isolation, stop).run(pools.pools)
+                        Turn(self, shares[subject], report, isolation, stop).run(pools.pools)
         report.interrupted = stop.happened
         report.seconds = time.monotonic() - began
         return report
-
-    def _conditions(self) -> Conditions:
-        return Conditions(
-            self.plan,
-            self.budget,
-            self.supports,
-            self.device,
-            self.virtual,
-            self.timeout,
-            self.journal,
-            self.skip,
-            self.given is not None,
-            self.diagnose,
-            self.progress,
-        )
 
     def shares(self) -> dict[Subject, Share]:
         """Which cases each subject runs."""
@@ -137,13 +84,6 @@ class Run:
         if self.virtual:
             return VirtualPools(VirtualPool(world_size, **options))
         return open_pools(WORKER, world_size, **options)
-
-    def supports(self, backend: Backend, problem: Problem) -> Support:
-        """Whether the backend takes every call of the Problem, and the device holds its virtual ranks."""
-        if self.virtual and not (held := residency(problem)).ok:
-            return held
-        refused = (s for _, p in problem.calls() if not (s := backend.supports(p)).ok)
-        return next(refused, backend.supports(problem))
 
 
 def check_device(backend: Backend, device: str, world_size: int, *, virtual: bool) -> None:

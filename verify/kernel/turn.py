@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fusecheck import backends
@@ -21,6 +22,7 @@ from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import KernelReport, Subject
 from fusecheck.kernel.shares import Share
 from fusecheck.kernel.table import Case, Cell
+from fusecheck.kernel.virtual import residency
 from fusecheck.problem import Problem
 from fusecheck.verdict import Stage
 
@@ -62,26 +64,58 @@ class Budget:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the cases of a run are run; see `fusecheck.kernel.run.Run`."""
+    """What is run, and how.
 
+    Attributes:
+        subjects: what to test.
+        plan: where the cases come from.
+        budget: for each subject.
+        device: `cpu` or `cuda`.
+        virtual: all ranks of a case in one process on one GPU.
+        timeout: seconds for one case.
+        journal: where each case is noted before it starts.
+        logs: the folder for what the ranks print.
+        skip: cases that passed in an earlier run.
+        joint: the subjects of a world size are variants of one kernel, and run one core plan together.
+        given: the cases of each subject, instead of a plan; each runs in processes of its own.
+        accept_refusals: a core plan of which most is refused may pass.
+        diagnose: whether failing cases are explained and made smaller, which takes seconds each.
+        progress: called after each case with the report so far.
+    """
+
+    subjects: Sequence[Subject]
     plan: Plan
     budget: Budget
-    supports: Callable[[Backend, Problem], Support]
-    device: str
-    virtual: bool
-    timeout: float
-    journal: Journal | None
-    skip: frozenset[str]
-    apart: bool
-    diagnose: bool
-    progress: Callable[[KernelReport, Subject], None]
+    device: str = "cpu"
+    virtual: bool = False
+    timeout: float = 60.0
+    journal: Journal | None = None
+    logs: Path | None = None
+    skip: frozenset[str] = frozenset()
+    joint: bool = False
+    given: Mapping[Subject, Sequence[Case]] | None = None
+    accept_refusals: bool = False
+    diagnose: bool = True
+    progress: Callable[[KernelReport, Subject], None] = lambda _report, _subject: None
+
+    @property
+    def apart(self) -> bool:
+        """Whether each case runs in processes of its own."""
+        return self.given is not None
+
+    def supports(self, backend: Backend, problem: Problem) -> Support:
+        """Whether the backend takes every call of the Problem, and the device holds its virtual ranks."""
+        if self.virtual and not (held := residency(problem)).ok:
+            return held
+        refused = (s for _, p in problem.calls() if not (s := backend.supports(p)).ok)
+        return next(refused, backend.supports(problem))
 
 
 class Turn:
     """Runs the cases of one subject.
 
     Args:
-        how: the conditions.
+        how: of the run that it is part of.
         share: whose cases, and which.
         report: where they are counted.
         isolation: what makes failing cases smaller; shared by all subjects of a run.

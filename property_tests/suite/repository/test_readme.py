@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from fusecheck import Dataflow, cli, manual
-from fusecheck.property_tests.suite.command_line import run
+from fusecheck.property_tests.suite.command_line import run, told
 from fusecheck.property_tests.suite.repository import pages
 from fusecheck.property_tests.suite.repository.checkout import ROOT, tracked_files
 
@@ -63,27 +63,26 @@ def test_no_figure_is_left_open() -> None:
     assert [name for name in NAMES if re.search(r"TODO|\?\?\?|FIXME", pages.read(name))] == []
 
 
-def test_the_kernel_in_30_lines_is_short_and_passes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = pages.blocks(pages.read(), "python")[0]
-    lines = [line for line in code.splitlines() if line.strip()]
+def test_the_kernel_in_30_lines_is_short_and_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = pages.blocks(pages.read(), "python")[0]
+    lines = [line for line in source.splitlines() if line.strip()]
     assert len(lines) <= 30
-    (tmp_path / "mykernel.py").write_text(code, encoding="utf-8")
+    (tmp_path / "mykernel.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     words = next(words for words in pages.commands(pages.read()) if "mykernel:MyKernel" in words)
     few = ("--tp", 2, "--tokens", "1,5", "--hidden", "64", "--family", "exact,special", "--dtype", "bf16")
-    assert run(monkeypatch, *words, *few, "--strategy", "AUTO", "--run-dir", tmp_path / "run") == 0
-    assert re.search(r"pass: (\d+) of \1 cells of the core plan reached", " ".join(capsys.readouterr().out.split()))
+    code, printed = told(*words, *few, "--strategy", "AUTO", "--run-dir", tmp_path / "run")
+    assert code == 0
+    assert re.search(r"pass: (\d+) of \1 cells of the core plan reached", printed)
 
 
 def test_the_finding_that_is_taken_apart_is_what_the_command_prints(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = pages.read()
     shown = next(block for block in pages.blocks(text, "text") if block.startswith("residual (computes like "))
     words = next(words for words in pages.commands(text) if "trtllm-fp32" in words)
-    assert run(monkeypatch, *words, "--run-dir", tmp_path) == 1
+    assert run(*words, "--run-dir", tmp_path) == 1
     printed = capsys.readouterr().out
     for part in re.sub(r",\.\.\.\}+'\n", "", shown).split("\n"):
         assert part.strip() in printed
