@@ -207,6 +207,7 @@ def _write_tensors(checkpoint: Checkpoint, form: Form, scales: dict[str, Tensor]
         tensors[f"{module}.{scale_name(form)}"] = scale.reshape(()) if form.weights == "tensor" else scale
         count += 1
     tensors |= {name: checkpoint.whole(name) for name in checkpoint.names() if name not in tensors}
+    out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return count
 
