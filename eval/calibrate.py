@@ -97,7 +97,7 @@ def read_prompts(path: Path | None, count: int = PROMPTS) -> list[str]:
         return texts[:: max(1, len(texts) // count)][:count]
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = [line for line in raw.decode().splitlines() if line.strip()]
+        lines = [line.rstrip("\r") for line in raw.decode().split("\n") if line.strip()]
     except FileNotFoundError:
         raise UsageError(f"--prompts {path}: no such file; give a text a line, or JSON lines") from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
@@ -207,6 +207,7 @@ def _write_tensors(checkpoint: Checkpoint, form: Form, scales: dict[str, Tensor]
         tensors[f"{module}.{scale_name(form)}"] = scale.reshape(()) if form.weights == "tensor" else scale
         count += 1
     tensors |= {name: checkpoint.whole(name) for name in checkpoint.names() if name not in tensors}
+    out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return count
 

@@ -61,7 +61,9 @@ def accuracy(
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder with your MMLU and GSM8K; embedded samples if not given.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Questions of each task; of a group at least one a subject.")
+    ] = None,
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples before each question.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     batch: Annotated[

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,9 @@ def read_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
     """
     packed = path.with_name(path.name + ".gz")
     try:
-        if packed.is_file():
-            lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
-        else:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        text = gzip.decompress(packed.read_bytes()).decode() if packed.is_file() else path.read_text(encoding="utf-8")
+        # Only "\n" ends a row: a text may hold other line separators, which json need not escape.
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except FileNotFoundError:
         raise UsageError(
             f"{path}[.gz]: no such file; --data expects mmlu/ and gsm8k/ as eval/data/README.md says"
@@ -48,6 +47,31 @@ def read_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
     if not rows or lacking:
         raise UsageError(f"{path}[.gz]: {f'a row has no field {lacking!r}' if rows else 'is empty'}; copy it again")
     return rows
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+GSM8K_ROW: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "question": ("a text", _is_text),
+    "answer": ("a text", _is_text),
+}
+MMLU_ROW: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "question": ("a text", _is_text),
+    # It is the name of a folder, too.
+    "subject": ("a name such as high_school_biology", lambda x: _is_text(x) and re.fullmatch(r"\w+", x) is not None),
+    "choices": ("four texts", lambda x: isinstance(x, list) and len(x) == 4 and all(map(_is_text, x))),
+    "answer": ("0, 1, 2 or 3", lambda x: type(x) is int and 0 <= x <= 3),
+}
+"""What a row holds under each field, in words and as a test."""
+
+
+def _check(path: Path, row: dict[str, Any], expected: Mapping[str, tuple[str, Callable[[Any], bool]]]) -> None:
+    """Refuse a row with something else in a field."""
+    for name, (what, holds) in expected.items():
+        if not holds(row[name]):
+            raise UsageError(f"{path}[.gz]: a row's {name} is {str(row[name])[:60]!r}, expected {what}; copy it again")
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -69,6 +93,7 @@ def lay_out_mmlu(source: Path, out: Path) -> list[str]:
         if split == "validation" and not (path.is_file() or path.with_name(path.name + ".gz").is_file()):
             continue
         for row in read_rows(path, ("question", "subject", "choices", "answer")):
+            _check(path, row, MMLU_ROW)
             subjects[row["subject"]].setdefault(split, []).append(row)
     configs = []
     for name, splits in sorted(subjects.items()):
@@ -89,7 +114,11 @@ def lay_out_gsm8k(source: Path, out: Path) -> None:
         UsageError: a split is missing or broken.
     """
     for split in GSM8K_SPLITS:
-        _write_lines(out / f"{split}.jsonl", read_rows(source / f"{split}.jsonl", ("question", "answer")))
+        path = source / f"{split}.jsonl"
+        rows = read_rows(path, ("question", "answer"))
+        for row in rows:
+            _check(path, row, GSM8K_ROW)
+        _write_lines(out / path.name, rows)
     _write_card(out, [("main", {split: f"{split}.jsonl" for split in GSM8K_SPLITS})])
 
 

@@ -131,6 +131,7 @@ def import_gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> in
     file = GgufFile(source)
     config = read_config(file)
     tensors = dict(_tensors(file, config))
+    out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(file, out, tokenizer, config["vocab_size"])
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     ends = end_ids(file)
@@ -140,15 +141,18 @@ def import_gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> in
 
 
 def require_empty(out: Path) -> None:
-    """Make a folder for a checkpoint, before the work; one that holds a checkpoint is refused.
+    """Refuse, before the work, a folder that holds a checkpoint, and one that cannot be made or written.
 
     Raises:
-        UsageError: it does, or it cannot be made or written.
+        UsageError: it does, or cannot.
     """
+    there = out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
+        if not there:
+            out.rmdir()
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); give another folder") from None
     if any(out.glob("*.safetensors")) or (out / "config.json").exists():

@@ -209,7 +209,14 @@ def prepare(
         _cache_in(folder / "cache")
         definitions = lay_out(folder, data_dir, sources(names))
         with _working_in(folder):
-            loaded = _manager(names, definitions).load(list(names))
+            manager = _manager(names, definitions)
+            try:
+                loaded = manager.load(list(names))
+            except ValueError as error:  # what `datasets` says of a subject that is not there
+                if data_dir is None:
+                    raise
+                why = f"{data_dir}: lm-eval cannot load {', '.join(names)} ({' '.join(str(error).split())})"
+                raise UsageError(f"--data {why}; eval/data/README.md says what it expects") from None
         # Every arm's answers go through the templates again.
         with _templates_compiled_once():
             yield Prepared(loaded, _build_all(loaded, names, shots, limit, settings or {}))

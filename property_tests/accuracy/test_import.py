@@ -22,7 +22,7 @@ from fusecheck.eval.data import read_rows
 from fusecheck.eval.gguf_import import INNER, OUTER, import_gguf
 from fusecheck.eval.tokens import Tokens
 from fusecheck.property_tests.accuracy.tiny_models import CONFIG, hugging_face_model, write_checkpoint
-from fusecheck.property_tests.suite import command_line
+from fusecheck.property_tests.suite.command_line import refused
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF needs pip install fusecheck[eval]")
 
@@ -234,6 +234,14 @@ def test_prompts_that_are_none_are_refused(content: str, said: str, tmp_path: Pa
         read_prompts(path)
 
 
+def test_only_a_line_feed_ends_a_prompt_or_a_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "a\u2028b\x85c"}\r\n', encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "rows.jsonl") == ["a\u2028b\x85c"]
+    assert read_rows(tmp_path / "rows.jsonl", ("question",)) == [{"question": "a\u2028b\x85c"}]
+    (tmp_path / "texts.txt").write_text("one\x0ctwo\r\n\nthree\n", encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "texts.txt") == ["one\x0ctwo", "three"]
+
+
 def test_a_compressed_file_whose_bits_are_damaged_is_refused(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(b'{"question": "a"}', mtime=0))
     packed[10] = 0xFF  # a type of block that there is not
@@ -254,13 +262,11 @@ def test_a_compressed_file_whose_bits_are_damaged_is_refused(tmp_path: Path) -> 
     ],
 )
 def test_calibrating_says_in_one_line_what_it_cannot_do(
-    options: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    options: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     made = write_checkpoint(tmp_path / "made", layout="plain")
-    assert command_line.run(monkeypatch, "accuracy", "calibrate", made, tmp_path / "out", *options) == code
-    assert said in capsys.readouterr().err
+    assert said in refused("accuracy", "calibrate", made, tmp_path / "out", *options, code=code)
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path) -> None:

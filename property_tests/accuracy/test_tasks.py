@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +94,34 @@ def test_broken_data_files_are_named(file: str, damage: Callable[[Path], None], 
     told = refused(["gsm8k"], copy)
     assert said in told
     assert file.removesuffix(".gz") in told
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("subject", "../../x", "subject is '../../x', expected a name"),
+        ("subject", ["a"], "subject is"),
+        ("choices", ["a", "b", "c"], "choices is .* expected four texts"),
+        ("choices", "abcd", "choices is 'abcd'"),
+        ("answer", 4, "answer is '4', expected 0, 1, 2 or 3"),
+        ("answer", "A", "answer is 'A'"),
+        ("question", 5, "question is '5', expected a text"),
+    ],
+)
+def test_a_row_of_mmlu_that_holds_something_else_is_refused(field: str, value: Any, said: str, tmp_path: Path) -> None:
+    def change(rows: list[str]) -> list[str]:
+        return [json.dumps({**json.loads(rows[0]), field: value}) + "\n", *rows[1:]]
+
+    copy = shutil.copytree(data.EMBEDDED, tmp_path / "data")
+    _rewrite(change)(copy / "mmlu" / "test.jsonl.gz")
+    assert re.search(rf"mmlu/test.jsonl.*a row's {said}", refused(["mmlu"], copy))
+
+
+def test_a_subject_that_the_data_lack_is_said(tmp_path: Path) -> None:
+    copy = shutil.copytree(data.EMBEDDED, tmp_path / "data")
+    for split in ("test", "dev"):
+        _rewrite(lambda rows: [r for r in rows if '"anatomy"' in r])(copy / "mmlu" / f"{split}.jsonl.gz")
+    assert "lm-eval cannot load mmlu_virology" in refused(["mmlu_virology"], copy)
 
 
 def test_a_subject_without_examples_is_named(tmp_path: Path) -> None:

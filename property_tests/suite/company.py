@@ -242,9 +242,11 @@ def company(name: str) -> Company:
 class Choosy(Company):
     """Takes no batch of these sizes, or says that it does, and raises; from nine rows on the tree is another."""
 
-    def __init__(self, refused: tuple[int, ...] = (), raising: tuple[int, ...] = (5,)) -> None:
+    def __init__(
+        self, refused: tuple[int, ...] = (), raising: tuple[int, ...] = (5,), *, infinite: bool = True
+    ) -> None:
         super().__init__("choosy", _if(lambda w: w.tokens >= 9))
-        self.refused, self.raising = refused, raising
+        self.refused, self.raising, self.infinite = refused, raising, infinite
 
     def supports(self, problem: Problem) -> Support:
         return Support(problem.tokens not in self.refused, f"tokens={problem.tokens}")
@@ -256,10 +258,26 @@ class Choosy(Company):
         def raises(inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
             if len(inputs.partial) in (*self.refused, *self.raising):
                 raise ValueError(f"{len(inputs.partial)} rows")
+            if not self.infinite and bool(inputs.residual.float().square().sum(-1).isinf().any()):
+                raise ValueError("a sum of squares is infinite")
             return run(inputs, op=op, strategy=strategy)
 
         made.run = raises  # type: ignore[method-assign]
         return made
+
+
+class Finite(Choosy):
+    """Raises where a sum of squares is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(raising=(), infinite=False)
+
+
+class TakesFew(Choosy):
+    """Takes no batch of nine rows."""
+
+    def __init__(self) -> None:
+        super().__init__(refused=(9,), raising=())
 
 
 class EveryFiftieth(Company):

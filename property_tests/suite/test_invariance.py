@@ -25,7 +25,7 @@ from fusecheck.operations import Operation, Strategy
 from fusecheck.problem import Problem
 from fusecheck.property_tests.kernel.given import Given
 from fusecheck.property_tests.kernel.relations import rows_of_another_batch
-from fusecheck.property_tests.suite.command_line import run, told
+from fusecheck.property_tests.suite.command_line import refused, run, told
 from fusecheck.property_tests.suite.company import PINNED, PLANTED, Choosy, company
 from fusecheck.property_tests.suite.in_process import InProcess, decide
 from fusecheck.property_tests.suite.lone_rank import CPU, LoneRank
@@ -173,6 +173,16 @@ def test_a_call_that_fails_leaves_a_certificate_of_what_was_decided_before_and_n
     assert "Choosy in a batch of 5 rows on 1 ranks: error: rank 0: raised ValueError" in claims[3]["untold"]
 
 
+def test_a_probe_that_a_kernel_does_not_bear_is_not_told_and_the_claims_stand(tmp_path: Path) -> None:
+    asked = ("invariance", "--backend", f"{WHERE}:Finite", "--tokens", "2", "--rows", "4", "--tp", "1")
+    code, out = told(*asked, "--run-dir", str(tmp_path))
+    assert code == 3, out
+    claims = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["claims"]
+    assert claims[3]["verdict"] == "invariant"
+    assert [each["claim"] for each in claims[-2:]] == [ORDER, TREE]
+    assert "a sum of squares is infinite" in claims[-1]["untold"]
+
+
 def test_one_call_in_fifty_is_a_breach_from_run_to_run_that_replays_and_nothing_else_is_told(tmp_path: Path) -> None:
     asked = ("invariance", "--backend", f"{WHERE}:EveryFiftieth", "--tokens", "2", "--rows", "8", "--tp", "1")
     code, out = told(*asked, "--run-dir", str(tmp_path / "asked"))
@@ -203,6 +213,25 @@ def test_two_certificates_are_compared_both_ways_by_what_was_tried_too_and_a_bro
         broken.write_text(json.dumps({**one, "claims": claims}), encoding="utf-8")
         with pytest.raises(UsageError, match="holds no certificate"):
             certificate.read_certificate(broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--device", "cuda"), 3, "0 CUDA GPUs here, 2 needed"),
+        (("--device", "cuda", "--virtual-ranks"), 3, "0 CUDA GPUs here, 1 needed"),
+        (("--virtual-ranks",), 2, "virtual ranks share a GPU, got --device cpu"),
+        (("--backend", "flashinfer", "--device", "cpu"), 2, "runs on cuda, got --device cpu"),
+        (("--multiprocessors", "-3"), 2, "--multiprocessors"),
+        (("--backend", f"{WHERE}:TakesFew", "--tokens", "9"), 2, "refuses a batch of 9 rows: tokens=9"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_anything_is(
+    options: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    assert said in refused("invariance", *options, code=code)
 
 
 def test_rows_of_a_few_elements_are_watched_too() -> None:

@@ -14,6 +14,7 @@ import torch
 from fusecheck import backends
 from fusecheck.declaration import Order
 from fusecheck.errors import UsageError
+from fusecheck.invariance import sweep
 from fusecheck.invariance.binaries import hashed
 from fusecheck.invariance.calls import Call
 from fusecheck.invariance.certificate import findings, probed, sentence
@@ -242,6 +243,27 @@ class Launched(Company):
             return Way(launch(2048, rows, MULTIPROCESSORS).blocks)
 
         super().__init__("launched", choose)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--backend", "nobody"), 2, "unknown backend 'nobody'"),
+        (("--backend", "emulated"), 2, "give --multiprocessors"),
+        (("--backend", "emulated", "--virtual-ranks"), 2, "virtual ranks share a GPU"),
+        (("--backend", "flashinfer"), 3, "0 CUDA GPUs here"),
+        (("--backend", "emulated", "--out", "/nowhere/sweep.json"), 2, "there is no folder /nowhere"),
+    ],
+)
+def test_a_sweep_that_cannot_be_made_is_said_in_one_line(
+    options: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert sweep.main(["--out", str(tmp_path / "sweep.json"), *options]) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("odd", [0, 7])

@@ -103,6 +103,7 @@ def invariance(
     if not case_timeout > 0:
         raise UsageError(f"--case-timeout {case_timeout:g}, expected more than 0")
     from fusecheck.invariance.subject import Kernels
+    from fusecheck.kernel.run import check_device
     from fusecheck.problem import Problem
 
     where = device or backends.device_of(backend)
@@ -111,6 +112,7 @@ def invariance(
     every = [tuple(sorted(set(numbers("--tp", tp))))] if tp else [(world,) for world in WORLDS]
     usual = Problem(op=Operation.named(ops[0]), dtype=dtype, world_size=every[0][0], tokens=tokens, hidden=hidden)
     worlds, problem = next(_taken(kernel, usual, ops, every), (every[0], usual))
+    check_device(kernel, where, worlds[-1], virtual=virtual_ranks)
     directory = make_run_dir("invariance", run_dir)
     with Kernels(backend, problem, where, virtual_ranks, case_timeout) as kernels:
         if reason := kernels.takes(_batch_of(1)):
@@ -162,6 +164,7 @@ def _ask(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """The certificate, the findings, and why not all was asked: Ctrl-C, or a call that failed."""
     from fusecheck.invariance import certificate
+    from fusecheck.invariance.probes import ORDER, TREE
     from fusecheck.invariance.search import Search
     from fusecheck.invariance.shares import choose
 
@@ -186,6 +189,7 @@ def _ask(
     read: list[dict[str, Any]] = []
     if not stopped:
         stopped = _until_it_fails(lambda: read.extend(_probe(kernels, worlds, answers, extent.probe_calls)))
+        read += [certificate.unasked(claim, stopped) for claim in (ORDER, TREE) if stopped]
     records = [*certificate.claims(kernels, done), *read]
     made = certificate.certificate(kernels, records, chosen, multiprocessors or _multiprocessors(kernels.device))
     _table(made)

@@ -142,7 +142,7 @@ class Probes:
                     "mask": asdict(replace(mask, pair=pairs(mask.world_size)[pair], rows=(mask.rows[row],)))
                 }
                 where |= {"rank": rank, "column": column}
-                how = f"rank {rank} adds element {column} of row {mask.rows[row]} {order.words}"
+                how = f"element {column} of row {mask.rows[row]} on rank {rank}: {order.words}"
                 return {"size": mask.tokens, "output": "residual", "how": how, "probe": where}
         return {}
 
@@ -158,7 +158,7 @@ class Probes:
             if self._enough(trees, failed):
                 failed.append((1, ENOUGH))
                 break
-            self._stretch(start, self._sizes(range(start, end))[-1], trees, failed, self.most + before)
+            self._stretch(start, self.sizes(range(start, end))[-1], trees, failed, self.most + before)
         trees, failed = trees[::-1], failed[::-1]
         alike = {
             size
@@ -170,7 +170,7 @@ class Probes:
     def _enough(self, trees: list[tuple[int, Read]], failed: list[tuple[int, str]]) -> bool:
         return len({id(each) for _, each in trees}) + len(failed) >= REGIMES
 
-    def _sizes(self, numbers: Iterable[int]) -> list[int]:
+    def sizes(self, numbers: Iterable[int]) -> list[int]:
         """Those batch sizes that the kernel takes."""
         return [n for n in numbers if not self.kernels.takes(Call(n))]
 
@@ -210,11 +210,11 @@ class Probes:
             failed.append((start, str(why)))
             return
         smaller = [n for n in reversed(doubling(self._largest)) if start <= n < end]
-        other = next((n for n in self._sizes(smaller) if not self.same(found.tree, n)), None)
+        other = next((n for n in self.sizes(smaller) if not self.same(found.tree, n)), None)
         if other is None:
             trees.append((start, found))
             return
-        between = self._sizes(range(other, end + 1))  # of the first the tree is another, of the last it is this one
+        between = self.sizes(range(other, end + 1))  # of the first the tree is another, of the last it is this one
         while len(between) > 2:
             middle = len(between) // 2
             between = between[: middle + 1] if self.same(found.tree, between[middle]) else between[middle:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any
 import torch
 
 from fusecheck import backends
-from fusecheck.errors import UsageError
+from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interface import Strategy
 from fusecheck.invariance.launch import Launch, thresholds
 from fusecheck.invariance.probes import Probes
 from fusecheck.invariance.subject import Kernels
+from fusecheck.kernel.run import check_device
 from fusecheck.operations import Operation
 from fusecheck.problem import Problem
 from fusecheck.report import environment
+from fusecheck.report.places import check_place
+from fusecheck.report.result import write_aside
 
 PATTERNS = ("", "_OUT_QUANT_FP8", "_OUT_QUANT_GROUP_FP8_PACKED", "_OUT_QUANT_DYNAMIC_FP8")
 """Norm alone, static scale, per group, dynamic: behind `RESIDUAL_RMS_NORM`."""
@@ -47,10 +51,8 @@ def line(kernels: Kernels, multiprocessors: int) -> dict[str, Any]:
     measured, failed = probes.thresholds()
     ends = [*(start for start, _ in measured[1:]), problem.tokens + 1]
     odd = []
-    for (start, found), end in zip(
-        measured, ends, strict=True
-    ):  # found by halving: each batch size is looked at as well
-        odd += probes.others(found.tree, range(start, end))
+    for (start, found), end in zip(measured, ends, strict=True):  # by halving: each batch size is looked at as well
+        odd += probes.others(found.tree, probes.sizes(range(start, end)))
     wanted = {rows: words(shape) for rows, shape in predicted}
     seen = {rows: found.words for rows, found in measured}
     return {
@@ -72,16 +74,25 @@ def words(shape: Launch) -> str:
 
 
 def sweep(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The record, after every line anew: a sweep that is ended early has measured what it has."""
+    """The record, after every line anew: a sweep that is ended early has measured what it has.
+
+    Raises:
+        UsageError: a broken argument.
+        Inconclusive: a GPU is missing, or a rank failed.
+    """
+    where = backends.device_of(asked.backend)
+    check_device(backends.backend(asked.backend), where, asked.tp, virtual=asked.virtual_ranks)
+    if where != "cuda" and asked.multiprocessors is None:
+        raise UsageError(f"{asked.backend} runs on no GPU that could be asked; give --multiprocessors")
     cores = asked.multiprocessors or int(torch.cuda.get_device_properties(0).multi_processor_count)
     problems, refused = _problems(asked)
     how = {"backend": asked.backend, "world_size": asked.tp, "tokens": asked.tokens, "strategy": asked.strategy}
-    where = {"multiprocessors": cores, "environment": environment()}
+    chip = {"multiprocessors": cores, "environment": environment()}
     command = f"python -m fusecheck.invariance.sweep --backend {asked.backend} --tp {asked.tp}"
-    record = {"command": command} | how | where | {"lines": [], "refused": refused}
+    record = {"command": command} | how | chip | {"lines": [], "refused": refused}
     yield record
     if problems:
-        with Kernels(asked.backend, problems[0], backends.device_of(asked.backend), asked.virtual_ranks) as kernels:
+        with Kernels(asked.backend, problems[0], where, asked.virtual_ranks) as kernels:
             for problem in problems:  # on the same ranks, for to start them takes longer than to ask
                 kernels.problem = problem
                 record["lines"].append(line(kernels, cores))
@@ -116,8 +127,8 @@ def shown(found: dict[str, Any]) -> str:
     return f"{found['operation']} {found['hidden']} | {one} | {two} | {agree} | {found['calls']} calls"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, measure, and write the record."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the options, measure, and write the record; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fusecheck.invariance.sweep", description=__doc__)
     parser.add_argument("--backend", default="flashinfer")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
@@ -129,10 +140,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--multiprocessors", type=int, help="of the chip; asked of the GPU unless given")
     parser.add_argument("--out", type=Path, required=True, help="the record, JSON")
     asked = parser.parse_args(arguments)
-    for record in sweep(asked):
-        asked.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(*(shown(found) for found in record["lines"][-1:]), flush=True)
+    try:
+        check_place(asked.out)
+        for record in sweep(asked):
+            write_aside(asked.out, json.dumps(record, indent=1) + "\n")
+            print(*(shown(found) for found in record["lines"][-1:]), flush=True)
+    except (UsageError, Inconclusive, KeyboardInterrupt) as error:
+        print(f"sweep: {error or 'interrupted'}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 3
+    return 0 if record["lines"] else 3
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
