@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.report.pictures.number_line import NumberLine, Place, got_and_admissible, number_line, place
-from fusecheck.report.replays import replay, told
+from fusecheck.report.replays import head, replay, told
 
 SHOWN = 25
 """Entries of a part on the page; result.json has all."""
@@ -74,20 +74,15 @@ def entries(findings: list[dict[str, Any]]) -> list[Entry]:
     together: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for number, finding in enumerate(findings):
         own = str(finding["problem"]) if "problem" in finding else str(number)
-        key = (_head(finding), own, str(finding.get("backend", "")), str(finding.get("judged_by", "")))
+        key = (head(finding), own, str(finding.get("backend", "")), str(finding.get("judged_by", "")))
         together.setdefault(key, []).append(finding)
     seen: set[str] = set()
     first: list[list[dict[str, Any]]] = []
     later: list[list[dict[str, Any]]] = []
-    for (head, *_), mine in together.items():
-        (later if head in seen else first).append(mine)
-        seen.add(head)
+    for (stage, *_), mine in together.items():
+        (later if stage in seen else first).append(mine)
+        seen.add(stage)
     return [_entry(mine) for mine in first + later]
-
-
-def _head(finding: dict[str, Any]) -> str:
-    keys = ("stage", "check", "kind", "title")
-    return next((str(finding[key]) for key in keys if finding.get(key)), "finding")
 
 
 def _entry(mine: list[dict[str, Any]]) -> Entry:
@@ -97,7 +92,7 @@ def _entry(mine: list[dict[str, Any]]) -> Entry:
     traceback, output = told(finding)
     found = [element for each in mine[:_RANKS] for element in _element(each)]
     return Entry(
-        head=_head(finding),
+        head=head(finding),
         like=", ".join(map(str, finding.get("computes_like") or ())),
         varies=str(finding.get("varies") or ""),
         place=place(message),
@@ -126,10 +121,10 @@ def filters(found: list[Entry]) -> dict[str, list[str]]:
 
 def _element(finding: dict[str, Any]) -> list[Element]:
     message = str(finding.get("message") or "")
-    at, codes, number = place(message), got_and_admissible(message), finding.get("count")
+    at, codes = place(message), got_and_admissible(message)
     if at is None or codes is None:
         return []
-    return [Element(at.rank, at.row, at.column, *codes, count=number if isinstance(number, int) else 0)]
+    return [Element(at.rank, at.row, at.column, *codes, count=_count(finding))]
 
 
 def _problem(finding: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,15 @@ import shlex
 from typing import Any
 
 
+def head(finding: dict[str, Any]) -> str:
+    """The stage that a finding is of, or the name of its check."""
+    keys = ("stage", "check", "kind", "title")
+    return next((str(finding[key]) for key in keys if finding.get(key)), "finding")
+
+
 def finding_line(finding: dict[str, Any]) -> str:
     """A finding as one line: what, and the command that shows it again."""
-    what = finding.get("stage") or finding.get("check") or finding.get("kind") or finding.get("title") or "finding"
+    what = head(finding)
     what = f"{what} (computes like {', '.join(finding['computes_like'])})" if finding.get("computes_like") else what
     where = finding.get("case") or finding.get("fault") or finding.get("subject") or ""
     said = finding.get("message") or finding.get("detail") or ""
