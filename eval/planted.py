@@ -9,7 +9,6 @@ table: `golden/model/planted.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,13 +27,13 @@ from fusecheck.eval.asked import Asked, keep_to
 from fusecheck.eval.compare import compare
 from fusecheck.eval.exported import ExportedBackend
 from fusecheck.eval.outcome import Comparison, Options
+from fusecheck.eval.planted_arms import collect
 from fusecheck.eval.planted_tiers import KernelTier, answered, ask_kernel, ended, folder_of, options_of, table, tiers
 from fusecheck.eval.run import run_arms
 from fusecheck.eval.samples import Run, read_run
 from fusecheck.eval.spoiled import FirstScalePath, SpoiledBackend
 from fusecheck.faults.casts import QuantisesUnrounded
 from fusecheck.interface import RankInputs
-from fusecheck.report.result import write_aside
 
 TASK = "golden_mmlu"
 FP32 = "flashinfer-fp32"
@@ -210,17 +209,11 @@ def run(options: argparse.Namespace) -> None:
     """
     if unknown := [name for name in options.names if name not in PLANTED]:
         raise UsageError(f"candidate {unknown[0]!r}, expected some of: {', '.join(PLANTED)}")
-    rows: list[dict[str, Any]] = []
     with folder_of(options) as folder:
-        try:
-            for name, outcome in run_planted(options.names, options.limit, folder, lambda x: print(x, flush=True)):
-                rows.append(to_json(name, outcome, kernel_tier(name)))
-                if options.json is not None:
-                    command = "python -m fusecheck.eval.planted"
-                    write_aside(options.json, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
-        finally:
-            if rows:
-                Console(width=180).print(table(rows))
+        made = run_planted(options.names, options.limit, folder, lambda x: print(x, flush=True))
+        rows = (to_json(name, outcome, kernel_tier(name)) for name, outcome in made)
+        show = Console(width=180).print
+        collect(rows, "python -m fusecheck.eval.planted", options.json, lambda every: show(table(every)))
 
 
 if __name__ == "__main__":

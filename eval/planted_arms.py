@@ -80,8 +80,18 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (COLUMNS, ("---",) * len(COLUMNS), *cells)) + "\n"
 
 
-def collect(rows: Iterable[dict[str, Any]], command: str, out: Path | None) -> None:
-    """Print the rows as a table, also where they end early; `out` gets them as JSON, anew after every row."""
+def show_markdown(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table in Markdown."""
+    print(to_markdown(rows), end="")
+
+
+def collect(
+    rows: Iterable[dict[str, Any]],
+    command: str,
+    out: Path | None,
+    show: Callable[[list[dict[str, Any]]], None] = show_markdown,
+) -> None:
+    """Show the rows as a table, also where they end early; `out` gets them as JSON, anew after every row."""
     made: list[dict[str, Any]] = []
     try:
         for row in rows:
@@ -90,4 +100,4 @@ def collect(rows: Iterable[dict[str, Any]], command: str, out: Path | None) -> N
                 write_aside(out, json.dumps({"command": command, "rows": made}, indent=1) + "\n")
     finally:
         if made:
-            print(to_markdown(made), end="")
+            show(made)

@@ -86,10 +86,8 @@ def ended(name: str, work: Callable[[], None]) -> int:
     try:
         require_lm_eval()
         work()
-    except UsageError as error:
-        why, code = str(error), 2
-    except Inconclusive as error:
-        why, code = str(error), 3
+    except (UsageError, Inconclusive) as error:
+        why, code = str(error), error.exit_code
     except KeyboardInterrupt:
         why, code = "interrupted; with the same --run-dir and options it goes on", 3
     except ArmError as error:

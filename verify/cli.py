@@ -60,10 +60,8 @@ def main() -> None:
 
 def _told(error: Exception) -> tuple[str, int]:
     """What to say of an error, and the exit code; nothing of one that is ours."""
-    if isinstance(error, UsageError):
-        return str(error), 2
-    if isinstance(error, Inconclusive):
-        return str(error), 3
+    if isinstance(error, (UsageError, Inconclusive)):
+        return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("fusecheck"):
         return f"{error.name} is not installed here, and this command needs it{_extra(error.name)}", 3
     if isinstance(error, RecursionError) and _raised_in(error).parent.name == "json":

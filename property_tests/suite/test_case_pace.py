@@ -151,10 +151,7 @@ def _returned(op: str) -> tuple[Step, list[eager.Pair]]:
 def _one_by_one(step: Step, pairs: list[eager.Pair]) -> Tally:
     tally = Tally(Stage.AGAIN)
     for what, expected, got in pairs:
-        first, second = (
-            returned.named(returned.unpacked(each, step.problem))
-            for each in (expected, returned.read(got, step.problem))
-        )
+        first, second = (returned.named(each) for each in (expected, returned.decoded(got, step.problem)))
         for name in second:
             compare.compare_bits(tally, f"{what} {name}", first[name], second[name], payloads=False)
     return tally

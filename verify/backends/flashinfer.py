@@ -49,7 +49,6 @@ def numbers_of(version: str | None) -> tuple[int, ...] | None:
 
 
 @functools.cache
-@functools.cache
 def capability() -> int | None:
     """The major compute capability of the first GPU, or None."""
     return torch.cuda.get_device_capability(0)[0] if torch.cuda.is_available() else None

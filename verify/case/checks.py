@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusecheck.case import graphs, hurried, overlap, returned
 from fusecheck.case.calls import Done, Step, limits_of
-from fusecheck.case.compare import code_differences, compare_bits, same_bits
+from fusecheck.case.compare import code_differences, compare_bits, compare_each
 from fusecheck.case.judging import Judge
 from fusecheck.case.layouts import layouts_of
 from fusecheck.case.run import ON_GPU
@@ -133,13 +133,10 @@ class Checker:
                 shown = [replace(x, context=f"{judged.stage.value} {what} {x.context}") for x in judged.shown]
                 tally.add(replace(judged, shown=shown))
             return
-        expected, got = returned.named(step.decoded()), returned.named(outputs)
-        if self.workspaces.rank.device.type != "cpu" and same_bits([(expected[name], got[name]) for name in got]):
-            tally.elements += sum(tensor.numel() for tensor in got.values())
-            return
-        for name, tensor in got.items():
-            payloads = step.flow.nan_payload == "kept"
-            compare_bits(tally, f"{name} {what}", expected[name], tensor, payloads=payloads)
+        expected = returned.named(step.decoded())
+        pairs = [(f"{name} {what}", expected[name], tensor) for name, tensor in returned.named(outputs).items()]
+        at_once, payloads = self.workspaces.rank.device.type != "cpu", step.flow.nan_payload == "kept"
+        compare_each(tally, pairs, payloads=payloads, at_once=at_once)
 
     def _kernel(self, backend: Backend, step: Step) -> Kernel:
         return self.workspaces.kernel(backend, limits_of(step.problem, None))

@@ -61,6 +61,19 @@ def comparable(outputs: dict[str, Tensor], flow: Dataflow) -> dict[str, Tensor]:
     return {name: one_nan(tensor) for name, tensor in outputs.items()}
 
 
+def compare_each(tally: Tally, pairs: Sequence[tuple[str, Tensor, Tensor]], *, payloads: bool, at_once: bool) -> None:
+    """`compare_bits` of every pair: what it is, an output of the first call, the same of another.
+
+    With `at_once` the pairs are looked at one by one only where one look at all shows a difference, for on a GPU each
+    look waits for the device; in host memory single ones are quicker.
+    """
+    if at_once and same_bits([(first, second) for _, first, second in pairs]):
+        tally.elements += sum(first.numel() for _, first, _ in pairs)
+        return
+    for what, first, second in pairs:
+        compare_bits(tally, what, first, second, payloads=payloads)
+
+
 def same_bits(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether the tensors of every pair have the same shape, dtype and bits; the device is waited for once."""
     if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):

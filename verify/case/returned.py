@@ -41,28 +41,22 @@ def _layout(name: str, tokens: int, hidden: int, rules: QuantFlow, layout: str) 
     return quantiser(name).layout(tokens, hidden, rules, layout or None)
 
 
-def decoded(outputs: RankOutputs, problem: Problem) -> RankOutputs:
-    """The outputs with one code a byte, and with scales [tokens, groups]; of the first op as they are."""
-    return unpacked(read(outputs, problem), problem)
+def decoded(outputs: RankOutputs, problem: Problem, tokens: int | None = None) -> RankOutputs:
+    """The outputs with one code a byte, and with scales [tokens, groups]; of the first op as they are.
 
-
-def read(outputs: RankOutputs, problem: Problem, tokens: int | None = None) -> RankOutputs:
-    """The outputs with scales [tokens, groups], without what lies around them; of so many rows, if that is given."""
-    if not problem.op.returns_scale:
-        return outputs
-    assert outputs.scale is not None
-    return replace(outputs, scale=layout_of(problem, tokens=tokens).read(outputs.scale))
-
-
-def unpacked(outputs: RankOutputs, problem: Problem) -> RankOutputs:
-    """The outputs with one code a byte."""
+    Args:
+        outputs: as returned.
+        problem: the call.
+        tokens: how many rows were asked, where these are others than the Problem's.
+    """
     if not problem.op.returns_scale:
         return outputs
     assert outputs.quant is not None
+    assert outputs.scale is not None
     codes = outputs.quant.view(torch.uint8)
     if codes.shape[-1] != problem.hidden:
         codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
-    return replace(outputs, quant=codes)
+    return replace(outputs, quant=codes, scale=layout_of(problem, tokens=tokens).read(outputs.scale))
 
 
 def misshapen(outputs: RankOutputs, problem: Problem, device: torch.device) -> list[str]:

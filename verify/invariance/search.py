@@ -9,9 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from fusecheck.invariance.calls import COMPANY, Call, Seen, difference, disagreement, groups, merged
 from fusecheck.invariance.claims import AGO, CLAIMS, REPEATS, Answer, Breach, Subject, doubling, listed, sizes
+
+T = TypeVar("T")
 
 VARIES = "the same call gives other bits when it is made again"
 
@@ -115,13 +118,7 @@ class Search:
             if found is None:
                 below = size
                 continue
-            between = self._taken(range(below + 1, size))
-            while between:
-                middle = len(between) // 2
-                nearer = breaks(between[middle])
-                between = between[middle + 1 :] if nearer is None else between[:middle]
-                found = nearer or found
-            return found
+            return _earliest(self._taken(range(below + 1, size)), breaks, found)
         return None
 
     def _taken(self, numbers: Iterable[int], *strategies: str) -> list[int]:
@@ -206,17 +203,14 @@ class Search:
         def at(size: int) -> Seen:
             return merged(self._ask(call) for call in self._all(size, places=places))
 
+        def parted(from_: Seen) -> Callable[[int], tuple[int, Seen] | None]:
+            return lambda size: (size, seen) if difference(from_, seen := at(size)) is not None else None
+
         breach, found, last, below = None, list[int](), alone, 1
         for size in tried:
             now = at(size)
             while (apart := difference(last, now)) is not None:
-                high, there, between = size, now, self._taken(range(below + 1, size))
-                while between:
-                    middle = len(between) // 2
-                    if difference(last, seen := at(between[middle])) is None:
-                        between = between[middle + 1 :]
-                    else:
-                        high, there, between = between[middle], seen, between[:middle]
+                high, there = _earliest(self._taken(range(below + 1, size)), parted(last), (size, now))
                 apart = difference(last, there) or apart
                 if breach is None:
                     one, two = Call(1, (apart.row,)), self._with(high, apart.row, places)
@@ -312,3 +306,13 @@ class Search:
                 if apart is not None:
                     return self._smallest(Breach("world size", world, one, two, apart)), "", ""
         return None, f"the sums of {least} ranks, and zeros on the others of {listed(others)} ranks", ""
+
+
+def _earliest(between: Sequence[int], found_at: Callable[[int], T | None], found: T) -> T:
+    """What is found at the smallest size, by halving the ascending sizes below the one of `found`."""
+    while between:
+        middle = len(between) // 2
+        nearer = found_at(between[middle])
+        between = between[middle + 1 :] if nearer is None else between[:middle]
+        found = found if nearer is None else nearer
+    return found

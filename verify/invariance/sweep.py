@@ -145,9 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for record in sweep(asked):
             write_aside(asked.out, json.dumps(record, indent=1) + "\n")
             print(*(shown(found) for found in record["lines"][-1:]), flush=True)
-    except (UsageError, Inconclusive, KeyboardInterrupt) as error:
-        print(f"sweep: {error or 'interrupted'}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 3
+    except KeyboardInterrupt:
+        print("sweep: interrupted", file=sys.stderr)
+        return 3
+    except (UsageError, Inconclusive) as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return error.exit_code
     return 0 if record["lines"] else 3
 
 
