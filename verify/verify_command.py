@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fusecheck.backends import device_of
+from fusecheck.backends import device_of, shipped
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
@@ -27,7 +27,6 @@ from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
 from fusecheck.report.record import parts
 
 if TYPE_CHECKING:
-    from fusecheck.kernel.report import Subject
     from fusecheck.kernel.run import Run
 
 console = Console()
@@ -155,29 +154,43 @@ class Asked:
             UsageError: the kernel is unknown, or no world size takes it.
             Inconclusive: there are too few GPUs for any.
         """
-        from fusecheck.kernel.report import Subject
-
         names = [f"emulated:{name}" for name in DATAFLOWS] if self.backend is None else [self.backend]
-        run, refused = _possible(self._run([Subject(name, size) for size in self._sizes for name in names]))
-        run.validate()
-        return run, refused
+        refused: dict[str, str] = {}
+        if there := self._shipped():
+            run, refused = _possible(self._run(there, "cuda"))
+            if run.subjects:
+                return run, refused | {
+                    "emulated kernels": "real ones are here; ask by fusecheck kernel --backend emulated"
+                }
+        asked = self._run(names, "cpu" if self.backend is None else device_of(self.backend))
+        run, more = _possible(asked)
+        if not run.subjects:
+            asked.validate()
+        return run, refused | more
+
+    def _shipped(self) -> list[str]:
+        """The installed kernels for GPUs, where none is named and there are GPUs for them."""
+        from torch.cuda import device_count
+
+        return shipped() if self.backend is None and device_count() >= min(WORLD_SIZES) else []
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         return WORLD_SIZES if self.cases is None and self.seconds is None else WORLD_SIZES + LARGER
 
-    def _run(self, subjects: list[Subject]) -> Run:
+    def _run(self, names: Sequence[str], device: str) -> Run:
         from fusecheck.kernel.plan import Plan
+        from fusecheck.kernel.report import Subject
         from fusecheck.kernel.run import Run
         from fusecheck.kernel.turn import Budget
 
+        subjects = [Subject(name, size) for size in self._sizes for name in names]
         drawn = DRAWN if self.cases is None and self.seconds is None else self.cases
         share = None if self.seconds is None else _share(self.seconds, len(subjects))
-        plan = Plan(seed=self.seed, most_elements=self.most_elements)
-        device = "cpu" if self.backend is None else device_of(self.backend)
         # The emulator's dataflows are variants of one kernel.
-        budget = Budget(drawn=drawn, seconds=share)
-        return Run(subjects, plan, budget, device=device, joint=self.backend is None)
+        joint = self.backend is None and device == "cpu"
+        plan = Plan(seed=self.seed, most_elements=self.most_elements, whole=not joint)
+        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), device=device, joint=joint)
 
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""
@@ -186,11 +199,15 @@ class Asked:
 
 
 def _possible(run: Run) -> tuple[Run, dict[str, str]]:
-    """The run with the subjects that can be asked here, and the reasons of the others; all of them if none can."""
+    """The run with the subjects that can be asked here, and the reasons of the others."""
     why = {subject: _refusal(replace(run, subjects=[subject])) for subject in run.subjects}
     left = [subject for subject, reason in why.items() if not reason]
-    refused = {f"kernel at tp {subject.world_size}": reason for subject, reason in why.items() if reason}
-    return (replace(run, subjects=left), refused) if left else (run, {})
+    refused = {}
+    for subject, reason in why.items():
+        alike = {other for at, other in why.items() if at.world_size == subject.world_size} == {reason}
+        if reason:
+            refused[f"{'kernel' if alike else subject.backend} at tp {subject.world_size}"] = reason
+    return replace(run, subjects=left), refused
 
 
 def _refusal(run: Run) -> str:

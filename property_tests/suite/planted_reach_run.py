@@ -53,7 +53,7 @@ def hunt(
         return known.supports(problem).ok
 
     for size, pool in pools.items():
-        for case in cases[size] if cases else core_plan((plan or Plan()).mixing(known), size, takes):
+        for case in cases[size] if cases else core_plan((plan or Plan()).about(known), size, takes):
             if not all(takes(step) for _, step in case.problem.calls()):
                 continue
             count += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import inspect
 import operator
 from collections.abc import Callable
@@ -29,6 +30,15 @@ BUILT_IN = {
     "torch-symm": "fusecheck.backends.torch_symm:TorchSymmBackend",
     "tensorrt_llm": "fusecheck.backends.tensorrt_llm:TensorRTLLMBackend",
 }
+
+SHIPPED = {
+    "flashinfer": ("flashinfer", "flashinfer:fp32,pdl"),
+    "tokenspeed_kernel": ("tokenspeed",),
+    "vllm": ("vllm",),
+    "sgl_kernel": ("sglang",),
+    "tensorrt_llm": ("tensorrt_llm",),
+}
+"""The import packages that bring a fused kernel, and how it is asked for: FlashInfer with both accumulations."""
 
 METHODS = ("supports", "dataflow", "open")
 
@@ -83,6 +93,16 @@ def device_of(name: str) -> str:
         UsageError: as `backend`.
     """
     return str(getattr(backend(name), "device", "cpu"))
+
+
+def shipped() -> list[str]:
+    """The names of the kernels for GPUs that installed packages bring: the known ones, then plug-ins' of `cuda`.
+
+    Raises:
+        UsageError: a plug-in cannot be imported.
+    """
+    known = [name for package, names in SHIPPED.items() if importlib.util.find_spec(package) for name in names]
+    return known + [name for name in backends().keys() - BUILT_IN.keys() if device_of(name) == "cuda"]
 
 
 @functools.cache

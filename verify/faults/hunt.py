@@ -98,7 +98,7 @@ class Hunter:
         def takes(problem: Problem) -> bool:
             return known.supports(problem).ok
 
-        streams = {size: stream(plan.mixing(known), size, takes) for size in sizes}
+        streams = {size: stream(plan.about(known), size, takes) for size in sizes}
         while True:
             for size in sizes:
                 case = next(streams[size])

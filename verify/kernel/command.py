@@ -112,15 +112,13 @@ def kernel(
         seed=seed,
         tokens=numbers("--tokens", tokens),
         hidden=(shape.hidden,) if shape and not hidden else numbers("--hidden", hidden),
-        ops=tuple(each for each in asked if each in STATIC_OPS),
-        others=tuple(each for each in asked if each not in STATIC_OPS),
         strategies=tuple(map(Strategy, choices("--strategy", strategy, Strategy))),
         dtypes=choices("--dtype", dtype, ("bf16", "fp16")),
         families=choices("--family", family, FAMILIES),
         eps=_floats("--eps", eps) or ((shape.eps,) if shape else (1e-5, 1e-6)),
         weight_bias=shape.weight_bias if shape else None,
         most_elements=most_elements,
-    )
+    ).asking(asked)
     if dataflow_name is not None:
         dataflow(dataflow_name)
     if seconds is not None:

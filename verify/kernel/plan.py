@@ -47,6 +47,7 @@ class Plan(Axes):
         most_elements: tokens * hidden of the largest call; what is larger is left out, and said to be.
         schedules: whether there are call patterns.
         mixes_dtypes: whether calls of several dtypes may share a workspace.
+        whole: each kernel is asked for every operation that it has, whatever `ops` and `others` are.
     """
 
     ops: tuple[Operation, ...] = STATIC_OPS
@@ -55,6 +56,7 @@ class Plan(Axes):
     most_elements: int = 2**26
     schedules: bool = True
     mixes_dtypes: bool = False
+    whole: bool = False
 
     def of_others(self, world_size: int, turn: int = 0) -> list[Case]:
         """The cases of the operations beyond the first one; with other data at every turn."""
@@ -66,9 +68,15 @@ class Plan(Axes):
             found += group_cases(self, world_size)
         return found
 
-    def mixing(self, backend: Backend) -> Plan:
-        """The plan for a kernel, which says whether calls of several dtypes may share a workspace."""
-        return replace(self, mixes_dtypes=bool(getattr(backend, "mixes_dtypes", False)))
+    def about(self, backend: Backend) -> Plan:
+        """The plan for a kernel, which says what it has, and whether calls of several dtypes may share a workspace."""
+        plan = replace(self, mixes_dtypes=bool(getattr(backend, "mixes_dtypes", False)))
+        return plan.asking(getattr(backend, "operations", STATIC_OPS)) if self.whole else plan
+
+    def asking(self, operations: Sequence[Operation]) -> Plan:
+        """The same about these operations."""
+        ops = tuple(each for each in operations if each in STATIC_OPS)
+        return replace(self, ops=ops, others=tuple(each for each in operations if each not in STATIC_OPS))
 
     def draw(self, world_size: int, index: int) -> Case:
         """Case number `index` of the endless stream: the families in turn, the rest from the seed.

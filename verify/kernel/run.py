@@ -51,7 +51,8 @@ class Run(Conditions):
         if self.given is not None:
             yield from self.given[subject]
         else:
-            yield from (self.plan.draw(subject.world_size, index) for index in range(SAMPLES))
+            plan = self.plan.about(backends.backend(subject.backend))
+            yield from (plan.draw(subject.world_size, index) for index in range(SAMPLES))
 
     def execute(self) -> KernelReport:
         """Run every subject's cases; Ctrl-C ends the run with what it has."""

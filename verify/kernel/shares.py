@@ -50,6 +50,7 @@ class Share:
         """The core, then drawn cases, each with its cells."""
         yield from zip(self.core, self.cells, strict=True)
         backend = backends.backend(self.subject.backend)
+        plan = plan.about(backend)
         for index in count(self.first) if self.endless else ():
             case = plan.draw(self.subject.world_size, index)
             yield case, cells_of(case, _accumulate(self.subject, backend, case.problem))
@@ -60,7 +61,7 @@ def own_shares(plan: Plan, subjects: Sequence[Subject], takes: Takes) -> dict[Su
     found = {}
     for subject in subjects:
         backend = backends.backend(subject.backend)
-        core = core_plan(plan.mixing(backend), subject.world_size, partial(takes, backend))
+        core = core_plan(plan.about(backend), subject.world_size, partial(takes, backend))
         found[subject] = _wanting(Share(subject, core, Coverage()))
     return found
 
@@ -76,7 +77,7 @@ def joint_shares(plan: Plan, subjects: Sequence[Subject], takes: Takes) -> dict[
             return any(takes(backend, problem) for backend in among)
 
         dealt: list[list[Case]] = [[] for _ in mine]
-        for number, case in enumerate(core_plan(plan.mixing(known[0]), size, by_any)):
+        for number, case in enumerate(core_plan(plan.about(known[0]), size, by_any)):
             turns = [(number + step) % len(mine) for step in range(len(mine))]
             steps = [step for _, step in case.problem.calls()]
             taker = next((i for i in turns if all(takes(known[i], step) for step in steps)), turns[0])
