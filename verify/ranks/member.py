@@ -52,8 +52,10 @@ def _settle(plan: RankPlan) -> None:
     sys.path[:] = plan.path
     os.chdir(plan.cwd)
     os.environ.update(plan.environment)
+    # On a GPU, too: what is left for the host is small there, and threads of several ranks that wait for each other on
+    # the same cores stall it for milliseconds at a time.
+    torch.set_num_threads(plan.threads)
     if plan.device == "cpu":
-        torch.set_num_threads(plan.threads)
         # A machine whose own name does not resolve makes gloo wait for long; the ranks are on this host.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 

@@ -28,7 +28,7 @@ class RankPlan:
         environment: variables set in the ranks.
         memory_limit: private resident bytes that one rank may hold; 0 for no limit.
         preload: modules that the keeper imports once, so that a restart need not; they must not start CUDA.
-        threads: torch's threads in a CPU rank.
+        threads: torch's threads on the host.
         output: where what the ranks print is kept, as the start of each file's name; empty for nowhere.
     """
 
