@@ -152,8 +152,9 @@ def test_graphs_of_one_two_and_three_calls_at_two_token_counts_are_replayed_with
     captured = [tokens for recording, tokens in kernel.tokens if recording]
     assert captured == [16, 8, 16, 16, 8, 8, 16, 16, 16, 8, 8, 8]
     eager = [tokens for recording, tokens in kernel.tokens if not recording]
-    captures, turns = 3 * (4 + graphs.REPLAYS), graphs.TURNS
-    assert eager[captures:] == [3, 16, 16, *([3, 16] * turns)]
+    turns = graphs.TURNS
+    between = [16, 8, 16] * 3
+    assert eager == [16, 16, 8, 8, *between, 3, *([3, 16] * turns)]
     replayed = sum((3 * calls * (16 + 8)) + 16 + 8 + 16 for calls in (1, 2, 3))
     assert tally.elements == 64 * 3 * (replayed + turns * (3 + 16))
 

@@ -28,32 +28,40 @@ def replay_graphs(kernel: Kernel, step: Step) -> Tally:
 
     Every operand changes in place from one replay to the next. Then the same for calls that follow without a wait.
     """
-    tally, made = Tally(Stage.AGAIN), step.made
-    other = another(made)
+    tally, sets = Tally(Stage.AGAIN), (step.made, another(step.made))
     if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > IDLE:
         torch.cuda.empty_cache()  # graphs of earlier cases held it
+    alone = [_Alone(kernel, step, [first_rows(x, rows) for x in sets]) for rows in _counts(step)]
     for calls in CALLS:
-        graphs = [_Graph(kernel, step, [first_rows(x, rows) for x in (made, other)], calls) for rows in _counts(step)]
+        graphs = [_Graph(kernel, step, each, calls) for each in alone]
         for turn in range(REPLAYS):
             for graph in graphs:
                 graph.replay(turn, tally)
             graphs[turn % len(graphs)].call_eagerly(turn, tally)
-    _call_back_to_back(kernel, step, (made, other), tally)
+    _call_back_to_back(kernel, step, alone[0], tally)
     return tally
 
 
-def _call_back_to_back(kernel: Kernel, step: Step, sets: tuple[RankInputs, RankInputs], tally: Tally) -> None:
+class _Alone:
+    """Two sets of inputs, and what calls on each return that were waited for; every graph of as many rows has these."""
+
+    def __init__(self, kernel: Kernel, step: Step, sets: list[RankInputs]) -> None:
+        self.sets = sets
+        self.outputs = [copied(finished(kernel, inputs, step), step) for inputs in sets]
+
+
+def _call_back_to_back(kernel: Kernel, step: Step, alone: _Alone, tally: Tally) -> None:
     """Few rows and all in turn, on two sets of inputs in turn: a call that runs ahead reads what the last one left."""
-    few = first_rows(sets[0], min(step.problem.tokens, step.problem.world_size + 1))
-    expected = [copied(finished(kernel, inputs, step), step) for inputs in (few, *sets)]
+    few = first_rows(alone.sets[0], min(step.problem.tokens, step.problem.world_size + 1))
+    expected = copied(finished(kernel, few, step), step)
     turns = max(2, min(TURNS, KEPT // step.problem.elements))
-    given = [inputs for turn in range(turns) for inputs in (few, sets[turn % 2])]
+    given = [inputs for turn in range(turns) for inputs in (few, alone.sets[turn % 2])]
     returned = [called(kernel, inputs, step) for inputs in given]
     torch.cuda.synchronize()
     pairs: list[Pair] = []
     for turn, (after, behind) in enumerate(zip(returned[::2], returned[1::2], strict=True)):
-        pairs.append((f"few rows, turn {turn}:", expected[0], after))
-        pairs.append((f"right after a call of few rows, turn {turn}:", expected[1 + turn % 2], behind))
+        pairs.append((f"few rows, turn {turn}:", expected, after))
+        pairs.append((f"right after a call of few rows, turn {turn}:", alone.outputs[turn % 2], behind))
     compare_outputs(tally, step, pairs)
 
 
@@ -82,11 +90,10 @@ def _captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
 class _Graph:
     """Calls captured on operands of their own, beside what eager calls return for each of two sets of inputs."""
 
-    def __init__(self, kernel: Kernel, step: Step, sets: list[RankInputs], calls: int) -> None:
-        self._kernel, self._step, self._sets = kernel, step, sets
-        self._expected = [copied(finished(kernel, inputs, step), step) for inputs in sets]
-        self._name = f"graph of {calls} at {len(sets[0].partial)} tokens"
-        self._static = held(sets[0])
+    def __init__(self, kernel: Kernel, step: Step, alone: _Alone, calls: int) -> None:
+        self._kernel, self._step, self._alone = kernel, step, alone
+        self._name = f"graph of {calls} at {len(alone.sets[0].partial)} tokens"
+        self._static = held(alone.sets[0])
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with _captured(self._graph):
@@ -94,15 +101,15 @@ class _Graph:
 
     def replay(self, turn: int, tally: Tally) -> None:
         """Replay with one set of inputs, and compare what every captured call left."""
-        fill(self._static, self._sets[turn % 2])
+        fill(self._static, self._alone.sets[turn % 2])
         self._graph.replay()
         torch.cuda.synchronize()
-        what, expected = f"{self._name}, replay {turn}:", self._expected[turn % 2]
+        what, expected = f"{self._name}, replay {turn}:", self._alone.outputs[turn % 2]
         # Now: the next replay writes over them.
         compare_outputs(tally, self._step, [(what, expected, outputs) for outputs in self._outputs])
 
     def call_eagerly(self, turn: int, tally: Tally) -> None:
         """A call of the same shape between the replays."""
-        outputs = finished(self._kernel, self._sets[turn % 2], self._step)
+        outputs = finished(self._kernel, self._alone.sets[turn % 2], self._step)
         what = f"eager after the {self._name}, replay {turn}:"
-        compare_outputs(tally, self._step, [(what, self._expected[turn % 2], outputs)])
+        compare_outputs(tally, self._step, [(what, self._alone.outputs[turn % 2], outputs)])
