@@ -37,8 +37,11 @@ class State:
         if self._environment is None or other._environment is None:
             return []
         place, bits = _PLACES[platform.machine()]
-        mine, theirs = (int.from_bytes(x._environment[place : place + 4], "little") for x in (self, other))
-        return [name for name, mask in bits.items() if (mine ^ theirs) & mask]
+        mine, theirs = (x._environment[place : place + 4] for x in (self, other))
+        if mine == theirs:
+            return []  # after most of the thousands of calls
+        changed = int.from_bytes(mine, "little") ^ int.from_bytes(theirs, "little")
+        return [name for name, mask in bits.items() if changed & mask]
 
     def restore(self) -> None:
         """Set this thread's state back."""
