@@ -128,7 +128,11 @@ class RankOutputs:
 
 @runtime_checkable
 class Kernel(Protocol):
-    """An open workspace of a backend on one rank; takes many calls."""
+    """An open workspace of a backend on one rank; takes many calls.
+
+    A kernel may also have a method `renew(limits)`, a collective call: afterwards its workspace is as one that was just
+    opened with these limits, which are no larger than its own. Without it another one is opened.
+    """
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the fused operation; a collective call.

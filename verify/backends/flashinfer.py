@@ -156,4 +156,4 @@ class FlashInferBackend:
             raise ValueError("virtual ranks make their own pointer tables: leave the variant unified out")
         if shared is not None:
             return kernels.VirtualKernel(options, rank, shared, limits)
-        return (kernels.UnifiedKernel if self.unified else kernels.LegacyKernel)(options, rank, limits)
+        return (kernels.UnifiedKernel if self.unified else kernels.legacy_kernel)(options, rank, limits)

@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import c_void_p
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +105,47 @@ class LegacyKernel:
         """Give the symmetric memory back."""
         torch.cuda.synchronize(self._rank.device)
         self._library.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(self._handles, group=self._rank.group)
+
+
+class RenewableKernel(LegacyKernel):
+    """The same, where the library can set its protocol back: releases from 0.6.18 on do, to restore a checkpoint."""
+
+    def renew(self, limits: Limits) -> None:
+        """Be as a workspace that was opened with these limits, which are no larger, is on the memory that there is."""
+        size = 2 * self._rank.world_size * limits.max_tokens * limits.hidden
+        self._metadata |= {
+            "max_token_num": limits.max_tokens,
+            "hidden_dim": limits.hidden,
+            "buffer_size": size,
+            "lamport_comm_size": size,
+            "lamport_buffer_size": 3 * size,
+        }
+        self._limits = limits
+        self._wait()  # what a peer called before may still write here
+        self._library.cudart.cudaMemset(c_void_p(self._handles[0][self._rank.index]), 0, size)
+        self._library._initialize_allreduce_fusion_protocol(
+            ipc_handles=self._handles,
+            tp_rank=self._rank.index,
+            flag_size=self._metadata["flag_size"],
+            lamport_buffer_size=3 * size,
+            lamport_comm_size=size,
+            use_fp32_lamport=False,
+            control_flag_ptr=int(self._table[-1]),
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until every rank's device has finished."""
+        torch.cuda.synchronize(self._rank.device)
+        torch.distributed.barrier(group=self._rank.group)
+        torch.cuda.synchronize(self._rank.device)
+
+
+def legacy_kernel(options: Options, rank: Rank, limits: Limits) -> LegacyKernel:
+    """A workspace of the legacy functions, which can begin anew where the library has what that takes."""
+    library = importlib.import_module(options.module)
+    able = hasattr(library, "_initialize_allreduce_fusion_protocol") and hasattr(library, "cudart")
+    return (RenewableKernel if able else LegacyKernel)(options, rank, limits)
 
 
 class UnifiedKernel:

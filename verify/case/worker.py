@@ -15,6 +15,7 @@ from fusecheck.backends.checked import noticed
 from fusecheck.case import alive, digest
 from fusecheck.case.calls import Done, Step, limits_of, pause
 from fusecheck.case.checks import Checker
+from fusecheck.case.fresh import FreshWorkspaces
 from fusecheck.case.judging import Judge, promised
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.dataflow import DATAFLOWS, Dataflow, dataflow
@@ -41,8 +42,8 @@ class CaseWorker:
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self.workspaces = Workspaces(rank)
-        self._own = Workspaces(rank)
+        self.workspaces = Workspaces(rank, foresee=True)
+        self._own = FreshWorkspaces(rank)
         """Those of a case that has its own; the others stay open meanwhile."""
         self.judge = Judge(rank)
         self._last: list[Done] = []
@@ -69,7 +70,7 @@ class CaseWorker:
         checker = Checker(self._workspaces(case, problem), self.judge)
         records += [checker.check(check, backend, steps[-1]) for check in case.get("checks", ())]
         if _fresh(case, problem):
-            self._own.close(backend.name)
+            self._own.refresh(backend)
         if words := noticed():
             tally = Tally(Stage.ALIVE, elements=problem.elements, outside=1)
             tally.shown.append(whole("; ".join(words), "the floating-point state as it was; it was set back here"))
@@ -147,7 +148,7 @@ class CaseWorker:
     def _calls(self, case: dict[str, Any], problem: Problem, backend: Backend, poison: int = 0) -> list[Step]:
         """Make every call of a case, one right after the other."""
         if _fresh(case, problem):
-            self._own.close(backend.name)
+            self._own.refresh(backend)
             if getattr(backend, "one_workspace", False):
                 self.workspaces.close(backend.name)
         limits, workspaces = limits_of(problem, case.get("limits")), self._workspaces(case, problem)
