@@ -5,7 +5,7 @@ What an operation calls: `fused_add_rms_norm_static_fp8_quant` (scale given), `r
 Only the library `_C_stable_libtorch.abi3.so` is loaded, which is built against torch's stable ABI: vLLM itself, and
 what it needs, is not imported. The calls are those of `vllm/distributed/device_communicators/custom_all_reduce.py`;
 0.25.1 and 0.33.0 have the same schemas. Arithmetic as read in csrc/libtorch_stable of github.com/vllm-project/vllm:
-layernorm_kernels.cu at 0b9c5412, layernorm_utils.cuh at 1051220e; with a given scale as the wheels' machine code has it.
+layernorm_kernels.cu at 0b9c5412, layernorm_utils.cuh at 1051220e; with a given scale in the wheels' machine code.
 """
 
 from __future__ import annotations
