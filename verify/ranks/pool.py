@@ -22,6 +22,7 @@ from fusecheck.ranks.hosts import Host, Link, LocalHost
 from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
 from fusecheck.ranks.replies import Failure, FailureKind, Reply, crash
 from fusecheck.ranks.residue import PREFIX, sweep
+from fusecheck.ranks.zygote import FOR_GPUS
 
 STOP_SECONDS = 4.0
 """How long a keeper may take to kill its ranks before it is killed itself."""
@@ -77,7 +78,7 @@ class Pool:
             device=device,
             devices=tuple(devices),
             memory_limit=share if memory_limit is None else memory_limit,
-            preload=(split_worker(worker)[0], *preload),
+            preload=(split_worker(worker)[0], *(FOR_GPUS if device == "cuda" else ()), *preload),
             environment=dict(environment or {}),
             output="" if output is None else str(output.resolve()),
         )
