@@ -41,6 +41,9 @@ DRAWN = 10
 MOST_ELEMENTS = 2**26
 """tokens * hidden of the largest case."""
 
+HUNG_ON_GPUS = 20.0
+"""Seconds of one case there; the slowest of the core plan takes two."""
+
 START_SECONDS, OVERSHOOT = 3.0, 0.1
 """What starting the ranks of a world size takes, and by what share the cases in flight overrun their time."""
 
@@ -190,7 +193,8 @@ class Asked:
         # The emulator's dataflows are variants of one kernel.
         joint = self.backend is None and device == "cpu"
         plan = Plan(seed=self.seed, most_elements=self.most_elements, whole=not joint)
-        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), device=device, joint=joint)
+        timeout = HUNG_ON_GPUS if device == "cuda" else Run.timeout
+        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), device=device, joint=joint, timeout=timeout)
 
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""

@@ -157,6 +157,11 @@ class Pool:
         flight = self._flight
         if not flight.over:
             return None
+        if flight.doubtful:
+            flight.ask(len(self._links))
+            for link in self._links:
+                link.send("compiles")
+            return None
         if self._queued is not None and not flight.silent and not flight.failures:
             self._launch(self._queued)
             self._queued = None
@@ -251,6 +256,8 @@ class Pool:
         elif kind == "memory":
             limit = f"the limit is {self._plan.memory_limit >> 20} MiB"
             self._fail(Failure(FailureKind.MEMORY, rest[0], f"held {rest[1] >> 20} MiB {when}; {limit}"))
+        elif kind == "compiles" and self._flight is not None:
+            self._flight.hear(compiles=rest[0])
         elif kind == "lost" and self._running:
             for rank in link.host.indices:
                 self._fail(Failure(FailureKind.CRASH, rank, f"its keeper process was killed {when}"))
