@@ -63,7 +63,7 @@ def verify_all(
     most_elements: Annotated[int, typer.Option(min=2**13, help="tokens * hidden of the largest case.")] = MOST_ELEMENTS,
     backend: Annotated[
         str | None,
-        typer.Option(help="The kernel for every part that takes one; else the emulator.", autocompletion=some_backend),
+        typer.Option(help="The kernel for every part that takes one.", autocompletion=some_backend),
     ] = None,
     only: Annotated[
         str | None, typer.Option(help=f"Parts behind the kernel question, of {', '.join(NAMES)}; or none.")
@@ -81,10 +81,10 @@ def verify_all(
 ) -> None:
     """Run all that this machine can run, and say what was left out and why.
 
-    The kernel question for the emulator under every known dataflow, then the graph and protocol questions, invariance,
-    the accuracy of the small model, the quick part of the fault catalogue, and latency where there are GPUs. Without a
-    budget each part runs to its end, in three to four minutes on two idle cores. A budget also buys more cases and the
-    long forms of the parts.
+    The kernel question first: for the kernels that are installed where there are GPUs for them, else for the emulator
+    under every known dataflow. Then the graph and protocol questions, invariance, the accuracy of the small model, the
+    quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to its end, in
+    three to four minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
 
     A part that lacks a package or time was asked for and not answered: exit code 3. One that lacks a GPU is only noted,
     unless --only or --require names it.
