@@ -41,6 +41,9 @@ DRAWN = 10
 MOST_ELEMENTS = 2**26
 """tokens * hidden of the largest case."""
 
+HUNG_ON_GPUS = 20.0
+"""Seconds of one case there; the slowest of the core plan takes two."""
+
 START_SECONDS, OVERSHOOT = 3.0, 0.1
 """What starting the ranks of a world size takes, and by what share the cases in flight overrun their time."""
 
@@ -60,7 +63,7 @@ def verify_all(
     most_elements: Annotated[int, typer.Option(min=2**13, help="tokens * hidden of the largest case.")] = MOST_ELEMENTS,
     backend: Annotated[
         str | None,
-        typer.Option(help="The kernel for every part that takes one; else the emulator.", autocompletion=some_backend),
+        typer.Option(help="The kernel for every part that takes one.", autocompletion=some_backend),
     ] = None,
     only: Annotated[
         str | None, typer.Option(help=f"Parts behind the kernel question, of {', '.join(NAMES)}; or none.")
@@ -78,10 +81,10 @@ def verify_all(
 ) -> None:
     """Run all that this machine can run, and say what was left out and why.
 
-    The kernel question for the emulator under every known dataflow, then the graph and protocol questions, invariance,
-    the accuracy of the small model, the quick part of the fault catalogue, and latency where there are GPUs. Without a
-    budget each part runs to its end, in three to four minutes on two idle cores. A budget also buys more cases and the
-    long forms of the parts.
+    The kernel question first: for the kernels that are installed where there are GPUs for them, else for the emulator
+    under every known dataflow. Then the graph and protocol questions, invariance, the accuracy of the small model, the
+    quick part of the fault catalogue, and latency where there are GPUs. Without a budget each part runs to its end, in
+    three to four minutes on two idle cores. A budget also buys more cases and the long forms of the parts.
 
     A part that lacks a package or time was asked for and not answered: exit code 3. One that lacks a GPU is only noted,
     unless --only or --require names it.
@@ -190,7 +193,8 @@ class Asked:
         # The emulator's dataflows are variants of one kernel.
         joint = self.backend is None and device == "cpu"
         plan = Plan(seed=self.seed, most_elements=self.most_elements, whole=not joint)
-        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), device=device, joint=joint)
+        timeout = HUNG_ON_GPUS if device == "cuda" else Run.timeout
+        return Run(subjects, plan, Budget(drawn=drawn, seconds=share), device=device, joint=joint, timeout=timeout)
 
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""

@@ -7,7 +7,6 @@ that of its machine code, in torch ops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
@@ -38,18 +37,9 @@ PER_448 = 1 / torch.tensor(448.0)
 
 
 class Sglang(Vllm):
-    """The ops of rank 0 of two, and torch's symmetric memory, whose buffers are in `held` by their addresses."""
+    """The ops of rank 0 of two."""
 
     schemas: ClassVar[Mapping[str, tuple[str, ...]]] = SCHEMAS
-
-    def empty(self, size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        made = torch.full((size,), 7, dtype=dtype, device=device)
-        self.held[made.data_ptr()] = size
-        return made
-
-    def rendezvous(self, buffer: Tensor, group: object) -> SimpleNamespace:
-        assert not buffer.any()
-        return SimpleNamespace(buffer_ptrs=[buffer.data_ptr(), buffer.data_ptr() + 1])
 
     def fused_add_rmsnorm(
         self, given: Tensor, residual: Tensor, weight: Tensor, eps: float, enable_pdl: bool, bias: float = 0.0

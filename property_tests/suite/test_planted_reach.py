@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.case.question import Question
 from fusecheck.case.run import WORKER, request, run_case
+from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy
 from fusecheck.kernel.core import core_plan
 from fusecheck.kernel.isolation import Isolation
 from fusecheck.kernel.plan import Plan
@@ -80,3 +83,42 @@ def test_a_finding_that_needs_earlier_cases_takes_the_least_of_them_into_its_lin
     assert f"{outcome.findings[0].stage.value}: " in said
     alone = Question.of(asked, "cpu").to_json()
     assert command_line.run("replay", alone, "--run-dir", tmp_path / "alone") == 0
+
+
+class Hanging(EmulatedBackend):
+    """Hangs on rows of 72 columns; with `behind`, after a call on 64 only."""
+
+    def __init__(self, behind: str = "") -> None:
+        super().__init__()
+        self.name, self._armed = "hanging", not behind
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        opened = super().open(rank, limits)
+        run = opened.run
+
+        def hanging(inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
+            while self._armed and inputs.partial.shape[1] == 72:
+                pass
+            self._armed |= inputs.partial.shape[1] == 64
+            return run(inputs, op=op, strategy=strategy)
+
+        return SimpleNamespace(run=hanging, close=opened.close)
+
+
+def _behind() -> Hanging:
+    return Hanging("a call on 64")
+
+
+@pytest.mark.parametrize(("name", "before"), [("Hanging", 0), ("_behind", 3)])
+def test_a_case_that_hangs_is_tried_once_alone_and_keeps_what_came_before_only_if_it_needs_it(
+    pool: Pool, name: str, before: int
+) -> None:
+    backend = f"{__name__}:{name}"
+    history = [request(Problem(tokens=2, hidden=64, world_size=2, seed=seed), backend) for seed in range(3)]
+    asked = request(Problem(tokens=2, hidden=72, world_size=2), backend)
+    pool.close()
+    assert [run_case(pool, case, timeout=60).findings for case in history] == [[], [], []]
+    outcome = run_case(pool, asked, timeout=2)
+    assert outcome.findings[0].message.startswith("hang")
+    shown, _, again = Isolation(timeout=2).isolate(pool, asked, history, outcome)
+    assert (len(shown.get("before", ())), again) == (before, True)

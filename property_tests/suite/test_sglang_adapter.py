@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.distributed._symmetric_memory as symm_mem
 
 from fusecheck.backends import backend, sglang
 from fusecheck.backends.sglang import OPERATIONS, SglangBackend, SglangKernel, op_support
@@ -34,10 +33,7 @@ DYNAMIC = Operation.named("RESIDUAL_RMS_NORM_QUANT_DYNAMIC_FP8")
 
 @pytest.fixture
 def ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sglang]:
-    made = Sglang()
-    monkeypatch.setattr(symm_mem, "empty", made.empty)
-    monkeypatch.setattr(symm_mem, "rendezvous", made.rendezvous)
-    yield from made.lent(monkeypatch)
+    yield from Sglang().lent(monkeypatch)
 
 
 def _kernel() -> SglangKernel:

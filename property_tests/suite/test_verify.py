@@ -11,10 +11,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from fusecheck import verify_command
+from fusecheck import backends, verify_command
+from fusecheck.backends import backend
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
+from fusecheck.operations import Operation
 from fusecheck.parts.agenda import STEPS, Form, Step
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.property_tests.suite.command_line import refused, run
@@ -135,6 +137,42 @@ def test_a_kernel_of_ones_own_is_asked_at_the_world_sizes_that_it_takes_and_the_
         verify_command.Asked(0, 1, 2**13, None, "flashinfer").run()
 
 
+def test_where_there_are_gpus_the_kernels_that_are_installed_are_judged_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:{kind}" for kind in ("OnGpus", "ForNone")])
+    asked = verify_command.Asked(0, 1, 2**13, None)
+    run_, refused = asked.run()
+    assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:OnGpus", 2)]
+    assert (run_.device, run_.joint, run_.plan.whole) == ("cuda", False, True)
+    told = {
+        f"{__name__}:ForNone at tp 2": "for two ranks",
+        "kernel at tp 4": "2 CUDA GPUs here, 4 needed",
+        "emulated kernels": "real ones are here",
+    }
+    assert all(told[part] in refused[part] for part in told), refused
+    whole = run_.plan.about(backend(run_.subjects[0].backend))
+    assert [op.name for op in (*whole.ops, *whole.others)] == ["RESIDUAL_RMS_NORM", "ALL_REDUCE"]
+
+
+def test_where_no_installed_kernel_runs_the_emulator_is_judged_and_the_reasons_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:ForNone"])
+    run_, refused = verify_command.Asked(0, 1, 2**13, None).run()
+    assert (run_.device, run_.joint, len(run_.subjects)) == ("cpu", True, 3 * len(DATAFLOWS))
+    assert "for two ranks" in refused["kernel at tp 2"]
+
+
+def test_the_packages_that_bring_kernels_are_found_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: name if name in ("flashinfer", "vllm") else None)
+    monkeypatch.setattr(backends, "backends", lambda: backends.BUILT_IN | {"own": f"{__name__}:OnGpus"})
+    monkeypatch.setattr(backends, "device_of", {"own": "cuda"}.get)
+    assert backends.shipped() == ["flashinfer", "flashinfer:fp32,pdl", "vllm", "own"]
+
+
 class ForTwo:
     """A kernel for two ranks only."""
 
@@ -151,6 +189,13 @@ class ForTwo:
 
     def open(self, rank: object, limits: object) -> object:
         raise AssertionError
+
+
+class OnGpus(ForTwo):
+    """The same on GPUs, with two operations."""
+
+    device = "cuda"
+    operations = tuple(map(Operation.named, ("RESIDUAL_RMS_NORM", "ALL_REDUCE")))
 
 
 class ForNone(ForTwo):

@@ -1,17 +1,19 @@
 """What stands in for vLLM in tests: its ops on CPU tensors, by the schemas of 0.25.1 and 0.33.0.
 
 The schemas are those that the wheels' libraries hold (read 2026-11-29), from `csrc/libtorch_stable/torch_bindings.cpp`.
-The arithmetic is that of the kernels' sources, in torch ops.
+The arithmetic is that of the kernels' sources, and of the machine code where one kernel quantises by a given scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._symmetric_memory as symm_mem
 from torch import Tensor
 from typing_extensions import Self
 
@@ -25,9 +27,6 @@ GROUPS = "int group_size, float eps, float fp8_min, float fp8_max"
 SCHEMAS = {
     "_C_custom_ar": (
         "meta_size() -> int",
-        "allocate_shared_buffer_and_handle(int size) -> (int, Tensor)",
-        "open_mem_handle(Tensor mem_handle) -> int",
-        "free_shared_buffer(int ptr) -> ()",
         "init_custom_ar(int[] ipc_tensors, Tensor rank_data, int rank, bool fully_connected) -> int",
         "register_buffer(int fa, int[] ipc_tensors) -> ()",
         "all_reduce(int fa, Tensor inp, Tensor! out, int reg_buffer, int reg_buffer_sz_bytes) -> ()",
@@ -50,7 +49,10 @@ SCHEMAS = {
 
 
 class Vllm:
-    """The ops of rank 0 of two; what the other rank holds is in `other`, what was allocated in `held`."""
+    """The ops of rank 0 of two; what the other rank holds is in `other`.
+
+    And torch's symmetric memory, whose buffers are in `held` by their addresses.
+    """
 
     schemas: ClassVar[Mapping[str, tuple[str, ...]]] = SCHEMAS
 
@@ -62,11 +64,8 @@ class Vllm:
     def lent(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Self]:
         """Stand in for one test, without a GPU and without peers."""
         libraries = self.register()
-
-        def gather(into: list[object], given: object, group: object) -> None:
-            into[:] = [given] * len(into)
-
-        monkeypatch.setattr(dist, "all_gather_object", gather)
+        monkeypatch.setattr(symm_mem, "empty", self.empty)
+        monkeypatch.setattr(symm_mem, "rendezvous", self.rendezvous)
         monkeypatch.setattr(dist, "barrier", lambda group: None)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         yield self
@@ -96,16 +95,14 @@ class Vllm:
     def meta_size(self) -> int:
         return 4096
 
-    def allocate_shared_buffer_and_handle(self, size: int) -> tuple[int, Tensor]:
-        address = 256 * (len(self.held) + 1)
-        self.held[address] = size
-        return address, torch.tensor([address])
+    def empty(self, size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        made = torch.full((size,), 7, dtype=dtype, device=device)
+        self.held[made.data_ptr()] = size
+        return made
 
-    def open_mem_handle(self, mem_handle: Tensor) -> int:
-        return int(mem_handle) + 1
-
-    def free_shared_buffer(self, ptr: int) -> None:
-        del self.held[ptr]
+    def rendezvous(self, buffer: Tensor, group: object) -> SimpleNamespace:
+        assert not buffer.any()
+        return SimpleNamespace(buffer_ptrs=[buffer.data_ptr(), buffer.data_ptr() + 1])
 
     def init_custom_ar(self, ipc_tensors: list[int], rank_data: Tensor, rank: int, fully_connected: bool) -> int:
         assert ([address in self.held for address in ipc_tensors], rank, fully_connected) == ([True, False], 0, True)
@@ -130,8 +127,9 @@ class Vllm:
     def fused_add_rms_norm_static_fp8_quant(
         self, result: Tensor, given: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, epsilon: float
     ) -> None:
-        residual.add_(given)
-        result.copy_(codes(twice_rounded(residual.float(), weight, epsilon).float(), scale))
+        norm = given.clone()
+        self.fused_add_rms_norm(norm, residual, weight, epsilon)
+        result.copy_(codes(norm.float(), scale))
 
     def rms_norm_dynamic_per_token_quant(
         self, result: Tensor, given: Tensor, weight: Tensor, scale: Tensor, epsilon: float, scale_ub: Tensor | None,

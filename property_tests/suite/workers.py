@@ -83,6 +83,13 @@ class Doomed(Echo):
         if self.rank.index == 0:
             subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -9 {os.getpid()}"])
 
+    def waits_for(self, program: str, seconds: float) -> str:
+        """Rank 0 waits for a program that it starts, its peers for rank 0."""
+        if self.rank.index == 0:
+            subprocess.run([program, str(seconds)], check=True)
+        torch.distributed.barrier(group=self.rank.group)
+        return "done"
+
     def spin(self) -> None:
         while True:
             pass

@@ -8,7 +8,6 @@ value first, and the parts are gathered.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,14 +67,13 @@ class CustomAllReduce:
         ops: the operators `meta_size`, `init_custom_ar`, `register_buffer`, `all_reduce` and `dispose`.
         rank: this rank, on a GPU.
         limits: what the buffers must take.
-        share: makes a buffer of so many bytes, all zero, and returns every rank's address in rank order; collective.
     """
 
-    def __init__(self, ops: Any, rank: Rank, limits: Limits, share: Callable[[int], list[int]]) -> None:
+    def __init__(self, ops: Any, rank: Rank, limits: Limits) -> None:
         self._ops, self._rank = ops, rank
+        self._memory: list[Any] = []
         self._room = -(-limits.max_tokens * limits.hidden * limits.dtype.itemsize // 256) * 256
-        self.shared = share(ops.meta_size() + self._room), share(self._room)
-        meta, buffers = self.shared
+        meta, buffers = self._shared(ops.meta_size() + self._room), self._shared(self._room)
         self._buffer = buffers[rank.index]
         self._table = torch.zeros(TABLE_BYTES, dtype=torch.uint8, device=rank.device)
         everywhere = True  # each GPU reaches each: otherwise more than two ranks would launch nothing, and say nothing
@@ -85,6 +83,20 @@ class CustomAllReduce:
         entries = self._table.view(-1, ENTRY_BYTES)
         entries[1:] = entries[0].clone()
         self._wait()
+
+    def _shared(self, nbytes: int) -> list[int]:
+        """Every rank's address of a buffer of zeros that the peers can read, in rank order; a collective call.
+
+        By torch's symmetric memory. The engines take cudaMalloc and IPC, and keep what they have mapped until their
+        process ends: an address that is given back and taken again cannot be mapped a second time.
+        """
+        import torch.distributed._symmetric_memory as symm_mem
+
+        assert self._rank.group is not None
+        buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=self._rank.device)
+        handle: Any = symm_mem.rendezvous(buffer.zero_(), self._rank.group)
+        self._memory += [buffer, handle]
+        return list(handle.buffer_ptrs)
 
     def _wait(self) -> None:
         torch.cuda.synchronize(self._rank.device)
@@ -108,6 +120,7 @@ class CustomAllReduce:
         return summed, outputs
 
     def close(self) -> None:
-        """Let go of the buffers, once no peer uses them; a collective call."""
+        """Give the buffers back, once no peer uses them; a collective call."""
         self._wait()
         self._ops.dispose(self._handle)
+        self._memory.clear()

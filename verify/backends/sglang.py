@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -126,19 +126,8 @@ class SglangKernel:
     """The all-reduce and the kernels behind it on one rank."""
 
     def __init__(self, rank: Rank, limits: Limits) -> None:
-        self._rank, self._ops = rank, torch.ops.sgl_kernel
-        self._memory: list[Any] = []
-        self._reducer = CustomAllReduce(self._ops, rank, limits, self._shared)
-
-    def _shared(self, nbytes: int) -> list[int]:
-        """A buffer of zeros that the peers can read, by torch's symmetric memory: SGLang takes cudaMalloc and IPC."""
-        import torch.distributed._symmetric_memory as symm_mem
-
-        assert self._rank.group is not None
-        buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=self._rank.device)
-        handle: Any = symm_mem.rendezvous(buffer.zero_(), self._rank.group)
-        self._memory += [buffer, handle]
-        return list(handle.buffer_ptrs)
+        self._ops = torch.ops.sgl_kernel
+        self._reducer = CustomAllReduce(self._ops, rank, limits)
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernels on the current stream; a collective call. The all-reduce chooses the exchange itself.
@@ -168,4 +157,3 @@ class SglangKernel:
     def close(self) -> None:
         """Give the buffers back, once no peer uses them; a collective call."""
         self._reducer.close()
-        self._memory.clear()

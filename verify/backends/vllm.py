@@ -5,17 +5,16 @@ What an operation calls: `fused_add_rms_norm_static_fp8_quant` (scale given), `r
 Only the library `_C_stable_libtorch.abi3.so` is loaded, which is built against torch's stable ABI: vLLM itself, and
 what it needs, is not imported. The calls are those of `vllm/distributed/device_communicators/custom_all_reduce.py`;
 0.25.1 and 0.33.0 have the same schemas. Arithmetic as read in csrc/libtorch_stable of github.com/vllm-project/vllm:
-layernorm_kernels.cu at 0b9c5412, layernorm_quant_kernels.cu at 0e1d935d, layernorm_utils.cuh at 1051220e.
+layernorm_kernels.cu at 0b9c5412, layernorm_utils.cuh at 1051220e; with a given scale in the wheels' machine code.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fusecheck.backends.custom_all_reduce import CustomAllReduce, call_support, load, ordered
@@ -72,12 +71,13 @@ class VllmBackend:
         return next((able for _, call in problem.calls() if not (able := op_support(call)).ok), Support(ok=True))
 
     def dataflow(self, problem: Problem) -> Dataflow:
-        """`vllm-c`; with codes from one kernel `vllm-fused-quant`, for a given scale `vllm-c` rounded before gamma."""
+        """`vllm-c`; with codes and their scales from one kernel `vllm-fused-quant`.
+
+        Of `fused_add_rms_norm_static_fp8_quant` an older source rounds before the product with gamma, too. The machine
+        code of 0.25.1 and of 0.33.0 for sm_90 rounds behind it alone, as `fused_add_rms_norm` does.
+        """
         op = problem.op
-        flow = dataflow("vllm-c")
-        if in_one(op):
-            given = op.quantiser == GIVEN_SCALE
-            flow = replace(flow, round_normed=True) if given else dataflow("vllm-fused-quant")
+        flow = dataflow("vllm-fused-quant" if in_one(op) and op.quantiser != GIVEN_SCALE else "vllm-c")
         if in_one(op) and op.quantiser == GROUP:
             flow = replace(flow, quants=tuple((dict(flow.quants) | {GROUP: QUANT_FLOWS[GROUP]["vllm-block"]}).items()))
         return ordered(flow, problem.world_size)
@@ -111,17 +111,8 @@ class VllmKernel:
     """The all-reduce and the kernels behind it on one rank."""
 
     def __init__(self, rank: Rank, limits: Limits) -> None:
-        self._rank, self._ops = rank, torch.ops._C
-        self._memory: Any = torch.ops._C_custom_ar
-        self._reducer = CustomAllReduce(self._memory, rank, limits, self._shared)
-
-    def _shared(self, nbytes: int) -> list[int]:
-        """Allocate a buffer and map the peers' ones: their addresses in rank order; a collective call."""
-        own, handle = self._memory.allocate_shared_buffer_and_handle(nbytes)
-        handles: list[Any] = [None] * self._rank.world_size
-        dist.all_gather_object(handles, handle, group=self._rank.group)
-        mapped = enumerate(handles)
-        return [own if index == self._rank.index else self._memory.open_mem_handle(peer) for index, peer in mapped]
+        self._ops = torch.ops._C
+        self._reducer = CustomAllReduce(torch.ops._C_custom_ar, rank, limits)
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
         """Run the kernels on the current stream; a collective call. vLLM chooses the exchange itself.
@@ -168,5 +159,3 @@ class VllmKernel:
     def close(self) -> None:
         """Give the buffers back, once no peer uses them; a collective call."""
         self._reducer.close()
-        for pointers in self._reducer.shared:
-            self._memory.free_shared_buffer(pointers[self._rank.index])

@@ -103,6 +103,7 @@ def kernel(
     from fusecheck.kernel.run import Run
     from fusecheck.kernel.session import run_kernel
     from fusecheck.kernel.turn import Budget
+    from fusecheck.ranks.zygote import FOR_GPUS
 
     _positive("--case-timeout", case_timeout)
     _positive("--most-elements", most_elements)
@@ -128,6 +129,8 @@ def kernel(
     if not plan.ops and not plan.of_others(2):
         raise UsageError(f"--hidden {hidden}, expected a multiple of the groups of {asked[0].quantiser}")
     where = _device(backend, device)
+    if where == "cuda":
+        _begin(*FOR_GPUS)
     sizes = numbers("--virtual-ranks", virtual_ranks) or numbers("--tp", tp) or _sizes(where)
     subjects = [Subject(backend, size, dataflow_name) for size in sizes]
     skip = frozenset(finished(resume / FILE_NAME)) if resume is not None else frozenset()
@@ -177,11 +180,11 @@ def replay(
     _finish(run_kernel("replay", run_of(questions, case_timeout), run_dir, json_file, markdown))
 
 
-def _begin() -> None:
+def _begin(*modules: str) -> None:
     """Have the process that starts ranks import what they need while this one does."""
     from fusecheck.ranks.zygote import ZYGOTE
 
-    ZYGOTE.begin(("fusecheck.case.worker",))
+    ZYGOTE.begin(("fusecheck.case.worker", *modules))
 
 
 def _replay_invariance(

@@ -15,7 +15,7 @@ from fusecheck.ranks import Reply
 T = TypeVar("T")
 
 SECONDS = 20.0
-"""How long one failing case may be made smaller; one that hangs is not, since each try waits it out."""
+"""How long one failing case may be made smaller; one that hangs is tried once, alone: each try waits it out."""
 
 ALL_SECONDS = 60.0
 """And all of a run; what comes later keeps everything that came before it."""
@@ -63,10 +63,11 @@ class Isolation:
         began = time.monotonic()
         self._deadline = began + min(SECONDS, ALL_SECONDS - self.spent)
         try:
-            if self.spent >= ALL_SECONDS or outcome.findings[0].message.startswith("hang"):
+            hangs = outcome.findings[0].message.startswith("hang")
+            if self.spent >= ALL_SECONDS or (hangs and not _Trial(self, pool, outcome).fails(case)):
                 pool.close()
                 return _with(case, history), outcome, True
-            return self._isolate(pool, case, history, outcome)
+            return (case, outcome, True) if hangs else self._isolate(pool, case, history, outcome)
         finally:
             self.spent += time.monotonic() - began
 

@@ -17,6 +17,10 @@ GRACE_SECONDS = 2.0
 """How long the peers of a rank that raised may take to answer before they are killed."""
 SETTLE_SECONDS = 0.1
 """How long the others are listened to after a rank died: several may die of one cause."""
+ASK_SECONDS = 1.0
+"""When time is up: how long the keepers may take to say whether a rank compiles."""
+COMPILE_SECONDS = 1800.0
+"""How long a call may take that compiles, as a library does at its first call on a machine."""
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Flight:
         due: the `time.monotonic` at which the call is over, answered or not.
         values: the values by rank.
         failures: the failures by rank.
+        asked: how many keepers were asked whether a rank compiles, and have not answered; None before.
     """
 
     request: int
@@ -42,10 +47,32 @@ class Flight:
     due: float = float("inf")
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
+    asked: int | None = None
+    _departed: float = 0.0
 
     def depart(self) -> None:
         """Start the clock."""
-        self.due = time.monotonic() + self.timeout
+        self._departed = time.monotonic()
+        self.due = self._departed + self.timeout
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether time is up and nobody was asked yet whether a rank compiles, which is no hang."""
+        return self.over and bool(self.silent) and not self.failures and self.asked is None
+
+    def ask(self, keepers: int) -> None:
+        """Wait for what so many keepers say."""
+        self.asked, self.due = keepers, time.monotonic() + ASK_SECONDS
+
+    def hear(self, *, compiles: bool) -> None:
+        """Take what a keeper says: where a rank compiles, time begins anew."""
+        if self.asked is None:
+            return  # of an earlier call
+        now, self.asked = time.monotonic(), self.asked - 1
+        if compiles and now < self._departed + COMPILE_SECONDS:
+            self.asked, self.due = None, now + self.timeout
+        elif not self.asked:
+            self.due = now
 
     @property
     def over(self) -> bool:

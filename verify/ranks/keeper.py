@@ -24,9 +24,11 @@ from fusecheck.ranks import member
 from fusecheck.ranks.child import Child
 from fusecheck.ranks.frames import FrameReader, frame
 from fusecheck.ranks.plan import RankPlan
-from fusecheck.ranks.processes import adopt_orphans, die_with, kill_descendants
+from fusecheck.ranks.processes import adopt_orphans, descends_from_here, die_with, kill_descendants
 from fusecheck.ranks.residue import hold, remove, shared_root
 
+COMPILERS = frozenset(("ninja", "nvcc", "cicc", "ptxas", "cudafe++", "cc1plus", "c++", "g++", "gcc", "clang", "hipcc"))
+"""The names of processes that make a kernel which a library brings as source."""
 _WATCH_SECONDS = 0.1
 _DUMP_SECONDS = 0.15
 
@@ -94,6 +96,8 @@ class Keeper:
                     child.forward(rest[0])
             elif order == "start":
                 self._start(*rest)
+            elif order == "compiles":
+                self._tell("compiles", descends_from_here(COMPILERS))
             else:
                 self._tell("stopped", self._stop(dump=rest[0]))
 

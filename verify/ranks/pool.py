@@ -22,6 +22,7 @@ from fusecheck.ranks.hosts import Host, Link, LocalHost
 from fusecheck.ranks.plan import START_ID, RankPlan, split_worker
 from fusecheck.ranks.replies import Failure, FailureKind, Reply, crash
 from fusecheck.ranks.residue import PREFIX, sweep
+from fusecheck.ranks.zygote import FOR_GPUS
 
 STOP_SECONDS = 4.0
 """How long a keeper may take to kill its ranks before it is killed itself."""
@@ -77,7 +78,7 @@ class Pool:
             device=device,
             devices=tuple(devices),
             memory_limit=share if memory_limit is None else memory_limit,
-            preload=(split_worker(worker)[0], *preload),
+            preload=(split_worker(worker)[0], *(FOR_GPUS if device == "cuda" else ()), *preload),
             environment=dict(environment or {}),
             output="" if output is None else str(output.resolve()),
         )
@@ -155,6 +156,11 @@ class Pool:
         self._listen()
         flight = self._flight
         if not flight.over:
+            return None
+        if flight.doubtful:
+            flight.ask(len(self._links))
+            for link in self._links:
+                link.send("compiles")
             return None
         if self._queued is not None and not flight.silent and not flight.failures:
             self._launch(self._queued)
@@ -250,6 +256,8 @@ class Pool:
         elif kind == "memory":
             limit = f"the limit is {self._plan.memory_limit >> 20} MiB"
             self._fail(Failure(FailureKind.MEMORY, rest[0], f"held {rest[1] >> 20} MiB {when}; {limit}"))
+        elif kind == "compiles" and self._flight is not None:
+            self._flight.hear(compiles=rest[0])
         elif kind == "lost" and self._running:
             for rank in link.host.indices:
                 self._fail(Failure(FailureKind.CRASH, rank, f"its keeper process was killed {when}"))

@@ -47,6 +47,15 @@ def kill_descendants() -> None:
         time.sleep(0.002)
 
 
+def descends_from_here(names: frozenset[str]) -> bool:
+    """Whether a process of one of these names was started by this one, or by what it started."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name() in names:
+                return True
+    return False
+
+
 def private_bytes(pid: int) -> int:
     """The resident memory in bytes that a process shares with nobody; 0 when it is gone or cannot be asked."""
     try:

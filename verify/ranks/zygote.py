@@ -24,6 +24,8 @@ from collections.abc import Iterable, Sequence
 
 _MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MV2_", "MPI_")
 _KEEPER_SECONDS = 4.0
+FOR_GPUS = ("torch.fx.experimental.symbolic_shapes",)
+"""What torch imports when symmetric memory is first allocated: sympy, 3 s of a rank's first call on a new machine."""
 _BOOT = "from fusecheck.ranks.zygote import main; main({descriptor})"
 
 
