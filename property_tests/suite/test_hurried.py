@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,9 @@ class _Device:
         self.queued: list[str] = []
 
     def sleep(self, cycles: int) -> None:
-        self.queued.append({hurried.QUEUED: "all sleep", hurried.LATE: "late"}[cycles])
+        asleep = hurried.SHORTEST <= cycles <= hurried.QUEUED
+        assert asleep or cycles == hurried.LATE
+        self.queued.append("all sleep" if asleep else "late")
 
     def wait(self) -> None:
         self.queued.append("wait")
@@ -88,7 +91,23 @@ def test_all_calls_are_queued_behind_a_sleep_and_each_outer_rank_comes_late_to_e
     late = ["all sleep", *(["late", "3 rows", "late", "40 rows"] * hurried.TURNS), "wait"]
     other = ["all sleep", *(["3 rows", "40 rows"] * hurried.TURNS), "wait"]
     waited_for = ["3 rows", "wait", "40 rows", "wait"]
-    assert device.queued == [*waited_for, *late, *other]
+    rehearsal = [*(["3 rows", "40 rows"] * hurried.TURNS), "wait"]
+    assert device.queued == [*waited_for, *rehearsal, *late, *other]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cycles"), [(0.0001, hurried.SHORTEST), (0.004, 32_000_000), (1.0, hurried.QUEUED)]
+)
+def test_the_sleep_is_four_times_as_long_as_a_host_takes_to_launch_the_calls(
+    device: _Device, monkeypatch: pytest.MonkeyPatch, seconds: float, cycles: int
+) -> None:
+    slept: list[int] = []
+    times = iter([5.0, 5.0 + seconds])
+    monkeypatch.setattr(hurried, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    kernel: Any = _Kernel(device)
+    hurried.hurry(kernel, _step(), 1, 40)
+    assert [each for each in slept if each != hurried.LATE] == [pytest.approx(cycles, rel=1e-6)] * 2
 
 
 def test_a_rank_that_reads_what_the_call_before_left_is_found_and_the_call_is_named(device: _Device) -> None:
@@ -96,6 +115,21 @@ def test_a_rank_that_reads_what_the_call_before_left_is_found_and_the_call_is_na
     tally = hurried.hurry(kernel, _step(), 1, 40)
     assert tally.outside > 0
     assert tally.shown[0].context.startswith("40 rows, rank 0 late, call 1: residual")
+
+
+def test_a_hurried_call_that_writes_nothing_is_found_where_a_right_call_left_its_outputs(device: _Device) -> None:
+    class _WritesWhenWaitedFor(_Kernel):
+        """All calls of one size return the same memory; hurried ones leave it as it is."""
+
+        kept: dict[int, RankOutputs] = {}  # noqa: RUF012
+
+        def run(self, inputs: RankInputs, *, op: FusionOp, strategy: Strategy) -> RankOutputs:
+            hurries = "all sleep" in device.queued
+            made = super().run(inputs, op=op, strategy=strategy)
+            return self.kept[len(inputs.partial)] if hurries else self.kept.setdefault(len(inputs.partial), made)
+
+    kernel: Any = _WritesWhenWaitedFor(device)
+    assert hurried.hurry(kernel, _step(), 0, 40).outside == 2 * hurried.TURNS * (3 + 40) * 64
 
 
 @pytest.mark.parametrize(
