@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from fusecheck.backends import flashinfer
+from fusecheck.backends.checked import CheckedKernel
 from fusecheck.backends.flashinfer import FlashInferBackend
 from fusecheck.case.calls import limits_of
 from fusecheck.case.fresh import FreshWorkspaces
 from fusecheck.case.hurried import many_rows
+from fusecheck.case.run import request
+from fusecheck.case.worker import CaseWorker
 from fusecheck.case.workspaces import Workspaces
 from fusecheck.dataflow import DATAFLOWS, Dataflow
+from fusecheck.errors import RAISED_IN
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy, Support
 from fusecheck.kernel.core import core_plan
 from fusecheck.kernel.gpu_checks import GpuChecks
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.table import Case
-from fusecheck.problem import Problem
+from fusecheck.operations import FusionOp
+from fusecheck.problem import Call, Problem
 from fusecheck.property_tests.suite.lone_rank import LoneRank
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -84,6 +89,26 @@ class _RenewableKernel(_Kernel):
         self._events.append(("renew", limits.max_tokens, limits.hidden))
 
 
+class Shared(Renewable):
+    """The same; what every instance opens is noted in one place, and its kernels return zeros."""
+
+    name = "shared"
+    noted: ClassVar[list[tuple[str, int, int]]] = []
+
+    def __init__(self) -> None:
+        self.events = self.noted
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Note the limits."""
+        Plain.open(self, rank, limits)
+        return _Zeros(self.events)
+
+
+class _Zeros(_RenewableKernel):
+    def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
+        return RankOutputs(torch.zeros_like(inputs.partial), torch.zeros_like(inputs.partial))
+
+
 @pytest.mark.parametrize(("world_size", "rows"), [(2, 2048), (4, 1024), (8, 512)])
 def test_the_first_workspace_on_a_gpu_has_room_for_later_calls(world_size: int, rows: int) -> None:
     backend, spaces = Plain(), Workspaces(_on_gpu(world_size), foresee=True)
@@ -116,6 +141,26 @@ def test_a_kernel_that_can_begin_anew_does_so_for_each_case_at_the_size_of_the_c
         spaces.refresh(backend)
     grown = [("close", 0, 0), ("open", 64, 512), ("renew", 64, 264)]
     assert backend.events == [("open", 64, 136), *grown, ("renew", 12, 64)]
+
+
+def test_schedules_one_after_the_other_begin_anew_on_one_workspace_beside_that_of_the_other_cases() -> None:
+    worker, name = CaseWorker(LoneRank()), f"{__name__}:Shared"
+    plain = Problem(op=FusionOp.RESIDUAL_RMS_NORM, tokens=4, hidden=64)
+    for problem in (plain, replace(plain, schedule=(Call(2), Call(9))), replace(plain, schedule=(Call(5),)), plain):
+        worker.run(request(problem, name))
+    assert Shared.noted == [("open", 4, 64), ("open", 9, 64), ("renew", 5, 64)]
+
+
+def test_what_a_kernel_raises_as_it_begins_anew_is_said_to_come_from_there() -> None:
+    class _Fails(_Kernel):
+        def renew(self, limits: Limits) -> None:
+            raise RuntimeError(limits.hidden)
+
+    with pytest.raises(RuntimeError) as raised:
+        CheckedKernel("fails", _Fails([])).renew(Limits(64, 136, FP16))
+    assert getattr(raised.value, RAISED_IN)[0] == "renew"
+    assert hasattr(CheckedKernel("able", _RenewableKernel([])), "renew")
+    assert not hasattr(CheckedKernel("plain", _Kernel([])), "renew")
 
 
 def test_a_kernel_that_cannot_begin_anew_is_opened_for_each_case() -> None:

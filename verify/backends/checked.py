@@ -142,6 +142,17 @@ class CheckedKernel:
             outputs = self._kernel.run(inputs, op=op, strategy=strategy)
         return _expect(self._name, "run", outputs, RankOutputs, "return RankOutputs(residual, norm, quant)")
 
+    @property
+    def renew(self) -> Callable[[Limits], None]:
+        """As the kernel begins anew, where it can."""
+        act: Callable[[Limits], None] = self._kernel.renew  # type: ignore[attr-defined]
+
+        def renewed(limits: Limits) -> None:
+            with calling("renew", act):
+                act(limits)
+
+        return renewed
+
     def close(self) -> None:
         """As the kernel closes."""
         with calling("close", self._kernel.close):
