@@ -136,7 +136,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Plan(
         tokens=(2,), hidden=(64,), families=("gaussian", "exact"), strategies=(Strategy.ONESHOT,), schedules=False
     )
-    monkeypatch.setattr("fusecheck.kernel.plan.Plan", lambda seed, most_elements: replace(few, seed=seed))
+    monkeypatch.setattr(
+        "fusecheck.kernel.plan.Plan", lambda seed, most_elements, whole: replace(few, seed=seed, whole=whole)
+    )
 
 
 def test_verify_writes_one_record_and_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
