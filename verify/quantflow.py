@@ -135,8 +135,8 @@ def _group() -> tuple[QuantFlow, ...]:
     from_amax = partial(QuantFlow, least_at="amax", codes_from="amax")
     tiny = LEAST_OF_GROUP
     return (
-        QuantFlow("vllm", "vLLM per_token_group_quant_8bit (CUDA)", least=tiny, least_at="amax", code_of_nan="+max"),
-        QuantFlow("vllm-pow2", "the same with use_ue8m0", pow2="rceil", least=tiny, code_of_nan="+max"),
+        QuantFlow("vllm", "vLLM per_token_group_quant_8bit (CUDA)", least=tiny, least_at="amax", code_of_nan="-max"),
+        QuantFlow("vllm-pow2", "the same with use_ue8m0", pow2="rceil", least=tiny, code_of_nan="-max"),
         QuantFlow("vllm-pow2-log2", "its Triton form", scale_rule="log2", pow2="rceil", least=tiny, code_of_nan="+max"),
         QuantFlow("vllm-block", "vLLM rms_norm_per_block_quant", least=LEAST_OF_TOKEN, code_of_nan="+max"),
         QuantFlow(
@@ -197,7 +197,7 @@ def _packed() -> tuple[QuantFlow, ...]:
     return (
         fast("flashinfer", "FlashInfer patterns 8, 9, groups within a warp"),
         fast("flashinfer-shared", "the same, groups that meet in shared memory", amax_nan="bits"),
-        packed("vllm", "vLLM per_token_group_quant_8bit_packed", code_of_nan="+max"),
+        packed("vllm", "vLLM per_token_group_quant_8bit_packed", code_of_nan="-max"),
         packed(
             "sglang",
             "SGLang per_token_group_quant v2 with scale_ue8m0",

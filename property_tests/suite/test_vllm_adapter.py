@@ -37,12 +37,25 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vllm]:
     yield from Vllm().lent(monkeypatch)
 
 
-def _kernel() -> VllmKernel:
-    return VllmKernel(LoneRank(group=cast("Any", object())), LIMITS)
+def _kernel(limits: Limits = LIMITS) -> VllmKernel:
+    return VllmKernel(LoneRank(group=cast("Any", object())), limits)
 
 
 def _layouts(op: Operation) -> tuple[str, ...]:
     return quantiser(op.quantiser).layouts if op.returns_scale else ("",)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATIONS if op.returns_scale], ids=str)
+def test_codes_of_nan_are_those_that_the_kernels_have_on_a_chip(ops: Vllm, op: Operation) -> None:
+    layout = _layouts(op)[0]
+    problem = Problem(op=op, tokens=9, hidden=1024, layout=layout, gamma="groups", family="special-groups")
+    source, flow = Inputs(problem, CPU), VllmBackend().dataflow(problem)
+    ops.other = source.partial(1)
+    kernel = _kernel(Limits(16, 1024, torch.bfloat16))
+    outputs = kernel.run(source.of_rank(0), op=op, strategy=Strategy.AUTO)
+    assert outside(problem, flow, outputs) == {}
+    assert flow.quant(op.quantiser).code_of_nan == ("-max" if "per_token_group" in ops.called[-1] else "+max")
+    kernel.close()
 
 
 @pytest.mark.parametrize(("op", "layout"), [(op, layout) for op in OPERATIONS for layout in _layouts(op)], ids=str)

@@ -148,8 +148,8 @@ class Vllm:
         stream = given.float() + residual.float()
         residual.copy_(stream)
         groups = twice_rounded(stream, weight, epsilon).float().view(len(given), -1, group_size)
-        scale.copy_((groups.abs().amax(-1) / 448).clamp(min=LEAST_OF_TOKEN))
-        result.copy_((groups / scale.unsqueeze(-1)).clamp(-448, 448).flatten(1))
+        scale.copy_((largest(groups) / 448).clamp(min=LEAST_OF_TOKEN))
+        result.copy_(within(groups / scale.unsqueeze(-1), torch.fmin, torch.fmax).flatten(1))
 
     def static_scaled_fp8_quant(
         self, result: Tensor, given: Tensor, scale: Tensor, group_shape: list[int] | None = None
@@ -159,8 +159,8 @@ class Vllm:
     def dynamic_per_token_scaled_fp8_quant(
         self, result: Tensor, given: Tensor, scale: Tensor, scale_ub: Tensor | None
     ) -> None:
-        scale.copy_((given.float().abs().amax(-1, keepdim=True) / 448).clamp(min=LEAST_OF_TOKEN))
-        result.copy_((given.float() / scale).clamp(-448, 448))
+        scale.copy_((largest(given.float()).unsqueeze(-1) / 448).clamp(min=LEAST_OF_TOKEN))
+        result.copy_(within(given.float() / scale, torch.fmin, torch.fmax))
 
     def per_token_group_fp8_quant(
         self, given: Tensor, output_q: Tensor, output_s: Tensor, group_size: int, eps: float, fp8_min: float,
@@ -168,8 +168,9 @@ class Vllm:
     ) -> None:  # fmt: skip
         assert not scale_ue8m0
         groups = given.float().view(len(given), -1, group_size)
-        output_s.copy_(groups.abs().amax(-1).clamp(min=eps) / fp8_max)
-        output_q.copy_((groups / output_s.unsqueeze(-1)).clamp(fp8_min, fp8_max).flatten(1))
+        assert (fp8_min, fp8_max) == (-448.0, 448.0)
+        output_s.copy_(largest(groups).clamp(min=eps) / fp8_max)
+        output_q.copy_(within(groups / output_s.unsqueeze(-1), torch.fmax, torch.fmin).flatten(1))
 
     def per_token_group_fp8_quant_packed(
         self, given: Tensor, output_q: Tensor, output_s_packed: Tensor, group_size: int, eps: float, fp8_min: float,
@@ -181,6 +182,18 @@ class Vllm:
         tokens, hidden = given.shape
         made.layout(tokens, hidden, rules, None).write(scales, output_s_packed)
         output_q.view(torch.uint8).copy_(made.codes(given, scales, rules))
+
+
+def largest(groups: Tensor) -> Tensor:
+    """The largest magnitude of each group, as `fmaxf` finds it: a NaN is passed over."""
+    return groups.abs().nan_to_num(0.0, torch.inf).amax(-1)
+
+
+def within(codes: Tensor, *clamps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Clamped to E4M3, by `fminf` and `fmaxf` in this order: a NaN becomes the bound of the first."""
+    for clamp in clamps:
+        codes = clamp(codes, torch.tensor(448.0 if clamp is torch.fmin else -448.0))
+    return codes
 
 
 def twice_rounded(stream: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -33,7 +33,7 @@ def sglang() -> None:
         quantise: Any = torch.ops.sgl_kernel.sgl_per_token_group_quant_8bit_v2
         powers, silu = True, False
         quantise(given, codes, packed, 128, 1e-10, -448.0, 448.0, powers, silu, None)
-        exponents = packed.contiguous().view(torch.uint8)[:, 0].tolist()
+        exponents = packed.flatten().view(torch.uint8)[::4].tolist()
         rows = [sorted(set(row)) for row in codes.float()[:, 1:].tolist()]
         print(f"element 0 of row 0 is {value}, the others 1: exponents {exponents}, codes of the others by row {rows}")
 
