@@ -21,11 +21,12 @@ from fusecheck.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE,
 from fusecheck.ranks import mpi
 from fusecheck.ranks.launch import Pools, open_pools
 from fusecheck.ranks.lease import Lease, lease_devices, visible_devices
+from fusecheck.report.result import KERNEL_PACKAGES
 
 if TYPE_CHECKING:
     from fusecheck.property_tests.kernel.bench import Bench
 
-PACKAGES = ("torch", "hypothesis", "pytest", "flashinfer-python", "tensorrt-llm", "mpi4py")
+PACKAGES = ("torch", "hypothesis", "pytest", *KERNEL_PACKAGES, "mpi4py")
 UNUSED = "[NOTSET]"
 """How pytest ends the name of a test for which there are no parameters."""
 NEEDS_RANKS = "needs_ranks"

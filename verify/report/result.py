@@ -23,7 +23,9 @@ from fusecheck.errors import UsageError
 from fusecheck.report.record import SCHEMA
 from fusecheck.report.who import kernels
 
-_PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", "flashinfer-python", "tensorrt-llm")
+KERNEL_PACKAGES = ("flashinfer-python", "tensorrt-llm", "vllm", "sglang-kernel", "tokenspeed-kernel", "triton")
+"""The distributions that bring kernels: a record says which were there."""
+_PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", *KERNEL_PACKAGES)
 
 
 class Verdict(str, Enum):

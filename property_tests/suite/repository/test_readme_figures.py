@@ -170,7 +170,7 @@ def races(_result: str) -> None:
 
 
 def cleared_beside(result: str) -> None:
-    for version in ("0.6.13", "0.7.2.post1"):
+    for version in ("0.6.13", "0.7.2.post1", "0.7.4"):
         printed = (CHIP / "findings" / f"reproduce-{version}.txt").read_text(encoding="utf-8")
         line = next(line for line in printed.splitlines() if line.startswith("cleared-beside, rank 0"))
         right, wrong = (json.loads(counts) for counts in re.findall(r"wrong (\[[\d, ]+\])", line))
@@ -194,10 +194,11 @@ def finalize_hangs(result: str) -> None:
 
 def finalize_by_itself(result: str) -> None:
     printed = (CHIP / "findings" / "reproduce-finalize.txt").read_text(encoding="utf-8")
-    unchanged, changed, older = printed.split("\n\n")
-    assert "flashinfer 0.7.4" in unchanged
-    assert "flashinfer 0.6.13" in older
-    assert all("moe-finalize, rank 0: hangs" in text for text in (unchanged, older))
+    unchanged, changed, *older = printed.split("\n\n")
+    for version, text in zip(("0.7.4", "0.6.13", "0.7.0.post1"), (unchanged, *older), strict=True):
+        assert f"flashinfer {version}," in text
+        assert version in result
+        assert "moe-finalize, rank 0: hangs" in text
     sums = int(number(r"all (\d+) sums", result))
     assert f"moe-finalize, rank 0: wrong in 0 of {sums} calls" in changed
     record = json.loads((CHIP / "findings" / "flashinfer-0.7.4-polling-changed.json").read_text(encoding="utf-8"))
@@ -205,9 +206,45 @@ def finalize_by_itself(result: str) -> None:
     assert record["summary"]["cases"] == number(r"passes (\d+) cases", result)
 
 
+def core_plan_of_flashinfer(result: str) -> None:
+    whole, rest = (summary(CHIP / "family" / f"0.7.4-{name}.json") for name in ("native", "without-finalize"))
+    findings = json.loads((CHIP / "family" / "0.7.4-native.json").read_text(encoding="utf-8"))["findings"]
+    assert number(r"of (\d+) cases pass", result) == whole["cases"]
+    assert number(r"^(\d+) of", result) == whole["cases"] - whole["subjects"][0]["failed"]
+    assert number(r"hangs in (\d+);", result) == len(findings)
+    assert {json.loads(finding["problem"])["op"] for finding in findings} == {"MOE_FINALIZE_RESIDUAL_RMS_NORM"}
+    assert (number(r"without it (\d+)", result), number(r"([\d,]+) outputs", result)) == (
+        rest["cases"],
+        rest["elements"],
+    )
+    (subject,) = rest["subjects"]
+    assert (subject["refused"], subject["failed"]) == (32, 0)
+    assert float(re.findall(r"at ([\d.]+) cases", result)[0]) == round(subject["cases"] / subject["seconds"], 1)
+
+
+def vllm_on_the_chip(result: str) -> None:
+    record = json.loads((CHIP / "family" / "vllm-0.25.1.json").read_text(encoding="utf-8"))
+    made = record["summary"]
+    assert record["verdict"] == "pass"
+    assert (number(r"(\d+) cases", result), number(r"([\d,]+) outputs", result)) == (made["cases"], made["elements"])
+
+
+def sglang_on_the_chip(result: str) -> None:
+    record = json.loads((CHIP / "family" / "sglang-0.4.6.json").read_text(encoding="utf-8"))
+    (subject,) = record["summary"]["subjects"]
+    assert (number(r"in (\d+) of", result), number(r"of (\d+) cases", result)) == (subject["failed"], subject["cases"])
+    problems = [json.loads(finding["problem"]) for finding in record["findings"]]
+    assert {(each["family"], each["layout"]) for each in problems} == {("special-groups", "packed")}
+    printed = (CHIP / "findings" / "reproduce-wheels.txt").read_text(encoding="utf-8")
+    assert "element 0 of row 0 is inf, the others 1: exponents [255, 119, 119, 119], codes of the others" in printed
+    assert "by row [[-448.0], [256.0], [256.0], [256.0]]" in printed
+
+
 def property_tests_on_the_chip(result: str) -> None:
     printed = (CHIP / "property-tests.log").read_text(encoding="utf-8")
-    assert "hypothesis profile ci" in printed
+    profile = re.findall(r"profile `(\w+)`", result)[0]
+    assert f"hypothesis profile {profile};" in printed
+    assert f"flashinfer-python {re.findall(r'FlashInfer ([0-9.]+)', result)[0]}," in printed
     last = printed.splitlines()[-1]
     assert number(r"(\d+) passed", result) == number(r"(\d+) passed", last)
     assert "failed" not in last
@@ -256,6 +293,9 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "fusecheck exhaust": cast,
     "fusecheck kernel --backend flashinfer:pdl": races,
     "fusecheck kernel --backend flashinfer --tp 2 --op MOE": finalize_hangs,
+    "fusecheck kernel --backend flashinfer --tp 2 --case-timeout": core_plan_of_flashinfer,
+    "fusecheck kernel --backend vllm": vllm_on_the_chip,
+    "fusecheck kernel --backend sglang": sglang_on_the_chip,
     "fusecheck accuracy --device cuda": whole_sets,
     "fusecheck accuracy --model fp8": real_model,
     "python golden/h200x2/findings/reproduce.py cleared-beside": cleared_beside,
