@@ -90,6 +90,11 @@ class Doomed(Echo):
         torch.distributed.barrier(group=self.rank.group)
         return "done"
 
+    def forgets(self, program: str) -> None:
+        """Start a program, never ask how it ended, and hang."""
+        subprocess.Popen([program])
+        self.wedge()
+
     def spin(self) -> None:
         while True:
             pass

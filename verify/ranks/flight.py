@@ -17,8 +17,11 @@ GRACE_SECONDS = 2.0
 """How long the peers of a rank that raised may take to answer before they are killed."""
 SETTLE_SECONDS = 0.1
 """How long the others are listened to after a rank died: several may die of one cause."""
+ASKS = 20
+"""How often the keepers are asked, within a call's time, whether a rank compiles: what ends just before time is up was
+no hang, and what comes behind it takes time as well."""
 ASK_SECONDS = 1.0
-"""When time is up: how long the keepers may take to say whether a rank compiles."""
+"""And when time is up: how long they may take to answer."""
 COMPILE_SECONDS = 1800.0
 """How long a call may take that compiles, as a library does at its first call on a machine."""
 
@@ -36,7 +39,6 @@ class Flight:
         due: the `time.monotonic` at which the call is over, answered or not.
         values: the values by rank.
         failures: the failures by rank.
-        asked: how many keepers were asked whether a rank compiles, and have not answered; None before.
     """
 
     request: int
@@ -47,32 +49,55 @@ class Flight:
     due: float = float("inf")
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    asked: int | None = None
     _departed: float = 0.0
+    _asking: float = float("inf")
+    _inquiry: int = 0
+    _unheard: int = 0
+    _asked_last: bool = False
 
     def depart(self) -> None:
         """Start the clock."""
         self._departed = time.monotonic()
-        self.due = self._departed + self.timeout
+        self._begin(self._departed)
+
+    def _begin(self, now: float) -> None:
+        self.due, self._asked_last = now + self.timeout, False
+        # A keeper that is stopped is not asked again and again: what it does not read fills its stream.
+        self._asking = float("inf") if self._unheard else now + self.timeout / ASKS
+
+    @property
+    def wakes(self) -> float:
+        """The `time.monotonic` at which there is something to do: to ask, or to end."""
+        return min(self.due, self._asking)
 
     @property
     def doubtful(self) -> bool:
-        """Whether time is up and nobody was asked yet whether a rank compiles, which is no hang."""
-        return self.over and bool(self.silent) and not self.failures and self.asked is None
+        """Whether the keepers are to be asked now whether a rank compiles, which is no hang."""
+        if not self.silent or self.failures:
+            return False
+        now = time.monotonic()
+        return not self._asked_last if now >= self.due else now >= self._asking
 
-    def ask(self, keepers: int) -> None:
-        """Wait for what so many keepers say."""
-        self.asked, self.due = keepers, time.monotonic() + ASK_SECONDS
+    def ask(self, keepers: int) -> tuple[int, int]:
+        """Wait for what so many keepers say; returns what each must repeat, by which late answers are known."""
+        now = time.monotonic()
+        self._inquiry, self._unheard, self._asking = self._inquiry + 1, keepers, float("inf")
+        if now >= self.due:
+            self._asked_last, self.due = True, now + ASK_SECONDS
+        return self.request, self._inquiry
 
-    def hear(self, *, compiles: bool) -> None:
-        """Take what a keeper says: where a rank compiles, time begins anew."""
-        if self.asked is None:
-            return  # of an earlier call
-        now, self.asked = time.monotonic(), self.asked - 1
+    def hear(self, inquiry: tuple[int, int], *, compiles: bool) -> None:
+        """Take what a keeper says: where a rank compiles, time begins anew, unless a rank has failed already."""
+        if inquiry != (self.request, self._inquiry) or self.failures:
+            return
+        now = time.monotonic()
+        self._unheard -= 1
         if compiles and now < self._departed + COMPILE_SECONDS:
-            self.asked, self.due = None, now + self.timeout
-        elif not self.asked:
+            self._begin(now)
+        elif not self._unheard and self._asked_last:
             self.due = now
+        elif not self._unheard:
+            self._asking = now + self.timeout / ASKS
 
     @property
     def over(self) -> bool:
@@ -113,7 +138,7 @@ class Flight:
         self.values.pop(failure.rank, None)
         self.failures.setdefault(failure.rank, dataclasses.replace(failure, order=len(self.failures)))
         patience = GRACE_SECONDS if failure.kind is FailureKind.ERROR else SETTLE_SECONDS
-        self.due = min(self.due, time.monotonic() + patience)
+        self.due, self._asking = min(self.due, time.monotonic() + patience), float("inf")
 
     def land(self, tails: Mapping[int, str]) -> list[Reply]:
         """Make the replies, in rank order.

@@ -27,7 +27,9 @@ from fusecheck.ranks.plan import RankPlan
 from fusecheck.ranks.processes import adopt_orphans, descends_from_here, die_with, kill_descendants
 from fusecheck.ranks.residue import hold, remove, shared_root
 
-COMPILERS = frozenset(("ninja", "nvcc", "cicc", "ptxas", "cudafe++", "cc1plus", "c++", "g++", "gcc", "clang", "hipcc"))
+COMPILERS = frozenset(
+    ("ninja", "nvcc", "cicc", "ptxas", "cudafe++", "cc1plus", "c++", "g++", "cc1", "cc", "gcc", "clang", "hipcc")
+)
 """The names of processes that make a kernel which a library brings as source."""
 _WATCH_SECONDS = 0.1
 _DUMP_SECONDS = 0.15
@@ -97,7 +99,7 @@ class Keeper:
             elif order == "start":
                 self._start(*rest)
             elif order == "compiles":
-                self._tell("compiles", descends_from_here(COMPILERS))
+                self._tell("compiles", rest[0], descends_from_here(COMPILERS))
             else:
                 self._tell("stopped", self._stop(dump=rest[0]))
 

@@ -155,12 +155,11 @@ class Pool:
             raise RuntimeError("no call is in flight")
         self._listen()
         flight = self._flight
-        if not flight.over:
-            return None
         if flight.doubtful:
-            flight.ask(len(self._links))
+            inquiry = flight.ask(len(self._links))
             for link in self._links:
-                link.send("compiles")
+                link.send("compiles", inquiry)
+        if not flight.over:
             return None
         if self._queued is not None and not flight.silent and not flight.failures:
             self._launch(self._queued)
@@ -182,7 +181,7 @@ class Pool:
     @property
     def due(self) -> float:
         """The `time.monotonic` by which `poll` must be called at the latest."""
-        return self._flight.due if self._flight is not None else float("inf")
+        return self._flight.wakes if self._flight is not None else float("inf")
 
     def close(self) -> None:
         """Kill the ranks and wait until they are gone; the pool may be called again, which starts new ones."""
@@ -257,7 +256,7 @@ class Pool:
             limit = f"the limit is {self._plan.memory_limit >> 20} MiB"
             self._fail(Failure(FailureKind.MEMORY, rest[0], f"held {rest[1] >> 20} MiB {when}; {limit}"))
         elif kind == "compiles" and self._flight is not None:
-            self._flight.hear(compiles=rest[0])
+            self._flight.hear(rest[0], compiles=rest[1])
         elif kind == "lost" and self._running:
             for rank in link.host.indices:
                 self._fail(Failure(FailureKind.CRASH, rank, f"its keeper process was killed {when}"))

@@ -47,11 +47,15 @@ def kill_descendants() -> None:
         time.sleep(0.002)
 
 
+IDLE = frozenset((psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP))
+"""Of a process that has ended, and waits for its parent to take note of that; or that was stopped."""
+
+
 def descends_from_here(names: frozenset[str]) -> bool:
-    """Whether a process of one of these names was started by this one, or by what it started."""
+    """Whether a process of one of these names runs that was started by this one, or by what it started."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.name() in names:
+            if process.name() in names and process.status() not in IDLE:
                 return True
     return False
 
