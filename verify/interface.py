@@ -29,6 +29,7 @@ __all__ = [
     "RankOutputs",
     "Strategy",
     "Support",
+    "operations_of",
     "overwritten",
     "spared",
 ]
@@ -130,8 +131,10 @@ class RankOutputs:
 class Kernel(Protocol):
     """An open workspace of a backend on one rank; takes many calls.
 
-    A kernel may also have a method `renew(limits)`, a collective call: afterwards its workspace is as one that was just
-    opened with these limits, which are no larger than its own. Without it another one is opened.
+    A kernel may also have a method `renew(limits)`, a collective call that returns nothing: afterwards its workspace is
+    as one that was just opened with these limits, in their dtype, no flag raised and no data left. They have no more
+    rows and no more columns than those that it was opened with, and may have another dtype. It waits for its peers, for
+    a rank that returns may call at once. Without it the workspace is closed, and another one opened.
     """
 
     def run(self, inputs: RankInputs, *, op: Operation, strategy: Strategy) -> RankOutputs:
@@ -181,6 +184,18 @@ class Backend(Protocol):
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         """Make a workspace on this rank; a collective call."""
         ...
+
+
+def operations_of(backend: Backend) -> tuple[Operation, ...]:
+    """The operations that a backend says its kernel has.
+
+    Raises:
+        UsageError: it names none, or something else.
+    """
+    found = getattr(backend, "operations", STATIC_OPS)
+    if not isinstance(found, (tuple, list)) or not found or not all(isinstance(each, Operation) for each in found):
+        raise UsageError(f"{backend.name}.operations is {found!r}, expected a tuple of one Operation or more")
+    return tuple(found)
 
 
 def overwritten(backend: Backend) -> frozenset[str]:

@@ -17,7 +17,7 @@ from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.manual import some_backend
 from fusecheck.parts import reuse
-from fusecheck.parts.agenda import NAMES, STEPS, divide, duration
+from fusecheck.parts.agenda import KERNEL_SECONDS, NAMES, REAL_SECONDS, STEPS, divide, duration
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.ranks.mpi import detect
 from fusecheck.ranks.zygote import ZYGOTE
@@ -102,9 +102,10 @@ def verify_all(
     began = time.monotonic()
     wanted = [step.about(_options(backend)) for step in STEPS]
     possible = [step for step in wanted if step.name in chosen and not missing(step.name) and detect() is None]
-    division = divide(possible, seconds)
-    asked = Asked(seed, cases, most_elements, division.kernel, backend)
     ZYGOTE.begin(("fusecheck.case.worker",))
+    asked = Asked(seed, cases, most_elements, seconds, backend)
+    division = divide(possible, seconds, asked.takes())
+    asked = replace(asked, seconds=division.kernel)
     run, refused = asked.run()
     directory = make_run_dir("verify", _place(resume, run_dir))
     kernel = (reuse.recall(directory / "kernel", asked.arguments()) if resume else None) or {}
@@ -160,7 +161,7 @@ class Asked:
         names = [f"emulated:{name}" for name in DATAFLOWS] if self.backend is None else [self.backend]
         refused: dict[str, str] = {}
         if there := self._shipped():
-            run, refused = _possible(self._run(there, "cuda"))
+            run, refused = _possible(self._run(there, "cuda"), "installed kernels")
             if run.subjects:
                 return run, refused | {
                     "emulated kernels": "real ones are here; ask by fusecheck kernel --backend emulated"
@@ -171,11 +172,21 @@ class Asked:
             asked.validate()
         return run, refused | more
 
+    def takes(self) -> float:
+        """Seconds that it takes about; the core plan of each real kernel is run whatever the budget is.
+
+        Raises:
+            UsageError, Inconclusive: as `run`.
+        """
+        run, _ = self.run()
+        return KERNEL_SECONDS if run.device == "cpu" else REAL_SECONDS * len(run.subjects)
+
     def _shipped(self) -> list[str]:
         """The installed kernels for GPUs, where none is named and there are GPUs for them."""
         from torch.cuda import device_count
 
-        return shipped() if self.backend is None and device_count() >= min(WORLD_SIZES) else []
+        needed = min(WORLD_SIZES) if detect() is None else 1  # mpirun may show each of its ranks one
+        return shipped() if self.backend is None and device_count() >= needed else []
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -202,23 +213,35 @@ class Asked:
         return ["kernel", *(f"{s.backend} tp {s.world_size}" for s in run.subjects), repr(self), repr(run.budget)]
 
 
-def _possible(run: Run) -> tuple[Run, dict[str, str]]:
-    """The run with the subjects that can be asked here, and the reasons of the others."""
+def _possible(run: Run, every: str = "kernel") -> tuple[Run, dict[str, str]]:
+    """The run with the subjects that can be asked here, and the reasons of the others.
+
+    Args:
+        run: with all subjects.
+        every: what all kernels together are called.
+    """
     why = {subject: _refusal(replace(run, subjects=[subject])) for subject in run.subjects}
-    left = [subject for subject, reason in why.items() if not reason]
-    refused = {}
+    sizes: dict[tuple[str, str], list[int]] = {}
     for subject, reason in why.items():
-        alike = {other for at, other in why.items() if at.world_size == subject.world_size} == {reason}
         if reason:
-            refused[f"{'kernel' if alike else subject.backend} at tp {subject.world_size}"] = reason
-    return replace(run, subjects=left), refused
+            sizes.setdefault((subject.backend, reason), []).append(subject.world_size)
+    names: dict[tuple[str, str], list[str]] = {}
+    for (name, reason), at in sizes.items():
+        names.setdefault((", ".join(map(str, at)), reason), []).append(name)
+    count = len({subject.backend for subject in why})
+    refused = {
+        f"{every if len(who) == count else ' and '.join(who)} at tp {at}": reason for (at, reason), who in names.items()
+    }
+    return replace(run, subjects=[subject for subject, reason in why.items() if not reason]), refused
 
 
 def _refusal(run: Run) -> str:
+    """Why the run's only subject cannot be asked; empty where it can."""
+    (subject,) = run.subjects
     try:
         run.validate()
     except (UsageError, Inconclusive) as why:
-        return str(why)
+        return str(why).removeprefix(f"backend {subject.backend} refuses every case at tp {subject.world_size}: ")
     return ""
 
 

@@ -86,11 +86,11 @@ def test_a_finding_that_needs_earlier_cases_takes_the_least_of_them_into_its_lin
 
 
 class Hanging(EmulatedBackend):
-    """Hangs on rows of 72 columns; with `behind`, after a call on 64 only."""
+    """Hangs on rows of 72 columns; with `behind`, after a call on 64 only, and may raise without one."""
 
-    def __init__(self, behind: str = "") -> None:
+    def __init__(self, behind: str = "", *, raises: bool = False) -> None:
         super().__init__()
-        self.name, self._armed = "hanging", not behind
+        self.name, self._armed, self._raises = "hanging", not behind, raises
 
     def open(self, rank: Rank, limits: Limits) -> Kernel:
         opened = super().open(rank, limits)
@@ -100,6 +100,8 @@ class Hanging(EmulatedBackend):
             while self._armed and inputs.partial.shape[1] == 72:
                 pass
             self._armed |= inputs.partial.shape[1] == 64
+            if self._raises and not self._armed:
+                raise ValueError("a call on 64 was not made")
             return run(inputs, op=op, strategy=strategy)
 
         return SimpleNamespace(run=hanging, close=opened.close)
@@ -109,7 +111,11 @@ def _behind() -> Hanging:
     return Hanging("a call on 64")
 
 
-@pytest.mark.parametrize(("name", "before"), [("Hanging", 0), ("_behind", 3)])
+def _else_raises() -> Hanging:
+    return Hanging("a call on 64", raises=True)
+
+
+@pytest.mark.parametrize(("name", "before"), [("Hanging", 0), ("_behind", 3), ("_else_raises", 3)])
 def test_a_case_that_hangs_is_tried_once_alone_and_keeps_what_came_before_only_if_it_needs_it(
     pool: Pool, name: str, before: int
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -17,9 +18,10 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.operations import Operation
-from fusecheck.parts.agenda import STEPS, Form, Step
+from fusecheck.parts.agenda import KERNEL_SECONDS, REAL_SECONDS, STEPS, Form, Step, divide
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.property_tests.suite.command_line import refused, run
+from fusecheck.ranks import launch
 from fusecheck.report import Verdict, make_run_dir
 from fusecheck.verify_command import console
 
@@ -129,8 +131,7 @@ def test_a_kernel_of_ones_own_is_asked_at_the_world_sizes_that_it_takes_and_the_
     asked = verify_command.Asked(0, 1, 2**13, None, f"{__name__}:ForTwo")
     run_, refused = asked.run()
     assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:ForTwo", 2)]
-    assert set(refused) == {"kernel at tp 4", "kernel at tp 8"}
-    assert "for two ranks" in refused["kernel at tp 8"]
+    assert refused == {"kernel at tp 4, 8": "for two ranks"}
     with pytest.raises(UsageError, match="refuses every case at tp 2: for two ranks"):
         verify_command.Asked(0, 1, 2**13, None, f"{__name__}:ForNone").run()
     with pytest.raises(Inconclusive, match="needed"):
@@ -148,7 +149,7 @@ def test_where_there_are_gpus_the_kernels_that_are_installed_are_judged_unasked(
     assert (run_.device, run_.joint, run_.plan.whole) == ("cuda", False, True)
     told = {
         f"{__name__}:ForNone at tp 2": "for two ranks",
-        "kernel at tp 4": "2 CUDA GPUs here, 4 needed",
+        "installed kernels at tp 4": "2 CUDA GPUs here, 4 needed",
         "emulated kernels": "real ones are here",
     }
     assert all(told[part] in refused[part] for part in told), refused
@@ -160,17 +161,55 @@ def test_where_no_installed_kernel_runs_the_emulator_is_judged_and_the_reasons_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:ForNone"])
-    run_, refused = verify_command.Asked(0, 1, 2**13, None).run()
-    assert (run_.device, run_.joint, len(run_.subjects)) == ("cpu", True, 3 * len(DATAFLOWS))
-    assert "for two ranks" in refused["kernel at tp 2"]
+    names = [f"{__name__}:{kind}" for kind in ("ForNone", "HasNone", "NotThere")]
+    monkeypatch.setattr(verify_command, "shipped", lambda: names)
+    asked = verify_command.Asked(0, None, 2**13, None)
+    run_, refused = asked.run()
+    assert (run_.device, run_.joint, len(run_.subjects)) == ("cpu", True, 2 * len(DATAFLOWS))
+    told = {
+        f"{names[0]} at tp 2": "for two ranks",
+        f"{names[0]} and {names[1]} at tp 4": "2 CUDA GPUs here, 4 needed",
+        f"{names[1]} at tp 2": "HasNone.operations is (), expected a tuple",
+        f"{names[2]} at tp 2, 4": "has no attribute 'NotThere'",
+    }
+    assert refused.keys() == told.keys()
+    assert all(told[part] in reason for part, reason in refused.items()), refused
+    assert asked.takes() == KERNEL_SECONDS
+
+
+def test_a_budget_leaves_each_real_kernel_the_time_of_its_core_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:OnGpus", f"{__name__}:AlsoOnGpus"])
+    asked = verify_command.Asked(0, None, 2**13, 1200.0)
+    assert asked.takes() == 2 * REAL_SECONDS
+    division = divide(STEPS, 1200.0, 5 * REAL_SECONDS)
+    assert division.kernel is not None
+    assert division.kernel >= 5 * REAL_SECONDS
+
+
+def test_world_sizes_that_mpirun_started_no_ranks_for_are_named_and_one_gpu_a_rank_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for module in (launch, verify_command):
+        monkeypatch.setattr(module, "detect", lambda: (0, 2))
+    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:OnGpus"])
+    run_, refused = verify_command.Asked(0, None, 2**13, None).run()
+    assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:OnGpus", 2)]
+    assert refused["installed kernels at tp 4"].startswith("--tp 4 does not divide the MPI world of 2")
 
 
 def test_the_packages_that_bring_kernels_are_found_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: name if name in ("flashinfer", "vllm") else None)
-    monkeypatch.setattr(backends, "backends", lambda: backends.BUILT_IN | {"own": f"{__name__}:OnGpus"})
-    monkeypatch.setattr(backends, "device_of", {"own": "cuda"}.get)
-    assert backends.shipped() == ["flashinfer", "flashinfer:fp32,pdl", "vllm", "own"]
+    def find_spec(name: str, *_: object) -> object:
+        if name == "sgl_kernel":
+            raise ValueError(f"{name}.__spec__ is None")
+        here = {"flashinfer": "flashinfer/__init__.py", "vllm": "vllm/__init__.py", "tensorrt_llm": None}
+        return SimpleNamespace(origin=here[name]) if name in here else None  # the last is a mere folder
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    more = {name: f"{__name__}:{kind}" for name, kind in (("z", "OnGpus"), ("broken", "NotThere"), ("two", "ForTwo"))}
+    monkeypatch.setattr(backends, "_plug_ins", lambda: more)
+    assert backends.shipped() == ["flashinfer", "flashinfer:fp32,pdl", "vllm", "z", "broken"]
 
 
 class ForTwo:
@@ -196,6 +235,17 @@ class OnGpus(ForTwo):
 
     device = "cuda"
     operations = tuple(map(Operation.named, ("RESIDUAL_RMS_NORM", "ALL_REDUCE")))
+
+
+class AlsoOnGpus(OnGpus):
+    """Another one."""
+
+
+class HasNone(OnGpus):
+    """The same, with none."""
+
+    name = "HasNone"
+    operations = ()
 
 
 class ForNone(ForTwo):

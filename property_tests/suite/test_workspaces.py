@@ -163,13 +163,49 @@ def test_what_a_kernel_raises_as_it_begins_anew_is_said_to_come_from_there() -> 
     assert not hasattr(CheckedKernel("plain", _Kernel([])), "renew")
 
 
-def test_a_kernel_that_cannot_begin_anew_is_opened_for_each_case() -> None:
-    backend, spaces = Plain(), FreshWorkspaces(LoneRank())
+class RenewsNothing(Plain):
+    """A backend whose kernels say that they cannot."""
+
+    name = "nothing"
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """A kernel between checks, as a worker gets it."""
+        kernel: Any = super().open(rank, limits)
+        kernel.renew = None
+        return CheckedKernel(self.name, kernel)
+
+
+class OnlyOne(Renewable):
+    """A backend whose kernels can, and of which other cases find the same workspace."""
+
+    name, one_workspace = "one", True
+
+
+class AtFirst(Renewable):
+    """A backend whose first kernel alone can."""
+
+    name = "first"
+
+    def open(self, rank: Rank, limits: Limits) -> Kernel:
+        """Note the limits."""
+        return super().open(rank, limits) if not self.events else Plain.open(self, rank, limits)
+
+
+@pytest.mark.parametrize("kind", [Plain, RenewsNothing, OnlyOne])
+def test_a_kernel_that_cannot_begin_anew_is_opened_for_each_case(kind: type[Plain]) -> None:
+    backend, spaces = kind(), FreshWorkspaces(LoneRank())
     for _ in range(2):
         spaces.refresh(backend)
         assert spaces.kernel(backend, Limits(64, 136, FP16)) is spaces.kernel(backend, Limits(64, 136, FP16))
         spaces.refresh(backend)
     assert backend.events == [("open", 64, 136), ("close", 0, 0)] * 2
+
+
+def test_a_larger_workspace_that_cannot_begin_anew_is_not_asked_to() -> None:
+    backend, spaces = AtFirst(), FreshWorkspaces(LoneRank())
+    spaces.kernel(backend, Limits(64, 136, FP16))
+    spaces.kernel(backend, Limits(64, 264, FP16))
+    assert backend.events == [("open", 64, 136), ("close", 0, 0), ("open", 64, 512)]
 
 
 def test_a_call_that_reopens_its_workspace_has_one_that_was_just_opened() -> None:

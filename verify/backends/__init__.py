@@ -98,11 +98,27 @@ def device_of(name: str) -> str:
 def shipped() -> list[str]:
     """The names of the kernels for GPUs that installed packages bring: the known ones, then plug-ins' of `cuda`.
 
-    Raises:
-        UsageError: a plug-in cannot be imported.
+    A plug-in that cannot be loaded is among them: whoever asks it is told why, and the others are asked all the same.
     """
-    known = [name for package, names in SHIPPED.items() if importlib.util.find_spec(package) for name in names]
-    return known + [name for name in backends().keys() - BUILT_IN.keys() if device_of(name) == "cuda"]
+    known = [name for package, names in SHIPPED.items() if _is_installed(package) for name in names]
+    return known + [name for name in backends() if name not in BUILT_IN and _may_need_gpus(name)]
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; what is found without being imported."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # something else goes by its name in this process
+        return False
+    # A mere folder of that name, a checkout of its sources say, is found too: without a file of its own.
+    return found is not None and found.origin is not None
+
+
+def _may_need_gpus(name: str) -> bool:
+    try:
+        return device_of(name) == "cuda"
+    except UsageError:
+        return True
 
 
 @functools.cache

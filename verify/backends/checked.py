@@ -146,6 +146,8 @@ class CheckedKernel:
     def renew(self) -> Callable[[Limits], None]:
         """As the kernel begins anew, where it can."""
         act: Callable[[Limits], None] = self._kernel.renew  # type: ignore[attr-defined]
+        if not callable(act):
+            raise AttributeError(f"{self._name}: renew is {act!r}")
 
         def renewed(limits: Limits) -> None:
             with calling("renew", act):

@@ -29,7 +29,7 @@ class _Held:
     @property
     def renewable(self) -> bool:
         """Whether it can begin anew."""
-        return hasattr(self.kernel, "renew")
+        return callable(getattr(self.kernel, "renew", None))
 
 
 class FreshWorkspaces(Workspaces):
@@ -49,7 +49,7 @@ class FreshWorkspaces(Workspaces):
             if name != backend.name:
                 continue
             held.limits = None
-            if not held.renewable:
+            if not held.renewable or getattr(backend, "one_workspace", False):  # which other cases open as well
                 self.close(name, workspace)
 
     def kernel(self, backend: Backend, limits: Limits, workspace: int = 0) -> Kernel:
@@ -74,6 +74,8 @@ class FreshWorkspaces(Workspaces):
         if replaced is not None and replaced.renewable:
             have = Limits(max(SHORT[0], replaced.room.max_tokens), max(SHORT[1], replaced.room.hidden), limits.dtype)
             room = roomy_limits(limits, have, ROOM) or limits
-        held = _Held(backend.open(self.rank, room), room, limits if room == limits else None)
+        held = _Held(backend.open(self.rank, room), room, None)
+        if room == limits or not held.renewable:
+            held.limits = limits
         self._held[backend.name, workspace] = held
         return held

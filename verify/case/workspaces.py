@@ -17,13 +17,13 @@ from fusecheck.case.returned import decoded, misshapen
 from fusecheck.errors import BreachError
 from fusecheck.formats.binary import NATIVE
 from fusecheck.interface import (
-    STATIC_OPS,
     Backend,
     Kernel,
     Limits,
     Rank,
     RankInputs,
     RankOutputs,
+    operations_of,
     overwritten,
 )
 from fusecheck.problem import Problem
@@ -98,7 +98,7 @@ class Workspaces:
         if not self._foresees or getattr(backend, "one_workspace", False):
             return limits
         dtype = next(name for name, each in NATIVE.items() if each.dtype is limits.dtype)
-        op = getattr(backend, "operations", STATIC_OPS)[0]
+        op = operations_of(backend)[0]
         rows, hidden = min(FORESEEN[0], room // FORESEEN[1]), FORESEEN[1]
         largest = Problem(op=op, dtype=dtype, world_size=self.rank.world_size, tokens=rows, hidden=hidden)
         return Limits(rows, hidden, limits.dtype) if backend.supports(largest).ok else limits

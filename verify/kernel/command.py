@@ -15,10 +15,11 @@ from fusecheck import backends
 from fusecheck.dataflow import dataflow
 from fusecheck.errors import UsageError
 from fusecheck.inputs.models import model as model_named
+from fusecheck.interface import operations_of
 from fusecheck.journal import FILE_NAME, finished
 from fusecheck.listed import choices, names, numbers
 from fusecheck.manual import some_backend, some_dataflow, some_families, some_model, some_ops, some_strategies
-from fusecheck.operations import STATIC_OPS, Operation, Strategy
+from fusecheck.operations import Operation, Strategy
 from fusecheck.report import Verdict
 from fusecheck.report.places import JsonFile, MarkdownFile, RunDir
 
@@ -220,10 +221,9 @@ def _operations(backend: str, named: str | None, quantisers: str | None) -> tupl
     """What is asked for: operations by name, else all that the backend says it has; of them those with a quantiser.
 
     Raises:
-        UsageError: no operation is left.
+        UsageError: no operation is left, or the backend does not say what it has.
     """
-    of_backend: tuple[Operation, ...] = getattr(backends.backend(backend), "operations", STATIC_OPS)
-    every = tuple(map(Operation.named, names(named))) or of_backend
+    every = tuple(map(Operation.named, names(named))) or operations_of(backends.backend(backend))
     wanted = names(quantisers) or [each.quantiser for each in every]
     found = tuple(each for each in every if each.quantiser in wanted)
     if not found or not set(wanted) <= {each.quantiser for each in every}:

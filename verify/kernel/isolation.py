@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from fusecheck.case.run import Outcome, run_case
 from fusecheck.kernel.table import PERIODS
 from fusecheck.problem import Call, Problem
-from fusecheck.ranks import Reply
+from fusecheck.ranks import FailureKind, Reply
 
 T = TypeVar("T")
 
@@ -63,8 +63,8 @@ class Isolation:
         began = time.monotonic()
         self._deadline = began + min(SECONDS, ALL_SECONDS - self.spent)
         try:
-            hangs = outcome.findings[0].message.startswith("hang")
-            if self.spent >= ALL_SECONDS or (hangs and not _Trial(self, pool, outcome).fails(case)):
+            hangs, trial = _hangs(outcome), _Trial(self, pool, outcome)
+            if self.spent >= ALL_SECONDS or (hangs and not (trial.fails(case) and _hangs(trial.outcome))):
                 pool.close()
                 return _with(case, history), outcome, True
             return (case, outcome, True) if hangs else self._isolate(pool, case, history, outcome)
@@ -141,6 +141,10 @@ class _Trial:
         if failed:
             self.outcome = found
         return failed
+
+
+def _hangs(outcome: Outcome) -> bool:
+    return outcome.findings[0].message.startswith(FailureKind.HANG.value)
 
 
 def _with(case: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from fusecheck.inputs.cells import hash64
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.inputs.scales import draw_scale
-from fusecheck.interface import STATIC_OPS, Backend, Operation
+from fusecheck.interface import STATIC_OPS, Backend, Operation, operations_of
 from fusecheck.kernel import schedules, table
 from fusecheck.kernel.compositions import ROUNDS, SPECIAL_GROUPS, Axes, composition_cases, fitting, group_cases
 from fusecheck.kernel.table import Case
@@ -69,9 +69,13 @@ class Plan(Axes):
         return found
 
     def about(self, backend: Backend) -> Plan:
-        """The plan for a kernel, which says what it has, and whether calls of several dtypes may share a workspace."""
+        """The plan for a kernel, which says what it has, and whether calls of several dtypes may share a workspace.
+
+        Raises:
+            UsageError: it says that it has nothing, or something else than operations.
+        """
         plan = replace(self, mixes_dtypes=bool(getattr(backend, "mixes_dtypes", False)))
-        return plan.asking(getattr(backend, "operations", STATIC_OPS)) if self.whole else plan
+        return plan.asking(operations_of(backend)) if self.whole else plan
 
     def asking(self, operations: Sequence[Operation]) -> Plan:
         """The same about these operations."""

@@ -17,7 +17,7 @@ from fusecheck.kernel.shares import Share, given_shares, joint_shares, own_share
 from fusecheck.kernel.table import Case
 from fusecheck.kernel.turn import Conditions, Turn
 from fusecheck.kernel.virtual import VirtualPool, open_ranks
-from fusecheck.ranks.launch import Pools, require_gpus
+from fusecheck.ranks.launch import Pools, require_gpus, require_groups
 
 SAMPLES = 64
 """Cases that a kernel may refuse until it is said to refuse all."""
@@ -88,7 +88,8 @@ def check_device(backend: Backend, device: str, world_size: int, *, virtual: boo
     """Check that the backend runs on the device, and that there are as many GPUs as it needs.
 
     Raises:
-        UsageError: it runs on another device, or virtual ranks are to share one that is no GPU.
+        UsageError: it runs on another device, virtual ranks are to share one that is no GPU, or mpirun started ranks
+            that are no multiple of the world size.
         Inconclusive: there are fewer GPUs.
     """
     needed = getattr(backend, "device", None)
@@ -96,5 +97,7 @@ def check_device(backend: Backend, device: str, world_size: int, *, virtual: boo
         raise UsageError(f"backend {backend.name} runs on {needed}, got --device {device}; give --device {needed}")
     if virtual and device != "cuda":
         raise UsageError(f"virtual ranks share a GPU, got --device {device}; give --device cuda, or leave them out")
+    if not virtual:
+        require_groups(world_size)
     if device == "cuda":
         require_gpus(1 if virtual else world_size)

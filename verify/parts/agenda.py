@@ -11,6 +11,9 @@ from fusecheck.errors import UsageError
 KERNEL_SECONDS = 55.0
 """What the kernel question takes about without a budget, on two idle cores."""
 
+REAL_SECONDS = 60.0
+"""What it takes about of a real kernel at one world size; golden/h200x2/family has 13 to 93 s."""
+
 SLACK = 1.3
 """Of a budget, each part gets so many times what it takes about: machines differ."""
 
@@ -82,14 +85,19 @@ class Division:
     forms: dict[str, Form] = field(default_factory=dict)
 
 
-def divide(steps: Sequence[Step], budget: float | None) -> Division:
+def divide(steps: Sequence[Step], budget: float | None, kernel: float = KERNEL_SECONDS) -> Division:
     """The quick form of each part as long as they fit, then full forms, in order; the kernel question gets the rest.
 
     It gets half of a budget that is too small for more. Without a budget every part runs in its quick form.
+
+    Args:
+        steps: the parts that can run.
+        budget: seconds of all.
+        kernel: what the kernel question takes about.
     """
     if budget is None:
         return Division(None, {step.name: step.quick for step in steps})
-    spare = budget - min(KERNEL_SECONDS, budget / 2)
+    spare = budget - min(kernel, budget / 2)
     forms: dict[str, Form] = {}
     for step in steps:
         if SLACK * step.quick.seconds <= spare:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecheck.errors import Inconclusive, UsageError
-from fusecheck.ranks.mpi import detect, enter
+from fusecheck.ranks.mpi import detect, enter, split_world
 from fusecheck.ranks.pool import Pool
 
 
@@ -55,6 +55,16 @@ def open_pools(worker: str, world_size: int, *, groups: int = 1, **options: Any)
     if groups < 1:
         raise UsageError(f"{groups} groups of ranks: expected at least 1")
     return Pools(tuple(Pool(worker, world_size, **options) for _ in range(groups)), "local")
+
+
+def require_groups(world_size: int) -> None:
+    """Check that mpirun, if it started this program, started ranks for whole groups of this size.
+
+    Raises:
+        UsageError: as `split_world`.
+    """
+    if (place := detect()) is not None:
+        split_world([""] * place[1], world_size, "cuda")
 
 
 def require_gpus(wanted: int) -> None:
