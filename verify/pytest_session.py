@@ -20,7 +20,7 @@ from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE, PROFILES, Settings
 from fusecheck.ranks import mpi
 from fusecheck.ranks.launch import Pools, open_pools
-from fusecheck.ranks.lease import Lease, lease_devices, visible_devices
+from fusecheck.ranks.lease import Lease, lease_devices, models, visible_devices
 from fusecheck.report.result import KERNEL_PACKAGES
 
 if TYPE_CHECKING:
@@ -258,5 +258,5 @@ def _version(package: str) -> str:
 
 
 def _gpus() -> str:
-    names = visible_devices() if torch.version.cuda else []
+    names = models(visible_devices()) if torch.version.cuda else []
     return f"{len(names)} GPUs: {', '.join(names)}" if names else f"no GPU, {os.cpu_count()} cores ({sys.platform})"

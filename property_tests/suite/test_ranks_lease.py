@@ -11,7 +11,7 @@ import pytest
 
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.property_tests.suite.repository.checkout import ROOT
-from fusecheck.ranks.lease import choose_visible, lease_devices
+from fusecheck.ranks.lease import choose_visible, lease_devices, models, visible_devices
 
 NAMES = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 
@@ -99,3 +99,16 @@ def test_more_devices_than_there_are_is_wrong_usage(tmp_path: Path, count: int) 
 )
 def test_visible_devices_are_named_by_uuid_in_cudas_order(wanted: str | None, chosen: list[str]) -> None:
     assert choose_visible({"0": "GPU-aa", "1": "GPU-ab", "2": "GPU-b"}, wanted) == chosen
+
+
+def test_devices_are_listed_by_nvidia_smi_and_called_by_their_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (visible_devices(), models(["GPU-a"])) == ([], ["GPU-a"])
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\ncase $1 in *index,uuid*) echo 0, GPU-a;; *) echo GPU-a, NVIDIA H200, long;; esac\n")
+    program.chmod(0o755)
+    assert visible_devices() == ["GPU-a"]
+    assert models(["GPU-a", "GPU-b"]) == ["NVIDIA H200, long", "GPU-b"]

@@ -117,19 +117,23 @@ def visible_devices() -> list[str]:
     They are named by UUID where nvidia-smi tells it, so that processes that number the devices differently
     (through `CUDA_VISIBLE_DEVICES`) mean the same one.
     """
+    return choose_visible(_told("index", "uuid"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def models(devices: Sequence[str]) -> list[str]:
+    """What a person calls these devices, such as `NVIDIA H200`; one that nvidia-smi does not know keeps its name."""
+    known = _told("uuid", "name")
+    return [known.get(device, device) for device in devices]
+
+
+def _told(key: str, value: str) -> dict[str, str]:
+    """Of each device, a value by a key, as nvidia-smi tells them; nothing without it."""
+    asked = ["nvidia-smi", f"--query-gpu={key},{value}", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
+        listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    return choose_visible(
-        dict(line.split(", ") for line in listed.splitlines()), os.environ.get("CUDA_VISIBLE_DEVICES")
-    )
+        return {}
+    return dict(line.split(", ", 1) for line in listed.splitlines())
 
 
 def choose_visible(uuids: dict[str, str], wanted: str | None) -> list[str]:
