@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from fusecheck.property_tests.suite.test_ranks_pool import DOOMED
 from fusecheck.ranks import FailureKind, Pool, culprits, flight
 from fusecheck.ranks.flight import ASK_SECONDS, ASKS, COMPILE_SECONDS, Flight
 from fusecheck.ranks.replies import crash
@@ -101,7 +100,7 @@ def test_a_compiler_that_has_ended_and_was_not_waited_for_keeps_no_hang_from_bei
     true = shutil.which("true")
     assert true is not None
     shutil.copy(true, tmp_path / "nvcc")
-    with Pool(DOOMED, 1) as pool:
+    with Pool("fusecheck.property_tests.suite.workers:Doomed", 1) as pool:
         began = time.monotonic()
         failures = culprits(pool.call("forgets", str(tmp_path / "nvcc"), timeout=1))
     assert [failure.kind for failure in failures] == [FailureKind.HANG]
