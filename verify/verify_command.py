@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,7 +211,8 @@ class Asked:
     def arguments(self) -> list[str]:
         """The same as words, by which two runs are known to have asked the same."""
         run, _ = self.run()
-        return ["kernel", *(f"{s.backend} tp {s.world_size}" for s in run.subjects), repr(self), repr(run.budget)]
+        asked = [("--backend", subject.backend, "--tp", str(subject.world_size)) for subject in run.subjects]
+        return ["kernel", *chain.from_iterable(asked), repr(self), repr(run.budget)]
 
 
 def _possible(run: Run, every: str = "kernel") -> tuple[Run, dict[str, str]]:

@@ -201,6 +201,21 @@ def test_a_part_is_taken_over_only_if_it_passed_and_the_same_was_asked_of_the_sa
     assert reuse.recall(tmp_path / "other", asked) is None
 
 
+def test_what_passed_with_a_kernel_of_ones_own_is_asked_again_once_that_kernel_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "changing_kernel.py"
+    code.write_text("ROUNDS = 'once'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = put(tmp_path / "graph", made.record("graph", "pass", {"graphs": 3}, []))
+    asked = "graph", "--backend", "changing_kernel:ROUNDS", "--device", "cpu"
+    reuse.keep(folder, asked)
+    assert reuse.recall(folder, asked) is not None
+    code.write_text("ROUNDS = 'twice'\n")
+    assert reuse.recall(folder, asked) is None
+    assert reuse.stamp("emulated:trtllm") == ""
+
+
 def test_a_failing_kernel_leaves_a_page_whose_line_replays_it(tmp_path: Path) -> None:
     arguments: tuple[object, ...] = ("--backend", "emulated:trtllm", "--dataflow", "trtllm-fp32", "--tp", 4)
     arguments += ("--tokens", 5, "--hidden", 256, "--family", "gaussian", "--dtype", "bf16", "--cases", 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fusecheck import backends
 from fusecheck.errors import UsageError
 from fusecheck.report.record import read_run
 from fusecheck.report.result import Verdict, environment, write_aside
@@ -40,7 +43,27 @@ def recall(folder: Path, arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _asked(arguments: Sequence[str]) -> dict[str, Any]:
-    return {"arguments": list(arguments), "code": code_digest(), "environment": environment()}
+    kernels = {name: stamp(name) for option, name in pairwise(arguments) if option == "--backend"}
+    return {"arguments": list(arguments), "code": code_digest(), "kernels": kernels, "environment": environment()}
+
+
+def stamp(backend: str) -> str:
+    """What changes with the files of a plug-in's package, by size and time, in hex; empty for what is built in.
+
+    Of what is built in, the environment has the versions.
+    """
+    module = (backends.target(backend) or backend).partition(":")[0].partition(".")[0]
+    if module in backends.BUILT_IN:
+        return ""
+    found = importlib.util.find_spec(module)
+    places = [] if found is None else list(found.submodule_search_locations or filter(None, [found.origin]))
+    seen = hashlib.sha256()
+    for place in map(Path, places):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                state = path.stat()
+                seen.update(f"{path}\0{state.st_size} {state.st_mtime_ns}\0".encode())
+    return seen.hexdigest()
 
 
 @cache
