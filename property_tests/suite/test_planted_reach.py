@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,12 +18,16 @@ from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, Ran
 from fusecheck.kernel.core import core_plan
 from fusecheck.kernel.isolation import Isolation
 from fusecheck.kernel.plan import Plan
+from fusecheck.kernel.report import Subject
+from fusecheck.kernel.run import Run
 from fusecheck.kernel.table import Case, Cell, cells_of
+from fusecheck.kernel.turn import Budget
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import command_line
 from fusecheck.property_tests.suite.planted_reach import FAULTS
 from fusecheck.property_tests.suite.planted_reach_run import HERE, hunt
 from fusecheck.ranks import Pool
+from fusecheck.report import Verdict
 
 CELLS = {
     "rows-132": ("rows", "133 "),
@@ -128,3 +133,16 @@ def test_a_case_that_hangs_is_tried_once_alone_and_keeps_what_came_before_only_i
     assert outcome.findings[0].message.startswith("hang")
     shown, _, again = Isolation(timeout=2).isolate(pool, asked, history, outcome)
     assert (len(shown.get("before", ())), again) == (before, True)
+
+
+def test_a_finding_is_kept_when_ctrl_c_comes_while_it_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Isolation, "isolate", interrupted)
+    subject = Subject(f"{__name__}:Hanging", 2)
+    report = Run([subject], Plan(tokens=(2,), hidden=(64, 72)), Budget(cases=12), timeout=2).execute()
+    assert (report.interrupted, report.verdict, report.groups[subject].failed) == (True, Verdict.FAIL, 1)
+    (found,) = report.finding_records()
+    assert found["message"].startswith("hang")
+    assert len(json.loads(found["question"]).get("before", ())) == report.groups[subject].cases - 1

@@ -66,7 +66,7 @@ class Isolation:
             hangs, trial = _hangs(outcome), _Trial(self, pool, outcome)
             if self.spent >= ALL_SECONDS or (hangs and not (trial.fails(case) and _hangs(trial.outcome))):
                 pool.close()
-                return _with(case, history), outcome, True
+                return behind(case, history), outcome, True
             return (case, outcome, True) if hangs else self._isolate(pool, case, history, outcome)
         finally:
             self.spent += time.monotonic() - began
@@ -79,9 +79,9 @@ class Isolation:
             return self._shorter(trial, case)
         count = 1
         while history and self._in_time():
-            if trial.fails(_with(case, history[-count:])):
-                least = self._least(list(history[-count:]), lambda some: trial.fails(_with(case, some)))
-                return _with(case, least), trial.outcome, True
+            if trial.fails(behind(case, history[-count:])):
+                least = self._least(list(history[-count:]), lambda some: trial.fails(behind(case, some)))
+                return behind(case, least), trial.outcome, True
             if count >= len(history):
                 break
             count *= 2
@@ -147,7 +147,8 @@ def _hangs(outcome: Outcome) -> bool:
     return outcome.findings[0].message.startswith(FailureKind.HANG.value)
 
 
-def _with(case: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def behind(case: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The request with others before it, on the same workspaces."""
     if not before:
         return case
     return case | {"before": [{"problem": earlier["problem"], "checks": earlier["checks"]} for earlier in before]}

@@ -17,7 +17,7 @@ from fusecheck.interface import Backend, Support
 from fusecheck.interrupts import Interruption
 from fusecheck.journal import Journal
 from fusecheck.kernel.gpu_checks import GpuChecks
-from fusecheck.kernel.isolation import Isolation, Restartable
+from fusecheck.kernel.isolation import Isolation, Restartable, behind
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.report import KernelReport, Subject
 from fusecheck.kernel.shares import Share
@@ -193,23 +193,38 @@ class Turn:
         breach = any(finding.error == BreachError.__name__ for finding in outcome.findings)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
-        names = explain(pool, asked, outcome) if outcome.findings and how.diagnose else []
-        shown = self._shown(pool, asked, outcome, known=breach) if outcome.findings else outcome
-        if breach:
-            source.stop()  # every further case would say the same
-        if not outcome.findings:
-            self._histories.setdefault(id(pool), []).append(asked)
-        with source.lock:
-            self._first_end = self._first_end or time.monotonic()
-            self._report.add(self._subject, outcome, shown.findings)
-            self._share.coverage.reached.update(cells)
-            if names:
-                self._report.suggestions[line] = names
-            if how.journal is not None:
-                stages = [finding.stage.value for finding in outcome.findings]
-                verdict = "fail" if stages else "pass"
-                how.journal.end(line, backend=self._subject.backend, verdict=verdict, stages=stages)
-            how.progress(self._report, self._subject)
+        names, shown = [], outcome
+        try:
+            if outcome.findings:
+                before = [] if how.apart else self._history(pool)
+                shown = self._lined(outcome, behind(asked, before))  # should Ctrl-C end what follows
+                names = explain(pool, asked, outcome) if how.diagnose else []
+                shown = self._shown(pool, asked, outcome, known=breach)
+            else:
+                self._history(pool).append(asked)
+        finally:
+            if breach:
+                source.stop()  # every further case would say the same
+            with source.lock:
+                self._note(line, outcome, shown, cells)
+                if names:
+                    self._report.suggestions[line] = names
+                how.progress(self._report, self._subject)
+
+    def _note(self, line: str, outcome: Outcome, shown: Outcome, cells: set[Cell]) -> None:
+        """Count a case, and end it in the journal."""
+        journal = self._how.journal
+        self._first_end = self._first_end or time.monotonic()
+        self._report.add(self._subject, outcome, shown.findings)
+        self._share.coverage.reached.update(cells)
+        if journal is not None:
+            stages = [finding.stage.value for finding in outcome.findings]
+            verdict = "fail" if stages else "pass"
+            journal.end(line, backend=self._subject.backend, verdict=verdict, stages=stages)
+
+    def _history(self, pool: Restartable) -> list[dict[str, Any]]:
+        """The requests that passed on a pool since its processes were started."""
+        return self._histories.setdefault(id(pool), [])
 
     def _request(self, case: Case) -> dict[str, Any]:
         how = self._how
@@ -221,15 +236,19 @@ class Turn:
 
     def _shown(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome, *, known: bool) -> Outcome:
         """The findings with the line that shows them again, of a smaller case unless it is known."""
-        history, first = self._histories.setdefault(id(pool), []), outcome.findings[0]
-        again = True
+        history, again, found = self._history(pool), True, outcome
         if self._how.diagnose and not self._how.apart and not known:
-            asked, outcome, again = self._isolation.isolate(pool, asked, history, outcome)
+            asked, found, again = self._isolation.isolate(pool, asked, history, outcome)
             history.clear()
-        line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()
         # What explains the case was asked before it was made smaller.
-        same: dict[str, Any] = {"question": line, "like": first.like, "varies": first.varies}
-        found = [replace(f, message=f.message + ONCE * (not again), **same) for f in outcome.findings]
+        first = outcome.findings[0]
+        found = replace(found, findings=[replace(f, like=first.like, varies=first.varies) for f in found.findings])
+        return self._lined(found, asked, "" if again else ONCE)
+
+    def _lined(self, outcome: Outcome, asked: dict[str, Any], remark: str = "") -> Outcome:
+        """The findings with the line of the request that shows them again."""
+        line = Question.of(asked, self._how.device, virtual=self._how.virtual).to_json()
+        found = [replace(f, message=f.message + remark, question=line) for f in outcome.findings]
         return replace(outcome, findings=found)
 
 
