@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -15,10 +18,12 @@ from fusecheck.backends.emulated import EmulatedBackend
 from fusecheck.case.question import Question
 from fusecheck.case.run import WORKER, request, run_case
 from fusecheck.interface import Kernel, Limits, Operation, Rank, RankInputs, RankOutputs, Strategy
+from fusecheck.interrupts import Interruption
+from fusecheck.kernel import turn
 from fusecheck.kernel.core import core_plan
 from fusecheck.kernel.isolation import Isolation
 from fusecheck.kernel.plan import Plan
-from fusecheck.kernel.report import Subject
+from fusecheck.kernel.report import Group, KernelReport, Subject
 from fusecheck.kernel.run import Run
 from fusecheck.kernel.table import Case, Cell, cells_of
 from fusecheck.kernel.turn import Budget
@@ -146,3 +151,26 @@ def test_a_finding_is_kept_when_ctrl_c_comes_while_it_is_made_smaller(monkeypatc
     (found,) = report.finding_records()
     assert found["message"].startswith("hang")
     assert len(json.loads(found["question"]).get("before", ())) == report.groups[subject].cases - 1
+
+
+def test_a_finding_is_kept_when_ctrl_c_comes_while_one_of_several_pools_makes_it_smaller(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def takes_long(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.wait(30)
+        raise RuntimeError("its pool is gone")
+
+    monkeypatch.setattr(Isolation, "isolate", takes_long)
+    monkeypatch.setattr(turn, "INTERRUPT_SECONDS", 0.2)
+    subject = Subject(f"{__name__}:Hanging", 2)
+    run = Run([subject], Plan(tokens=(2,), hidden=(72,)), Budget(cases=2), timeout=2)
+    report = KernelReport(groups={subject: Group(subject)})
+    with Interruption() as stop, Pool(WORKER, 2) as other:
+        turn.Turn(run, run.shares()[subject], report, Isolation(2), stop).run([pool, other])
+    ended.set()
+    assert stop.happened
+    assert report.groups[subject].failed >= 1
+    assert {found["message"].partition(":")[0] for found in report.finding_records()} == {"hang"}

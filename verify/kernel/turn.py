@@ -132,6 +132,8 @@ class Turn:
         self._began, self._first_end = time.monotonic(), 0.0
         self._source = Shared(self._cases())
         self._histories: dict[int, list[dict[str, Any]]] = {}
+        self._open: dict[int, tuple[str, Outcome, Outcome, set[Cell]]] = {}
+        """By pool, the case that is being made smaller, as it is told if the run ends first."""
         self._gpu_checks = GpuChecks(pdl=getattr(self._backend, "pdl", False))
 
     def run(self, pools: Sequence[Restartable]) -> None:
@@ -152,6 +154,10 @@ class Turn:
             else:
                 _serve_all(pools, serve, self._source)
         finally:
+            with self._source.lock:
+                for found in self._open.values():
+                    self._note(*found)
+                self._open.clear()
             ready = self._first_end or time.monotonic()
             self._group.starting = ready - self._began
             self._group.seconds = time.monotonic() - ready
@@ -190,29 +196,36 @@ class Turn:
             pool.close()
         asked = self._request(case)
         outcome = run_case(pool, asked, timeout=how.timeout)
-        breach = any(finding.error == BreachError.__name__ for finding in outcome.findings)
         if source.stopped and any(finding.stage is Stage.ALIVE for finding in outcome.findings):
             return  # ranks that end with an interrupted run prove nothing
-        names, shown = [], outcome
+        if outcome.findings:
+            self._look_into(pool, asked, outcome, cells)
+        else:
+            self._history(pool).append(asked)
+            with source.lock:
+                self._note(line, outcome, outcome, cells)
+
+    def _look_into(self, pool: Restartable, asked: dict[str, Any], outcome: Outcome, cells: set[Cell]) -> None:
+        """Explain a failing case and make it smaller; if the run ends meanwhile, it is told as it is."""
+        line, names = asked["problem"], []
+        breach = any(finding.error == BreachError.__name__ for finding in outcome.findings)
+        shown = self._lined(outcome, behind(asked, [] if self._how.apart else self._history(pool)))
+        with self._source.lock:
+            self._open[id(pool)] = line, outcome, shown, cells
         try:
-            if outcome.findings:
-                before = [] if how.apart else self._history(pool)
-                shown = self._lined(outcome, behind(asked, before))  # should Ctrl-C end what follows
-                names = explain(pool, asked, outcome) if how.diagnose else []
-                shown = self._shown(pool, asked, outcome, known=breach)
-            else:
-                self._history(pool).append(asked)
+            names = explain(pool, asked, outcome) if self._how.diagnose else []
+            shown = self._shown(pool, asked, outcome, known=breach)
         finally:
             if breach:
-                source.stop()  # every further case would say the same
-            with source.lock:
-                self._note(line, outcome, shown, cells)
-                if names:
-                    self._report.suggestions[line] = names
-                how.progress(self._report, self._subject)
+                self._source.stop()  # every further case would say the same
+            with self._source.lock:
+                if self._open.pop(id(pool), None) is not None:
+                    if names:
+                        self._report.suggestions[line] = names
+                    self._note(line, outcome, shown, cells)
 
     def _note(self, line: str, outcome: Outcome, shown: Outcome, cells: set[Cell]) -> None:
-        """Count a case, and end it in the journal."""
+        """Count a case, end it in the journal, and say so."""
         journal = self._how.journal
         self._first_end = self._first_end or time.monotonic()
         self._report.add(self._subject, outcome, shown.findings)
@@ -221,6 +234,7 @@ class Turn:
             stages = [finding.stage.value for finding in outcome.findings]
             verdict = "fail" if stages else "pass"
             journal.end(line, backend=self._subject.backend, verdict=verdict, stages=stages)
+        self._how.progress(self._report, self._subject)
 
     def _history(self, pool: Restartable) -> list[dict[str, Any]]:
         """The requests that passed on a pool since its processes were started."""
