@@ -21,7 +21,7 @@ from fusecheck.pytest_options import DEFAULT_PROFILE, OPTIONS, PROFILE_VARIABLE,
 from fusecheck.ranks import mpi
 from fusecheck.ranks.launch import Pools, open_pools
 from fusecheck.ranks.lease import Lease, lease_devices, models, visible_devices
-from fusecheck.report.result import KERNEL_PACKAGES
+from fusecheck.report.who import KERNEL_PACKAGES
 
 if TYPE_CHECKING:
     from fusecheck.property_tests.kernel.bench import Bench

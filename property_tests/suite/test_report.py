@@ -29,6 +29,7 @@ from fusecheck.report.markdown import to_markdown
 from fusecheck.report.page import to_html
 from fusecheck.report.record import parts, reproducible
 from fusecheck.report.replays import replay
+from fusecheck.report.who import machine
 from fusecheck.report.words import WORDS
 from fusecheck.verdict import Stage
 
@@ -360,3 +361,8 @@ def test_a_record_is_not_changed_by_being_shown() -> None:
     before = deepcopy(record)
     to_html(record), to_junit(record), to_markdown(record)
     assert record == before
+
+
+def test_the_machine_line_names_the_versions_of_all_packages_that_bring_kernels() -> None:
+    packages = {"torch": "2.11.0", "numpy": "2.0", "flashinfer-python": "0.7.4", "vllm": "0.25.1"}
+    assert machine({"packages": packages}).endswith("; torch 2.11.0, flashinfer-python 0.7.4, vllm 0.25.1")

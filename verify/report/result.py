@@ -21,10 +21,8 @@ from filelock import FileLock, Timeout
 
 from fusecheck.errors import UsageError
 from fusecheck.report.record import SCHEMA
-from fusecheck.report.who import kernels
+from fusecheck.report.who import KERNEL_PACKAGES, kernels
 
-KERNEL_PACKAGES = ("flashinfer-python", "tensorrt-llm", "vllm", "sglang-kernel", "tokenspeed-kernel", "triton")
-"""The distributions that bring kernels: a record says which were there."""
 _PACKAGES = ("fusecheck", "torch", "numpy", "scipy", "hypothesis", "lm-eval", *KERNEL_PACKAGES)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from fusecheck.report.record import Part
 
 EMULATED = "emulated"
+KERNEL_PACKAGES = ("flashinfer-python", "tensorrt-llm", "vllm", "sglang-kernel", "tokenspeed-kernel", "triton")
+"""The distributions that bring kernels: a record says which were there."""
 
 
 def judged(part: Part) -> str:
@@ -32,7 +34,7 @@ def machine(environment: dict[str, Any]) -> str:
     driver = f", driver {environment['driver']}" if environment.get("driver") else ""
     cpus = f"{environment.get('cpus')} CPU cores, {environment.get('platform', '')}"
     packages = environment.get("packages") or {}
-    versions = [f"{name} {packages[name]}" for name in ("fusecheck", "torch", "flashinfer-python") if name in packages]
+    versions = [f"{name} {packages[name]}" for name in ("fusecheck", "torch", *KERNEL_PACKAGES) if packages.get(name)]
     return "; ".join(filter(None, [where + driver, cpus, ", ".join(versions)]))
 
 
