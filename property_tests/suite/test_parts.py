@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fusecheck import verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.kernel.session import console
+from fusecheck.parts import asked
 from fusecheck.parts.agenda import KERNEL_SECONDS, NAMES, STEPS, Form, Step, divide, duration
 from fusecheck.parts.runner import Steps
 from fusecheck.property_tests.suite.repository.checkout import ROOT
@@ -23,14 +23,14 @@ from fusecheck.report import Verdict
 
 SMALL_VERIFY = """
 import sys
-from fusecheck import verify_command
+from fusecheck.parts import asked
 from fusecheck.cli import main
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.kernel import plan
 from fusecheck.kernel.plan import Plan
 if __name__ == "__main__":
-    verify_command.WORLD_SIZES, verify_command.LARGER = (2,), ()
-    verify_command.DATAFLOWS = {"trtllm": DATAFLOWS["trtllm"]}
+    asked.WORLD_SIZES, asked.LARGER = (2,), ()
+    asked.DATAFLOWS = {"trtllm": DATAFLOWS["trtllm"]}
     if sys.argv[2] == "--cases" and int(sys.argv[3]) < 9:
         plan.Plan = lambda **_: Plan(tokens=(2,), hidden=(64,), families=("exact",), schedules=False)
     main()
@@ -150,8 +150,8 @@ def test_a_budget_is_divided_and_never_exceeded(budget: float) -> None:
 
 @pytest.mark.parametrize("seconds", [5.0, 30.0, 600.0])
 def test_the_kernels_share_what_the_kernel_question_gets_less_the_starts_of_their_ranks(seconds: float) -> None:
-    kernels = len(DATAFLOWS) * len(verify_command.WORLD_SIZES + verify_command.LARGER)
-    each = verify_command._share(seconds, kernels)
+    kernels = len(DATAFLOWS) * len(asked.WORLD_SIZES + asked.LARGER)
+    each = asked.share_of(seconds, kernels)
     assert 0.4 * seconds < kernels * each < 0.95 * seconds
 
 

@@ -13,12 +13,12 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
-from fusecheck import verify_command
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.interface import Strategy
 from fusecheck.interrupts import Interruption
 from fusecheck.kernel.plan import Plan
 from fusecheck.kernel.session import console
+from fusecheck.parts import asked as asking
 from fusecheck.parts import reuse
 from fusecheck.parts.agenda import NAMES, Form, Step
 from fusecheck.parts.runner import Steps
@@ -130,9 +130,9 @@ def test_other_wrong_calls_are_one_line_too(tmp_path: Path) -> None:
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fusecheck verify` ask about one kernel at one world size."""
-    monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
-    monkeypatch.setattr(verify_command, "LARGER", ())
-    monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
+    monkeypatch.setattr(asking, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(asking, "LARGER", ())
+    monkeypatch.setattr(asking, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
     few = Plan(
         tokens=(2,), hidden=(64,), families=("gaussian", "exact"), strategies=(Strategy.ONESHOT,), schedules=False
     )

@@ -18,6 +18,7 @@ from fusecheck.dataflow import DATAFLOWS
 from fusecheck.errors import Inconclusive, UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.operations import Operation
+from fusecheck.parts import asked as asking
 from fusecheck.parts.agenda import KERNEL_SECONDS, REAL_SECONDS, STEPS, Form, Step, divide
 from fusecheck.parts.runner import Steps, missing
 from fusecheck.property_tests.suite.command_line import refused, run
@@ -29,9 +30,9 @@ from fusecheck.verify_command import console
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask about one kernel at one world size, on a machine without lm-eval."""
-    monkeypatch.setattr(verify_command, "WORLD_SIZES", (2,))
-    monkeypatch.setattr(verify_command, "LARGER", ())
-    monkeypatch.setattr(verify_command, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
+    monkeypatch.setattr(asking, "WORLD_SIZES", (2,))
+    monkeypatch.setattr(asking, "LARGER", ())
+    monkeypatch.setattr(asking, "DATAFLOWS", {"trtllm": DATAFLOWS["trtllm"]})
     _hide(monkeypatch)
 
 
@@ -128,22 +129,22 @@ def test_a_kernel_of_ones_own_goes_into_every_part_that_takes_one() -> None:
 
 
 def test_a_kernel_of_ones_own_is_asked_at_the_world_sizes_that_it_takes_and_the_others_are_named() -> None:
-    asked = verify_command.Asked(0, 1, 2**13, None, f"{__name__}:ForTwo")
+    asked = asking.Asked(0, 1, 2**13, None, f"{__name__}:ForTwo")
     run_, refused = asked.run()
     assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:ForTwo", 2)]
     assert refused == {"kernel at tp 4, 8": "for two ranks"}
     with pytest.raises(UsageError, match="refuses every case at tp 2: for two ranks"):
-        verify_command.Asked(0, 1, 2**13, None, f"{__name__}:ForNone").run()
+        asking.Asked(0, 1, 2**13, None, f"{__name__}:ForNone").run()
     with pytest.raises(Inconclusive, match="needed"):
-        verify_command.Asked(0, 1, 2**13, None, "flashinfer").run()
+        asking.Asked(0, 1, 2**13, None, "flashinfer").run()
 
 
 def test_where_there_are_gpus_the_kernels_that_are_installed_are_judged_unasked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:{kind}" for kind in ("OnGpus", "ForNone")])
-    asked = verify_command.Asked(0, 1, 2**13, None)
+    monkeypatch.setattr(asking, "shipped", lambda: [f"{__name__}:{kind}" for kind in ("OnGpus", "ForNone")])
+    asked = asking.Asked(0, 1, 2**13, None)
     run_, refused = asked.run()
     assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:OnGpus", 2)]
     assert (run_.device, run_.joint, run_.plan.whole) == ("cuda", False, True)
@@ -162,8 +163,8 @@ def test_where_no_installed_kernel_runs_the_emulator_is_judged_and_the_reasons_a
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     names = [f"{__name__}:{kind}" for kind in ("ForNone", "HasNone", "NotThere")]
-    monkeypatch.setattr(verify_command, "shipped", lambda: names)
-    asked = verify_command.Asked(0, None, 2**13, None)
+    monkeypatch.setattr(asking, "shipped", lambda: names)
+    asked = asking.Asked(0, None, 2**13, None)
     run_, refused = asked.run()
     assert (run_.device, run_.joint, len(run_.subjects)) == ("cpu", True, 2 * len(DATAFLOWS))
     told = {
@@ -179,8 +180,8 @@ def test_where_no_installed_kernel_runs_the_emulator_is_judged_and_the_reasons_a
 
 def test_a_budget_leaves_each_real_kernel_the_time_of_its_core_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:OnGpus", f"{__name__}:AlsoOnGpus"])
-    asked = verify_command.Asked(0, None, 2**13, 1200.0)
+    monkeypatch.setattr(asking, "shipped", lambda: [f"{__name__}:OnGpus", f"{__name__}:AlsoOnGpus"])
+    asked = asking.Asked(0, None, 2**13, 1200.0)
     assert asked.takes() == 2 * REAL_SECONDS
     division = divide(STEPS, 1200.0, 5 * REAL_SECONDS)
     assert division.kernel is not None
@@ -191,12 +192,24 @@ def test_world_sizes_that_mpirun_started_no_ranks_for_are_named_and_one_gpu_a_ra
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    for module in (launch, verify_command):
+    for module in (launch, asking):
         monkeypatch.setattr(module, "detect", lambda: (0, 2))
-    monkeypatch.setattr(verify_command, "shipped", lambda: [f"{__name__}:OnGpus"])
-    run_, refused = verify_command.Asked(0, None, 2**13, None).run()
+    monkeypatch.setattr(asking, "shipped", lambda: [f"{__name__}:OnGpus"])
+    run_, refused = asking.Asked(0, None, 2**13, None).run()
     assert [(subject.backend, subject.world_size) for subject in run_.subjects] == [(f"{__name__}:OnGpus", 2)]
     assert refused["installed kernels at tp 4"].startswith("--tp 4 does not divide the MPI world of 2")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_gate_that_requires_the_kernel_question_is_not_answered_by_the_emulator_where_kernels_are_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(asking.Asked, "_shipped", lambda _: [f"{__name__}:ForNone"])
+    assert run("verify", "--cases", 1, "--only", "none", "--require", "kernel", "--run-dir", tmp_path / "run") == 3
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["verdict"], record["summary"]["kernel_verdict"]) == ("inconclusive", "pass")
+    left = {each["part"]: each["reason"] for each in record["summary"]["not_run"] if each["unanswered"]}
+    assert left == {"installed kernels at tp 2": "0 CUDA GPUs here, 2 needed: run it where there are"}
 
 
 def test_the_packages_that_bring_kernels_are_found_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:

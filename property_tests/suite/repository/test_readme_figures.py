@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from fusecheck import backends, verify_command
+from fusecheck import backends
 from fusecheck.dataflow import DATAFLOWS
 from fusecheck.faults import sensitivity
 from fusecheck.faults.format_criteria import FORMAT_CRITERIA
 from fusecheck.inputs.families import FAMILIES
 from fusecheck.interface import Strategy
 from fusecheck.operations import GIVEN_SCALE
+from fusecheck.parts import asked
 from fusecheck.parts.agenda import KERNEL_SECONDS, STEPS
 from fusecheck.problem import Problem
 from fusecheck.property_tests.suite import deaths, judging, quantiser_refutation, refutation
@@ -52,8 +53,8 @@ def number(pattern: str, text: str) -> float:
 
 def judged(cases: int | None, most_elements: int) -> Iterator[tuple[int, Problem]]:
     """The elements and the Problem of each case that `fusecheck verify` runs."""
-    run, _ = verify_command.Asked(seed=0, cases=cases, most_elements=most_elements, seconds=None).run()
-    drawn = verify_command.DRAWN if cases is None else cases
+    run, _ = asked.Asked(seed=0, cases=cases, most_elements=most_elements, seconds=None).run()
+    drawn = asked.DRAWN if cases is None else cases
     for subject, share in run.shares().items():
         backend = backends.backend(subject.backend)
         for case, _ in islice(share.stream(run.plan), len(share.core) + drawn):
@@ -64,7 +65,7 @@ def judged(cases: int | None, most_elements: int) -> Iterator[tuple[int, Problem
 
 
 def main_job(result: str) -> None:
-    cases = list(judged(None, verify_command.MOST_ELEMENTS))
+    cases = list(judged(None, asked.MOST_ELEMENTS))
     elements = sum(count for count, _ in cases)
     assert elements >= 3.5e8
     assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
@@ -80,7 +81,7 @@ def main_job(result: str) -> None:
 def long_run(result: str) -> None:
     words = next(words for words in pages.commands(pages.read()) if words[:3] == ["verify", "--only", "none"])
     cases = int(words[words.index("--cases") + 1])
-    elements = sum(count for count, _ in judged(cases, verify_command.MOST_ELEMENTS))
+    elements = sum(count for count, _ in judged(cases, asked.MOST_ELEMENTS))
     assert number(r"([\d,]+) outputs", result) == pytest.approx(elements, rel=0.05)
     assert 1 < number(r"([\d.]+) admissible codes", result) < 1.01
 
