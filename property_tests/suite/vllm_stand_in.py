@@ -6,6 +6,7 @@ The arithmetic is that of the kernels' sources, and of the machine code where on
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -71,6 +72,7 @@ class Vllm:
         yield self
         for library in libraries:
             library._destroy()
+        assert self.held == {}, "a closed kernel keeps its buffers"
 
     def register(self) -> list[Any]:
         """Register every op of `schemas` with the method of its name; whoever calls keeps and destroys them."""
@@ -98,6 +100,7 @@ class Vllm:
     def empty(self, size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         made = torch.full((size,), 7, dtype=dtype, device=device)
         self.held[made.data_ptr()] = size
+        weakref.finalize(made, self.held.pop, made.data_ptr())
         return made
 
     def rendezvous(self, buffer: Tensor, group: object) -> SimpleNamespace:
