@@ -43,7 +43,9 @@ def _asked(call: Flight, clock: Clock, keepers: int = 1) -> tuple[int, int]:
     """Wait until the keepers are to be asked, and ask them."""
     clock.now = call.wakes
     assert call.doubtful
-    return call.ask(keepers)
+    inquiry = call.ask(keepers)
+    assert inquiry is not None
+    return inquiry
 
 
 def test_a_compiler_that_ends_just_before_time_is_up_leaves_all_of_the_time_for_what_comes_behind_it(
@@ -66,18 +68,34 @@ def test_a_compiler_that_never_ends_is_waited_for_half_an_hour(clock: Clock) -> 
     assert clock.now - 100 == pytest.approx(COMPILE_SECONDS + SECONDS, abs=2 * EVERY)
 
 
-def test_a_keeper_that_never_answers_is_asked_twice_and_waited_for_no_longer_than_a_second(clock: Clock) -> None:
+def test_a_keeper_that_never_answers_is_asked_once_and_is_not_waited_for_when_time_is_up(clock: Clock) -> None:
     call = _departed()
     _asked(call, clock)
-    _asked(call, clock)
     clock.now = call.wakes
-    assert (clock.now, call.over, call.doubtful) == (100 + SECONDS + ASK_SECONDS, True, False)
+    assert (clock.now, call.doubtful, call.ask(1)) == (100 + SECONDS, True, None)
+    assert (call.over, call.doubtful) == (True, False)
+
+
+@pytest.mark.parametrize("earlier", [0.0, 0.1])
+def test_a_keeper_that_is_asked_as_time_is_up_or_just_before_has_a_second_to_answer(
+    clock: Clock, earlier: float
+) -> None:
+    call = _departed()
+    clock.now = asked = 100 + SECONDS - earlier
+    assert call.ask(1) is not None
+    clock.now = 100 + SECONDS
+    assert not call.doubtful or call.ask(1) is None
+    assert not call.over
+    assert call.wakes == pytest.approx(asked + ASK_SECONDS)
+    clock.now = call.wakes
+    assert (call.over, call.doubtful) == (True, False)
 
 
 def test_what_one_keeper_says_is_not_undone_by_another_nor_by_answers_to_an_earlier_question(clock: Clock) -> None:
     call = _departed()
     early = _asked(call, clock, 2)
-    call.hear(early, compiles=False)  # and the other keeper takes its time
+    for _ in range(2):
+        call.hear(early, compiles=False)
     last = _asked(call, clock, 2)
     call.hear(early, compiles=False)
     call.hear((6, last[1]), compiles=False)

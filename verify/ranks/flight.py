@@ -52,6 +52,7 @@ class Flight:
     _departed: float = 0.0
     _asking: float = float("inf")
     _inquiry: int = 0
+    _inquired: float = 0.0
     _unheard: int = 0
     _asked_last: bool = False
 
@@ -78,13 +79,18 @@ class Flight:
         now = time.monotonic()
         return not self._asked_last if now >= self.due else now >= self._asking
 
-    def ask(self, keepers: int) -> tuple[int, int]:
-        """Wait for what so many keepers say; returns what each must repeat, by which late answers are known."""
-        now = time.monotonic()
-        self._inquiry, self._unheard, self._asking = self._inquiry + 1, keepers, float("inf")
+    def ask(self, keepers: int) -> tuple[int, int] | None:
+        """Wait for what so many keepers say; returns what each must repeat, by which late answers are known.
+
+        None where one still owes an answer: it is not asked again, and had `ASK_SECONDS` since it was.
+        """
+        now, owed = time.monotonic(), bool(self._unheard)
+        if not owed:
+            self._inquiry, self._inquired, self._unheard = self._inquiry + 1, now, keepers
+        self._asking = float("inf")
         if now >= self.due:
-            self._asked_last, self.due = True, now + ASK_SECONDS
-        return self.request, self._inquiry
+            self._asked_last, self.due = True, max(now, self._inquired + ASK_SECONDS)
+        return None if owed else (self.request, self._inquiry)
 
     def hear(self, inquiry: tuple[int, int], *, compiles: bool) -> None:
         """Take what a keeper says: where a rank compiles, time begins anew, unless a rank has failed already."""

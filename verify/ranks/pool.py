@@ -155,8 +155,7 @@ class Pool:
             raise RuntimeError("no call is in flight")
         self._listen()
         flight = self._flight
-        if flight.doubtful:
-            inquiry = flight.ask(len(self._links))
+        if flight.doubtful and (inquiry := flight.ask(len(self._links))):
             for link in self._links:
                 link.send("compiles", inquiry)
         if not flight.over:
