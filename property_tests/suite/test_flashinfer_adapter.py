@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_the_release_is_looked_up_once_for_all_the_cases_of_a_run(
         return version
 
     monkeypatch.setattr(metadata, "version", answer)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: SimpleNamespace(origin="flashinfer/__init__.py"))
     for cached in (flashinfer.installed, release_of):
         cached.cache_clear()
     told = [flashinfer.installed() for _ in range(5)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
 import inspect
 import operator
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fusecheck.backends.checked import CheckedBackend, calling
+from fusecheck.backends.packages import is_installed
 from fusecheck.errors import UsageError
 from fusecheck.interface import Backend
 from fusecheck.plugins import plug_in
@@ -100,18 +100,8 @@ def shipped() -> list[str]:
 
     A plug-in that cannot be loaded is among them: whoever asks it is told why, and the others are asked all the same.
     """
-    known = [name for package, names in SHIPPED.items() if _is_installed(package) for name in names]
+    known = [name for package, names in SHIPPED.items() if is_installed(package) for name in names]
     return known + [name for name in backends() if name not in BUILT_IN and _may_need_gpus(name)]
-
-
-def _is_installed(package: str) -> bool:
-    """Whether a package can be imported; what is found without being imported."""
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # something else goes by its name in this process
-        return False
-    # A mere folder of that name, a checkout of its sources say, is found too: without a file of its own.
-    return found is not None and found.origin is not None
 
 
 def _may_need_gpus(name: str) -> bool:

@@ -8,7 +8,6 @@ the legacy functions), as in `flashinfer:fp32,pdl`. The kernel is the same throu
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ import torch
 from fusecheck.backends.flashinfer_experts import expert_refusal
 from fusecheck.backends.flashinfer_limits import shape_support
 from fusecheck.backends.flashinfer_patterns import OPERATIONS, declared, op_support
-from fusecheck.backends.packages import release_of
+from fusecheck.backends.packages import is_installed, release_of
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.errors import UsageError
 from fusecheck.interface import Kernel, Limits, Rank, Support
@@ -38,7 +37,7 @@ CAPABILITIES = (9, 10, 12)
 @functools.cache
 def installed() -> str | None:
     """FlashInfer's version, or None."""
-    if importlib.util.find_spec("flashinfer") is None:
+    if not is_installed("flashinfer"):
         return None
     return release_of("flashinfer-python") or "unknown"
 

@@ -7,12 +7,13 @@ adds up depends on the release and on ALL_REDUCE_FUSION_KERNEL_ACC_FP32; see `te
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusecheck.backends.flashinfer import capability
+from fusecheck.backends.packages import is_installed
 from fusecheck.backends.tensorrt_llm_ops import (
     MNNVL_OPS,
     NAMED,
@@ -87,7 +88,7 @@ class TensorRTLLMBackend:
 
     def supports(self, problem: Problem) -> Support:
         """Refuse without TensorRT-LLM, and what its kernel would abort the process for."""
-        if importlib.util.find_spec("tensorrt_llm") is None:
+        if not is_installed("tensorrt_llm"):
             return Support(ok=False, reason=f"tensorrt_llm is not installed ({STATUS})")
         reasons = (self._refused(call) for _, call in problem.calls())
         reason = self._conflict() or next((reason for reason in reasons if reason), "")

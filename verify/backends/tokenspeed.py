@@ -8,7 +8,6 @@ compiled with `-use_fast_math`; the release 0.1.4 (October 2026) has the same fu
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +16,7 @@ import torch
 from fusecheck.backends.flashinfer import FlashInferBackend, refused_gpu
 from fusecheck.backends.flashinfer_kernels import Options
 from fusecheck.backends.flashinfer_limits import shape_support
+from fusecheck.backends.packages import is_installed
 from fusecheck.dataflow import ALONE, Dataflow, dataflow
 from fusecheck.interface import RankInputs, RankOutputs, Strategy, Support
 from fusecheck.operations import GIVEN_SCALE, Collective, Operation
@@ -45,7 +45,7 @@ OPERATIONS = tuple(
 
 def installed() -> bool:
     """Whether the package is there; it is not imported."""
-    return importlib.util.find_spec("tokenspeed_kernel") is not None
+    return is_installed("tokenspeed_kernel")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 
+from fusecheck.backends.packages import is_installed
 from fusecheck.errors import UsageError
 from fusecheck.graph import nodes
 from fusecheck.graph.config import NORM_PASS, QUANT_PASS, SharedConfig
@@ -33,7 +33,7 @@ own = torch.ops.fusecheck
 
 def installed() -> bool:
     """Whether TensorRT-LLM can be imported."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return is_installed(PACKAGE)
 
 
 class AutoDeploy:

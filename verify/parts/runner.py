@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fusecheck.backends.packages import is_installed
 from fusecheck.errors import UsageError
 from fusecheck.interrupts import Interruption
 from fusecheck.parts.agenda import Form, Step
@@ -172,10 +172,10 @@ def missing(name: str) -> Lack | None:
         gpus = torch.cuda.device_count()
         if gpus < 2:
             return Lack(f"needs two GPUs, {gpus} here", mendable=False)
-        if importlib.util.find_spec("flashinfer") is None:
+        if not is_installed("flashinfer"):
             told = "needs FlashInfer, which is not installed; pip install 'fusecheck[flashinfer]'"
             return Lack(told, mendable=True)
-    if name == "accuracy" and importlib.util.find_spec("lm_eval") is None:
+    if name == "accuracy" and not is_installed("lm_eval"):
         return Lack("needs lm-eval, which is not installed; pip install 'fusecheck[eval]'", mendable=True)
     return None
 
