@@ -81,3 +81,10 @@ def parse(words: list[str]) -> None:
         if not hasattr(error, "format_message"):  # what typer raises, whichever click it carries
             raise
         raise AssertionError(f"fusecheck {shlex.join(words)}: {error.format_message()}") from error
+
+
+def number(pattern: str, text: str) -> float:
+    """The number in the one place of a text that the pattern marks by a group."""
+    found = re.search(pattern, text)
+    assert found is not None, f"{pattern} is not in: {text}"
+    return float(found[1].replace(",", ""))
